@@ -1,0 +1,3 @@
+"""D2DMoE: dense Transformers converted to dynamic-k mixtures of experts (arXiv 2310.04361)."""
+
+__version__ = "0.1.0"

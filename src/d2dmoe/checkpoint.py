@@ -1,0 +1,95 @@
+"""Saved models: one safetensors file that holds the weights and, in its header, what they belong to."""
+
+import json
+from pathlib import Path
+
+from pydantic import Field, ValidationError
+from torch import Tensor, nn
+
+from d2dmoe.config.base import Strict
+from d2dmoe.config.model import ModelConfig
+from d2dmoe.errors import CheckpointError
+from d2dmoe.files import load_tensors, save_tensors
+from d2dmoe.models import build_model
+from d2dmoe.sparsity import set_activation
+
+REBUILD = "Delete it and run the same command again: the step that makes it is then repeated."
+
+
+class RouterSpec(Strict):
+    """Shape of the routers."""
+
+    kind: str
+    width: int
+
+
+class ModelSpec(Strict):
+    """All that is needed to rebuild a model's modules before its weights are loaded."""
+
+    model: ModelConfig
+    image_size: int
+    classes: list[str]
+    mean: list[float] = Field(description="Of the inputs' normalisation, per colour")
+    std: list[float]
+    activation: str = "gelu"
+    num_experts: int | None = None  # None before the split
+    router: RouterSpec | None = None  # None before routers are trained
+
+    def with_(self, **changes) -> "ModelSpec":
+        """A copy with other values."""
+        return ModelSpec.model_validate(self.model_dump() | changes)
+
+
+def save_model(path: Path, model: nn.Module, spec: ModelSpec) -> None:
+    """Save weights and spec atomically as one safetensors file.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    save_tensors(path, model.state_dict(), {"spec": json.dumps(spec.model_dump(), sort_keys=True)})
+
+
+def read_model(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
+    """Spec and weights of a saved model.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or no saved model.
+    """
+    tensors, metadata = load_tensors(path, REBUILD)
+    try:
+        return ModelSpec.model_validate_json(metadata["spec"]), tensors
+    except (KeyError, ValidationError) as error:
+        raise CheckpointError(f"{path} is not a model saved by this package: {error}") from error
+
+
+def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
+    """Load all weights, in place.
+
+    Raises:
+        CheckpointError: names or shapes are not the model's.
+    """
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit its own spec: {error}. {REBUILD}") from error
+
+
+def dense_model(spec: ModelSpec) -> nn.Module:
+    """The spec's model before any split, with fresh weights."""
+    model = build_model(spec.model, spec.image_size, len(spec.classes))
+    set_activation(model, spec.activation)
+    return model
+
+
+def load_dense_model(path: Path) -> tuple[nn.Module, ModelSpec]:
+    """A saved model that has not been split, in evaluation mode.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds a split model.
+    """
+    spec, tensors = read_model(path)
+    if spec.num_experts is not None:
+        raise CheckpointError(f"{path} holds a model that was split already; a dense one is needed")
+    model = dense_model(spec)
+    load_weights(model, tensors, path)
+    return model.eval(), spec

@@ -1,0 +1,1 @@
+"""Typed configuration: strict models of every key, one file per subject."""

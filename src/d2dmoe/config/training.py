@@ -1,0 +1,27 @@
+"""Options of the one training loop that every stage uses."""
+
+from pydantic import Field
+
+from d2dmoe.config.base import Strict
+from d2dmoe.config.data import AugmentConfig
+
+
+class TrainingConfig(Strict):
+    """AdamW, cosine decay after a linear warm-up."""
+
+    epochs: int = Field(ge=0, description="Passes over the training images")
+    lr: float = Field(gt=0, description="Peak learning rate")
+    min_lr: float = Field(0.0, ge=0, description="Learning rate at the end of the cosine")
+    warmup: float = Field(0.1, ge=0, le=1, description="Share of the steps that warm up linearly")
+    batch_size: int = Field(128, gt=0, description="Samples per step")
+    weight_decay: float = Field(0.05, ge=0, description="On matrices; never on biases and norms")
+    betas: tuple[float, float] = Field((0.9, 0.999), strict=False, description="AdamW's betas")
+    clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; null: no clipping")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Smoothing of the targets")
+    mixup: float = Field(0.0, ge=0, description="Beta parameter of mixup; 0: none")
+    cutmix: float = Field(0.0, ge=0, description="Beta parameter of cutmix; 0: none")
+    augment: AugmentConfig = Field(AugmentConfig(), description="Random flips and crops")
+    threads: int = Field(
+        1, gt=0, description="CPU threads; sums depend on it, so it is a part of the result"
+    )
+    workers: int = Field(0, ge=0, description="Processes that decode images (in_memory: false)")

@@ -1,0 +1,68 @@
+"""Batches in an order that is a function of (seed, epoch), so that training can resume anywhere."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from d2dmoe.data.splits import ImageSplit
+
+
+def iterate(
+    split: ImageSplit,
+    batch_size: int,
+    *,
+    seed: int | None,
+    epoch: int = 0,
+    start: int = 0,
+    drop_last: bool = False,
+    num_workers: int = 0,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of one pass over `split`: images uint8 [B, 3, H, W] and labels int64 [B].
+
+    Args:
+        split: the images.
+        batch_size: B; the last batch may be smaller.
+        seed: None for the stored order, else that of the shuffle, new in each epoch.
+        epoch: which pass this is, from 0.
+        start: leave out so many batches; their images are not read.
+        drop_last: leave out a last batch that is smaller.
+        num_workers: processes that decode images (0: this one); they change no batch. Of use for
+            sets that are not kept in memory.
+
+    Raises:
+        DataError: an image cannot be decoded.
+    """
+    batches = epoch_order(len(split), seed, epoch).split(batch_size)[start:]
+    if drop_last and batches and len(batches[-1]) < batch_size:
+        batches = batches[:-1]
+    if num_workers == 0:
+        yield from map(_Reader(split).__getitem__, batches)
+        return
+    yield from DataLoader(
+        _Reader(split),
+        sampler=batches,
+        batch_size=None,  # an item is a batch already
+        num_workers=num_workers,
+        generator=torch.Generator(),  # else the loader draws from the global one
+    )
+
+
+def epoch_order(count: int, seed: int | None, epoch: int) -> torch.Tensor:
+    """The order of `count` images in an epoch, int64 [count]: a pure function of its arguments."""
+    if seed is None:
+        return torch.arange(count)
+    # SeedSequence mixes the pair, so that (0, 1) and (1, 0) have nothing in common.
+    mixed = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
+    return torch.randperm(count, generator=torch.Generator().manual_seed(mixed))
+
+
+class _Reader:
+    """What a DataLoader worker needs: from the indices of a batch to the batch."""
+
+    def __init__(self, split: ImageSplit):
+        self.split = split
+
+    def __getitem__(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return self.split.batch(indices), self.split.labels[indices]

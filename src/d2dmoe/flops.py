@@ -1,0 +1,111 @@
+"""Cost of inference in FLOPs per sample; a multiply–add counts as 2.
+
+One convention for every method: matrix products and convolutions count, as
+`torch.utils.flop_counter` counts them; element-wise work (activations, norms, the comparison with
+τ) does not. Routers always count, experts by the number really executed.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from d2dmoe.ffn import FFN
+from d2dmoe.moe import MoE
+from d2dmoe.surgery import find, watch
+
+
+def ffn_flops(d_model: int, d_ff: int) -> int:
+    """An FFN, or an expert of d_ff neurons, per token."""
+    return 4 * d_model * d_ff
+
+
+def router_flops(d_model: int, width: int, num_experts: int) -> int:
+    """A router Linear(d_model, h), Linear(h, n), per token."""
+    return 2 * width * (d_model + num_experts)
+
+
+def layer_ratio(d_model: int, d_ff: int, num_experts: int, width: int, k: float) -> float:
+    """Cost of a dynamic-k layer that runs k of n experts on average, relative to the FFN it
+    replaces (figure 10)."""
+    experts = k * ffn_flops(d_model, d_ff // num_experts)
+    return (router_flops(d_model, width, num_experts) + experts) / ffn_flops(d_model, d_ff)
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """Cost of one FFN or MoE layer."""
+
+    tokens: int  # per sample
+    num_experts: int  # 1 for a dense FFN
+    expert: int  # FLOPs per token and executed expert
+    router: int  # FLOPs per token
+
+    @property
+    def dense(self) -> int:
+        """FLOPs per sample of the FFN that this layer is or was."""
+        return self.tokens * self.num_experts * self.expert
+
+    def total(self, executed: float) -> float:
+        """FLOPs per sample when the sample's tokens run `executed` experts in all."""
+        return self.tokens * self.router + executed * self.expert
+
+
+@dataclass(frozen=True)
+class ModelCost:
+    """Cost of a model: what is outside of the FFNs, and each FFN or MoE layer."""
+
+    fixed: int  # FLOPs per sample
+    layers: dict[str, LayerCost]  # by the layer's name
+
+    @property
+    def dense(self) -> int:
+        """FLOPs per sample of the dense model."""
+        return self.fixed + sum(layer.dense for layer in self.layers.values())
+
+    def total(self, executed: dict[str, float]) -> float:
+        """FLOPs per sample, given the experts that a sample's tokens run in each layer."""
+        return self.fixed + sum(
+            layer.total(executed[name]) for name, layer in self.layers.items()
+        )
+
+
+def count(model: nn.Module, inputs: Tensor) -> int:
+    """FLOPs of one forward of the model, by torch's counter.
+
+    Fused attention kernels hide their products from the counter, so they are switched off.
+    """
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
+            model(inputs)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+    return counter.get_total_flops()
+
+
+def model_cost(model: nn.Module, sample: Tensor) -> ModelCost:
+    """Cost of a dense, split or routed model, from one sample [1, ...]."""
+    ffns = find(model, FFN) | find(model, MoE)
+    with watch(ffns, lambda layer, z, _output: z.numel() // layer.d_model) as tokens:
+        total = count(model, sample)
+    layers = {name: _layer_cost(layer, tokens[name]) for name, layer in ffns.items()}
+    # The counted forward runs every expert, and the router where there is one.
+    inside = sum(layer.dense + layer.tokens * layer.router for layer in layers.values())
+    return ModelCost(fixed=total - inside, layers=layers)
+
+
+def _layer_cost(layer: FFN | MoE, tokens: int) -> LayerCost:
+    if isinstance(layer, FFN):
+        return LayerCost(tokens, 1, ffn_flops(layer.d_model, layer.d_ff), router=0)
+    router = layer.router
+    return LayerCost(
+        tokens,
+        layer.num_experts,
+        expert=ffn_flops(layer.d_model, layer.expert_size),
+        router=router_flops(layer.d_model, router.width, layer.num_experts) if router else 0,
+    )

@@ -1,0 +1,59 @@
+"""Which experts a token runs, given its routers' scores (paper section 3.4, equation 4)."""
+
+import torch
+from torch import Tensor, nn
+
+
+def dynamic_k(scores: Tensor, tau: float) -> Tensor:
+    """Every expert whose score is at least τ times the token's largest.
+
+    τ = 0 runs all of them, τ = 1 only the best. A token whose scores are all 0 is predicted to get
+    nothing from any expert, and runs none unless τ = 0.
+
+    Args:
+        scores: non-negative, [..., num_experts].
+        tau: in [0, 1].
+
+    Returns:
+        A boolean mask [..., num_experts].
+    """
+    largest = scores.amax(-1, keepdim=True)
+    return (scores >= tau * largest) & ((largest > 0) | (tau == 0))
+
+
+def top_k(scores: Tensor, k: int) -> Tensor:
+    """The k experts of the highest scores, the same number for every token: static selection.
+
+    Ties go to one of the equals, so that exactly k run. [..., num_experts] -> boolean mask.
+    """
+    best = scores.topk(int(k), dim=-1).indices
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, best, True)
+
+
+def coverage(scores: Tensor, p: float) -> Tensor:
+    """The fewest experts whose scores sum to at least a share p of the token's total.
+
+    An expert runs as long as those ranked before it fall short of the share. Experts of score 0 add
+    nothing and never run, not even at p = 1. [..., num_experts] -> boolean mask.
+    """
+    ranked, order = scores.sort(dim=-1, descending=True)
+    before = ranked.cumsum(-1) - ranked
+    needed = (before < p * ranked.sum(-1, keepdim=True)) & (ranked > 0)
+    return torch.zeros_like(needed).scatter_(-1, order, needed)
+
+
+RULES = {"dynamic_k": dynamic_k, "top_k": top_k, "coverage": coverage}
+
+
+class Selection(nn.Module):
+    """A rule at an operating point; a module, so that hooks can watch what it selects."""
+
+    def __init__(self, rule: str = "dynamic_k", value: float = 0.0):
+        super().__init__()
+        self.rule, self.value = rule, value
+
+    def forward(self, scores: Tensor) -> Tensor:  # [..., num_experts] -> bool [..., num_experts]
+        return RULES[self.rule](scores, self.value)
+
+    def extra_repr(self) -> str:
+        return f"{self.rule}, {self.value}"

@@ -1,0 +1,51 @@
+"""Finding, replacing and watching modules of a model, by type and in the order of the layers."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+
+def find(model: nn.Module, kind: type) -> dict[str, nn.Module]:
+    """The modules of a type by their dotted names, in the order in which the model holds them."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
+
+
+def replace(
+    model: nn.Module, kind: type, make: Callable[[nn.Module, int], nn.Module]
+) -> nn.Module:
+    """Replace in place each module of a type by `make(module, index)`; returns the model.
+
+    Raises:
+        ValueError: the model has no module of that type.
+    """
+    found = find(model, kind)
+    if not found:
+        raise ValueError(f"{type(model).__name__} holds no {kind.__name__}")
+    for index, (name, module) in enumerate(found.items()):
+        model.set_submodule(name, make(module, index))
+    return model
+
+
+@contextmanager
+def watch(
+    modules: Mapping[str, nn.Module], see: Callable[[nn.Module, Any, Any], Any]
+) -> Iterator[dict[str, Any]]:
+    """Record `see(module, input, output)` of each module, by name, at every forward.
+
+    A later forward overwrites what an earlier one recorded; the hooks go when the block ends.
+    """
+    recorded: dict[str, Any] = {}
+    handles = []
+    for name, module in modules.items():
+
+        def hook(module, inputs, output, name=name):
+            recorded[name] = see(module, inputs[0], output)
+
+        handles.append(module.register_forward_hook(hook))
+    try:
+        yield recorded
+    finally:
+        for handle in handles:
+            handle.remove()
