@@ -1,4 +1,4 @@
-"""Saved models: one safetensors file that holds the weights and, in its header, what they belong to."""
+"""Saved models: one safetensors file with the weights and, in its header, what they belong to."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from d2dmoe.config.base import Strict
 from d2dmoe.config.model import ModelConfig
+from d2dmoe.csvfile import write_csv
 from d2dmoe.errors import CheckpointError
-from d2dmoe.files import load_tensors, save_tensors
 from d2dmoe.models import build_model
 from d2dmoe.sparsity import set_activation
+from d2dmoe.tensors import load_tensors, save_tensors
 
 REBUILD = "Delete it and run the same command again: the step that makes it is then repeated."
 
@@ -40,6 +41,10 @@ class ModelSpec(Strict):
         return ModelSpec.model_validate(self.model_dump() | changes)
 
 
+Trained = tuple[nn.Module, ModelSpec, list[dict]]
+"""What a stage that trains returns: the model, its spec, and the history, a row per epoch."""
+
+
 def save_model(path: Path, model: nn.Module, spec: ModelSpec) -> None:
     """Save weights and spec atomically as one safetensors file.
 
@@ -47,6 +52,18 @@ def save_model(path: Path, model: nn.Module, spec: ModelSpec) -> None:
         UserError: the disk is full, or the folder cannot be written.
     """
     save_tensors(path, model.state_dict(), {"spec": json.dumps(spec.model_dump(), sort_keys=True)})
+
+
+def save_trained(trained: Trained, model_path: str, history_path: str) -> None:
+    """Save a trained stage's model and history (CSV), atomically each.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    model, spec, history = trained
+    save_model(Path(model_path), model, spec)
+    columns = list(history[0]) if history else ["epoch"]
+    write_csv(Path(history_path), history, columns)
 
 
 def read_model(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:

@@ -67,9 +67,7 @@ class ModelCost:
 
     def total(self, executed: dict[str, float]) -> float:
         """FLOPs per sample, given the experts that a sample's tokens run in each layer."""
-        return self.fixed + sum(
-            layer.total(executed[name]) for name, layer in self.layers.items()
-        )
+        return self.fixed + sum(layer.total(executed[name]) for name, layer in self.layers.items())
 
 
 def count(model: nn.Module, inputs: Tensor) -> int:

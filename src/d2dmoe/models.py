@@ -13,8 +13,8 @@ from torchvision.models.vision_transformer import ConvStemConfig, MLPBlock, Visi
 from d2dmoe.config.model import ModelConfig
 from d2dmoe.errors import CheckpointError
 from d2dmoe.ffn import FFN
-from d2dmoe.files import load_tensors
 from d2dmoe.surgery import replace
+from d2dmoe.tensors import load_tensors
 
 
 def build_model(cfg: ModelConfig, image_size: int, num_classes: int) -> nn.Module:
@@ -51,9 +51,7 @@ def load_pretrained(model: nn.Module, cfg: ModelConfig, num_classes: int) -> Non
     expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
     head = {"heads.head.weight", "heads.head.bias"}
     missing = set(expected) - set(state) - head
-    wrong = sorted(
-        missing | {k for k, v in state.items() if expected.get(k) != tuple(v.shape)}
-    )
+    wrong = sorted(missing | {k for k, v in state.items() if expected.get(k) != tuple(v.shape)})
     if wrong:
         raise CheckpointError(
             f"the weights {cfg.weights} do not fit the configured model: {len(wrong)} tensors are "

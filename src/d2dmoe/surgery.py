@@ -12,9 +12,7 @@ def find(model: nn.Module, kind: type) -> dict[str, nn.Module]:
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
 
 
-def replace(
-    model: nn.Module, kind: type, make: Callable[[nn.Module, int], nn.Module]
-) -> nn.Module:
+def replace(model: nn.Module, kind: type, make: Callable[[nn.Module, int], nn.Module]) -> nn.Module:
     """Replace in place each module of a type by `make(module, index)`; returns the model.
 
     Raises:

@@ -29,6 +29,9 @@ class LoadMapsConfig(Strict):
     variant: Name = Field(description="Which variant routes")
     value: float = Field(ge=0, description="Its operating point (tau, k or p)")
     images: int = Field(8, gt=0, description="Test images drawn")
+    foreground: bool = Field(
+        False, description="The background is black, so what is not black is the object"
+    )
 
 
 class FiguresConfig(Strict):
@@ -39,6 +42,7 @@ class FiguresConfig(Strict):
     active_neurons: list[Name] = Field(min_length=1, description="Figure 2b: histograms")
     selection_rules: list[Name] = Field(min_length=1, description="Figure 2c: selection rules")
     layers: list[Name] = Field(min_length=1, description="Figure 8a: experts per layer")
+    layer_values: list[float] = Field(min_length=1, description="Figure 8a: operating points")
     load_maps: LoadMapsConfig
     expert_sizes: list[Name] = Field(min_length=1, description="Figure 9d: expert sizes")
 
@@ -69,7 +73,7 @@ class TaskConfig(Strict):
         for key, names in self.figures.model_dump().items():
             names = [names["variant"]] if isinstance(names, dict) else names
             for name in names:
-                if name not in self.variants:
+                if isinstance(name, str) and name not in self.variants:
                     raise ValueError(
                         f"figures.{key} names the variant '{name}'; defined: {list(self.variants)}"
                     )
@@ -106,11 +110,11 @@ class TaskConfig(Strict):
                 f"{d_ff // size} experts; allowed: 1 to {d_ff // size}"
             )
         total = self.sparsify.epochs + self.router.epochs
-        if stages.sparsify.epochs + stages.router.epochs != total:
+        own = stages.sparsify.epochs + stages.router.epochs
+        if own != total:
             raise ValueError(
-                f"variant '{name}': sparsify.epochs + router.epochs = "
-                f"{stages.sparsify.epochs + stages.router.epochs}, but the task's total is {total}; "
-                "every variant must get the same number of steps"
+                f"variant '{name}': sparsify.epochs + router.epochs = {own}, but the task's total "
+                f"is {total}; every variant must get the same number of steps"
             )
 
 

@@ -12,7 +12,8 @@ import torch
 from d2dmoe.config.data import DataConfig
 from d2dmoe.data.sources import Images, load_images
 from d2dmoe.errors import ConfigError, DataError
-from d2dmoe.files import save_tensors, sha256, write_atomically
+from d2dmoe.files import sha256, write_atomically
+from d2dmoe.tensors import save_tensors
 
 
 def prepare(cfg: DataConfig, root: Path, folder: Path, seed: int = 0) -> None:

@@ -10,7 +10,8 @@ import torch
 
 from d2dmoe.data.sources import Images, load_images
 from d2dmoe.errors import DataError
-from d2dmoe.files import load_tensors, sha256
+from d2dmoe.files import sha256
+from d2dmoe.tensors import load_tensors
 
 RERUN = "Rerun rule `dataset` (`snakemake --forcerun dataset`)."
 

@@ -1,0 +1,31 @@
+# The paper's experiments as cached, file-tracked steps; one file of rules per stage.
+from pathlib import Path
+
+from snakemake.utils import min_version
+
+min_version("9.6")
+
+if "tasks" not in config:  # no --configfile: the miniature reproduction
+
+    configfile: "config.yaml"
+
+
+include: "rules/common.smk"
+include: "rules/dataset.smk"
+include: "rules/dense.smk"
+include: "rules/sparsify.smk"
+include: "rules/split.smk"
+include: "rules/routers.smk"
+include: "rules/evaluate.smk"
+include: "rules/tables.smk"
+include: "rules/figures.smk"
+
+
+report: "report/workflow.rst"
+
+
+rule all:
+    input:
+        tables(),
+        figures(),
+    default_target: True

@@ -1,0 +1,12 @@
+from pathlib import Path
+
+import pandas as pd
+
+from d2dmoe.claims import COLUMNS, evidence_of, ledger
+from d2dmoe.csvfile import write_csv
+from d2dmoe.job import job
+
+with job(snakemake):
+    tables = {name: pd.read_csv(path) for name, path in snakemake.input.items()}
+    evidence = [evidence_of(task, tables, cfg) for task, cfg in snakemake.params.cfg.items()]
+    write_csv(Path(snakemake.output[0]), ledger(evidence), COLUMNS)

@@ -1,0 +1,15 @@
+from pathlib import Path
+
+from d2dmoe.csvfile import write_rows
+from d2dmoe.run import stage_run
+from d2dmoe.stages.evaluate import evaluate_dense_model
+
+with stage_run(snakemake) as run:
+    points = evaluate_dense_model(
+        Path(snakemake.input.model),
+        Path(snakemake.input.data[0]).parent,
+        snakemake.wildcards.part,
+        snakemake.params.cfg["batch_size"],
+        run,
+    )
+    write_rows(Path(snakemake.output.points), points)

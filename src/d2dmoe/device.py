@@ -1,0 +1,45 @@
+"""Where a job computes: one GPU that no other job of this machine uses, or the CPU."""
+
+import fcntl
+import time
+from pathlib import Path
+
+import torch
+
+from d2dmoe.progress import logger
+
+_held = []  # open lock files; the system releases them when the process ends
+
+
+def claim_device(locks: Path, wants_gpu: bool, poll_s: float = 1.0) -> torch.device:
+    """A free GPU, waited for if all are taken, or the CPU when there is none.
+
+    Args:
+        locks: folder with a lock file per GPU, shared by the jobs of one machine.
+        wants_gpu: whether the job was given a GPU.
+        poll_s: seconds between looks at the locks.
+    """
+    if not wants_gpu or not torch.cuda.is_available():
+        return torch.device("cpu")
+    locks.mkdir(parents=True, exist_ok=True)
+    while True:
+        for index in range(torch.cuda.device_count()):
+            lock = open(locks / f"gpu{index}.lock", "w")
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                lock.close()
+                continue
+            _held.append(lock)
+            return torch.device("cuda", index)
+        logger.info("all GPUs are taken by other jobs; waiting for one")
+        time.sleep(poll_s)
+
+
+def make_deterministic(threads: int) -> None:
+    """The same inputs give the same bytes: fixed thread count, deterministic kernels."""
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.set_flush_denormal(True)

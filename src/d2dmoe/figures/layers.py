@@ -1,0 +1,99 @@
+"""Figure 8a: how many experts each layer executes, for each base model and operating point.
+
+The differences between layers, and the spread between tokens, are what dynamic-k makes use of
+(claim C7).
+"""
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from pandas import DataFrame
+
+from d2dmoe.errors import UserError
+from d2dmoe.figures import style
+from d2dmoe.figures.select import by_variant, count_seeds
+from d2dmoe.figures.style import Look
+
+TABLE = "results/tables/layers.csv"
+SYMBOLS = {"dynamic_k": "τ", "top_k": "k", "coverage": "p"}
+
+
+@style.styled
+def draw(
+    layers: DataFrame,
+    task: str,
+    variants: list[str],
+    labels: dict[str, str],
+    values: list[float],
+) -> Figure:
+    """Mean share of executed experts per layer, one panel per operating point.
+
+    Args:
+        layers: rows of `results/tables/layers.csv`.
+        task: the task drawn.
+        variants: compared in each panel, in the legend's order.
+        labels: legend texts by variant; a variant without one is labelled by its name.
+        values: the operating points (τ, k or p), one panel each from top to bottom.
+
+    Raises:
+        UserError: a variant, or one of its operating points, is missing in the table.
+    """
+    if not values:
+        raise UserError(f"no operating points of task '{task}' to draw from {TABLE}")
+    chosen = by_variant(layers, TABLE, task, variants)
+    figure = Figure(figsize=(style.WIDTH, 0.8 + 1.15 * len(values)), layout="constrained")
+    panels = figure.subplots(len(values), 1, sharex=True, sharey=True, squeeze=False).ravel()
+    offsets = (np.arange(len(chosen)) - (len(chosen) - 1) / 2) * min(0.2, 0.6 / len(chosen))
+    for axes, value in zip(panels, values, strict=True):
+        for index, (variant, rows) in enumerate(chosen.items()):
+            at = _at(rows, variant, value)
+            _profile(axes, per_layer(at), offsets[index], style.look(index))
+        knobs = sorted({SYMBOLS[knob] for rows in chosen.values() for knob in rows["knob"]})
+        axes.set_title(f"{', '.join(knobs)} = {value:g}")
+        axes.grid(axis="y", linewidth=0.4, color="#dddddd")
+    axes.set_xticks(sorted(set().union(*(rows["layer"] for rows in chosen.values()))))
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("layer (0 is nearest to the input)")
+    figure.supylabel("executed experts (%)", fontsize=8)
+    figure.suptitle(f"Executed experts per layer\n{task}, {count_seeds(chosen)}", fontsize=8)
+    style.legend(figure, [_handle(labels.get(v, v), style.look(i)) for i, v in enumerate(chosen)])
+    return figure
+
+
+def per_layer(rows: DataFrame) -> DataFrame:
+    """Executed experts in % of each layer's: mean and sample deviation over seeds (0 for one), and
+    the seeds' mean of the deviation over tokens; indexed by layer."""
+    shares = rows.assign(
+        mean=100 * rows["experts"] / rows["num_experts"],
+        tokens=100 * rows["std"] / rows["num_experts"],
+    ).groupby("layer")
+    seeds = shares["mean"].std().fillna(0.0)
+    return DataFrame(
+        {"mean": shares["mean"].mean(), "seeds": seeds, "tokens": shares["tokens"].mean()}
+    )
+
+
+def _at(rows: DataFrame, variant: str, value: float) -> DataFrame:
+    at = rows[np.isclose(rows["knob_value"].astype(float), value)]
+    if at.empty:
+        known = ", ".join(f"{v:g}" for v in sorted(rows["knob_value"].unique()))
+        raise UserError(
+            f"variant '{variant}' has no operating point {value:g} in {TABLE}; it has: {known}"
+        )
+    return at
+
+
+def _profile(axes: Axes, profile: DataFrame, offset: float, look: Look) -> None:
+    x = profile.index.to_numpy() + offset
+    mean, tokens = profile["mean"], profile["tokens"]
+    low, high = (mean - tokens).clip(lower=0), (mean + tokens).clip(upper=100)
+    axes.vlines(x, low, high, color=look.colour, alpha=0.25, linewidth=3)
+    axes.errorbar(
+        x, mean, yerr=profile["seeds"], color=look.colour, linestyle=look.line, linewidth=0.8,
+        marker=look.marker, elinewidth=0.9, capsize=2,
+    )  # fmt: skip
+
+
+def _handle(label: str, look: Look) -> Line2D:
+    return Line2D([], [], label=label, color=look.colour, marker=look.marker, linestyle=look.line)

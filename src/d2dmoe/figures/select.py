@@ -1,0 +1,39 @@
+"""The rows of a results table that a figure draws, or an error that names what is missing."""
+
+from pandas import DataFrame
+
+from d2dmoe.errors import UserError
+
+
+def by_variant(table: DataFrame, name: str, task: str, variants: list[str]) -> dict[str, DataFrame]:
+    """Each variant's rows of a task, in the order asked for.
+
+    Args:
+        table: with columns task and variant.
+        name: the table's file, for the message.
+        task: the task drawn.
+        variants: the variants drawn.
+
+    Raises:
+        UserError: no variant is asked for, or one has no rows.
+    """
+    if not variants:
+        raise UserError(f"no variants of task '{task}' to draw from {name}: name at least one")
+    of_task = table[table["task"] == task]
+    chosen = {variant: of_task[of_task["variant"] == variant] for variant in variants}
+    missing = [variant for variant, rows in chosen.items() if rows.empty]
+    if missing:
+        known = sorted(of_task["variant"].unique())
+        raise UserError(
+            f"variant {', '.join(map(repr, missing))} of task '{task}' is missing in {name}; "
+            f"it holds: {', '.join(known) or 'nothing of this task'}. "
+            "Run the variant, or leave it out of the figure"
+        )
+    return chosen
+
+
+def count_seeds(tables: dict[str, DataFrame]) -> str:
+    """How many seeds the drawn variants have, as words: "3 seeds", or "1–3 seeds" if unequal."""
+    counts = sorted({rows["seed"].nunique() for rows in tables.values()})
+    number = str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
+    return f"{number} seed" + ("" if counts == [1] else "s")

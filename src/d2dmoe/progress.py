@@ -1,0 +1,39 @@
+"""Progress of a job: plain lines in its log every few seconds, and the same live at a terminal."""
+
+import logging
+import sys
+import time
+from pathlib import Path
+
+logger = logging.getLogger("d2dmoe")
+
+
+def log_to(path: Path) -> None:
+    """Send the package's log lines to a file, and to standard error where a person watches it."""
+    logger.setLevel(logging.INFO)
+    logger.handlers.clear()
+    handlers: list[logging.Handler] = [logging.FileHandler(path, mode="w", encoding="utf-8")]
+    if sys.stderr.isatty():
+        handlers.append(logging.StreamHandler())
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+
+
+class Progress:
+    """Says how far a loop of `total` steps has come, at most every `every_s` seconds."""
+
+    def __init__(self, what: str, total: int, done: int = 0, every_s: float = 10.0):
+        self.what, self.total, self.every_s = what, total, every_s
+        self.first, self.start = done, time.monotonic()
+        self.last = self.start
+
+    def update(self, done: int, detail: str = "") -> None:
+        """Log a line if it is time for one; `done` steps of `total` are done."""
+        now = time.monotonic()
+        if now - self.last < self.every_s and done < self.total:
+            return
+        self.last = now
+        rate = (now - self.start) / max(1, done - self.first)  # seconds per step
+        left = rate * (self.total - done)
+        logger.info("%s %d/%d %s (%.0f s left)", self.what, done, self.total, detail, left)

@@ -1,0 +1,55 @@
+"""How a stage runs: its seed, device, threads and saved training state."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from d2dmoe.device import claim_device, make_deterministic
+from d2dmoe.job import job
+from d2dmoe.progress import logger
+from d2dmoe.state import TrainingState, state_path
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a stage needs beside its inputs and options."""
+
+    seed: int
+    device: torch.device
+    state: TrainingState | None = None  # where an interrupted training goes on
+    log_every_s: float = 10.0
+
+
+@contextmanager
+def stage_run(snakemake: Any) -> Iterator[Run]:
+    """A job that computes with torch.
+
+    Args:
+        snakemake: the object that the workflow gives to scripts. Used are `params.cfg` (the stage's
+            options), `params.code` (the digest of its code), `wildcards.seed`, `resources.gpu`,
+            `config["runtime"]`, the first `log`, and all inputs.
+    """
+    with job(snakemake):
+        yield _make_run(snakemake)
+        if torch.cuda.is_available():
+            peak = torch.cuda.max_memory_allocated() / 2**20
+            logger.info("peak memory on the GPU %.0f MiB", peak)
+
+
+def _make_run(snakemake: Any) -> Run:
+    cfg, seed = snakemake.params.cfg, snakemake.wildcards.get("seed", 0)
+    make_deterministic(cfg.get("threads", 1))
+    runtime = snakemake.config.get("runtime", {})
+    identity = {"cfg": cfg, "code": snakemake.params.code, "seed": seed}
+    inputs = sorted(Path(path) for path in snakemake.input)
+    path = state_path(Path("results/.state"), identity, inputs)
+    return Run(
+        seed=int(seed),
+        device=claim_device(Path("results/.locks"), bool(snakemake.resources.get("gpu", 0))),
+        state=TrainingState(path, runtime.get("save_every_s", 60.0)),
+        log_every_s=runtime.get("log_every_s", 10.0),
+    )

@@ -1,0 +1,74 @@
+"""Stage 4: routers, all layers in one pass over the data, the model frozen (paper section 3.3)."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from d2dmoe.baselines.moefication import classification_loss
+from d2dmoe.checkpoint import RouterSpec, Trained
+from d2dmoe.config.stages import RouterConfig
+from d2dmoe.conversion import add_routers, load_model
+from d2dmoe.data import open_split
+from d2dmoe.moe import MoE, watch_inputs
+from d2dmoe.router import norm_regression_loss
+from d2dmoe.run import Run
+from d2dmoe.seeding import step_seed
+from d2dmoe.surgery import find
+from d2dmoe.training import Batch, Losses, TrainingBatches, fit
+
+
+def train_routers(parent: Path, cfg: RouterConfig, data: Path, run: Run) -> Trained:
+    """Train a router for every layer of a saved split model.
+
+    Each router sees its own layer's inputs in the unrouted model, in which every expert runs.
+
+    Raises:
+        UserError: model, data or disk are not in order, or the training was stopped.
+    """
+    model, spec = load_model(parent)
+    model.to(run.device).requires_grad_(False)
+    moes = find(model, MoE)
+    torch.manual_seed(step_seed(run.seed))
+    routers = _detached_routers(model, cfg)
+    with watch_inputs(model) as inputs:
+
+        def losses(batch: Batch, _progress: float) -> Losses:
+            with torch.no_grad():
+                model(batch[0])
+            return {"loss": _loss(moes, routers, inputs)}
+
+        train = TrainingBatches(open_split(data, "train"), cfg, run.seed, run.device)
+        history = fit(
+            routers,
+            losses,
+            train,
+            cfg,
+            name=f"{cfg.kind} routers",
+            state=run.state,
+            log_every_s=run.log_every_s,
+        )
+    for moe, router in zip(moes.values(), routers, strict=True):
+        moe.router = router
+    return model, spec.with_(router=RouterSpec(kind=cfg.kind, width=cfg.width)), history
+
+
+def _detached_routers(model: nn.Module, cfg: RouterConfig) -> nn.ModuleList:
+    """Fresh routers that the model does not use yet, so that all its experts run."""
+    moes = find(add_routers(model, cfg.kind, cfg.width), MoE).values()
+    routers = nn.ModuleList(moe.router for moe in moes)
+    for moe in moes:
+        moe.router = None
+    return routers
+
+
+def _loss(moes: dict[str, MoE], routers: nn.ModuleList, inputs: dict[str, Tensor]) -> Tensor:
+    """Sum over the layers of each router's loss; the routers share no weights."""
+    total = torch.zeros((), device=routers[0].layers[0].weight.device)
+    for (name, moe), router in zip(moes.items(), routers, strict=True):
+        z = inputs[name]
+        if router.kind == "regression":
+            total = total + norm_regression_loss(router, z, moe.output_norms(z))
+        else:
+            total = total + classification_loss(router, z, moe.hidden(z))
+    return total

@@ -1,0 +1,117 @@
+"""The tables that every figure, claim and notebook reads, gathered from the evaluations."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+TRADEOFF_COLUMNS = [
+    "task",
+    "model",
+    "dataset",
+    "method",
+    "variant",
+    "seed",
+    "knob",
+    "knob_value",
+    "flops",
+    "flops_ratio",
+    "params",
+    "metric",
+    "value",
+    "relative_value",
+]
+RATIOS = [round(0.1 * i, 1) for i in range(9, 0, -1)]  # budgets that the summary reports
+KEPT = {"99": 0.99, "95": 0.95}  # shares of the dense quality
+
+
+def gather(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of many tables in one; each entry's other keys become leading columns.
+
+    Args:
+        entries: dicts with the `path` of a CSV file and the values to put before its columns.
+    """
+    rows = []
+    for entry in entries:
+        labels = {key: value for key, value in entry.items() if key != "path"}
+        rows += [labels | row for row in pd.read_csv(entry["path"]).to_dict("records")]
+    return rows
+
+
+def tradeoff(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per operating point, relative to the task's dense reference of the same seed.
+
+    Cost is relative to the dense model's, quality to the better of the dense model and the dense
+    model fine-tuned for as many extra steps as a conversion takes. The better one on the same split
+    is the stricter reference.
+
+    Args:
+        entries: as for `gather`, each with task, model, dataset, method, variant, seed, metric.
+    """
+    rows = gather(entries)
+    references = {}
+    for row in (r for r in rows if r["method"] == "dense"):
+        references.setdefault((row["task"], row["seed"]), []).append(row)
+    return [_relative(row, references[row["task"], row["seed"]]) for row in rows]
+
+
+def _relative(row: dict[str, Any], references: list[dict[str, Any]]) -> dict[str, Any]:
+    metric = row["metric"]
+    values = [reference[metric] for reference in references]
+    if metric == "loss":
+        relative = min(values) / row[metric]
+    else:
+        relative = row[metric] / max(values)
+    flops_ratio = row["flops"] / references[0]["flops"]
+    return row | {
+        "value": row[metric],
+        "relative_value": relative,
+        "flops_ratio": flops_ratio,
+    }
+
+
+def quality_at(points: pd.DataFrame, ratio: float) -> float:
+    """Relative quality of one seed's curve at a budget, linear between its operating points.
+
+    A budget above the most expensive point gives that point's quality; one below the cheapest point
+    cannot be met and gives NaN.
+    """
+    curve = points.sort_values("flops_ratio")
+    x, y = curve["flops_ratio"].to_numpy(), curve["relative_value"].to_numpy()
+    return float(np.interp(ratio, x, y)) if ratio >= x[0] else float("nan")
+
+
+def cheapest(points: pd.DataFrame, kept: float) -> float:
+    """Smallest measured `flops_ratio` of one seed that keeps a share of the dense quality, or NaN."""
+    return float(points.loc[points["relative_value"] >= kept, "flops_ratio"].min())
+
+
+def area(points: pd.DataFrame) -> float:
+    """Area under quality against budget, for budgets from 0 to 1 of the dense cost.
+
+    A budget that the cheapest operating point exceeds counts as quality 0.
+    """
+    budgets = np.linspace(0, 1, 201)
+    qualities = np.nan_to_num([quality_at(points, b) for b in budgets])
+    return float(np.trapezoid(qualities, budgets))
+
+
+def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Mean and standard deviation over seeds of what each method's curve comes to."""
+    rows = []
+    for (task, method, variant), group in table.groupby(["task", "method", "variant"], sort=False):
+        per_seed = pd.DataFrame([_measures(points) for _, points in group.groupby("seed")])
+        row = {"task": task, "method": method, "variant": variant, "seeds": len(per_seed)}
+        for name in per_seed:
+            complete = per_seed[name].notna().all()  # every seed reaches it
+            row[f"{name}_mean"] = float(per_seed[name].mean()) if complete else float("nan")
+            spread = complete and len(per_seed) > 1
+            row[f"{name}_std"] = float(per_seed[name].std()) if spread else float("nan")
+        rows.append(row)
+    return rows
+
+
+def _measures(points: pd.DataFrame) -> dict[str, float]:
+    measures = {f"flops_ratio_at_{name}": cheapest(points, kept) for name, kept in KEPT.items()}
+    measures |= {f"quality_at_{ratio}": quality_at(points, ratio) for ratio in RATIOS}
+    return measures | {"area": area(points)}

@@ -1,0 +1,181 @@
+"""The one training loop: AdamW, linear warm-up, cosine decay, clipping, exact resuming."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, one_hot
+
+from d2dmoe.config.training import TrainingConfig
+from d2dmoe.data import ImageSplit, augment, iterate, mix, normalise
+from d2dmoe.errors import UserError
+from d2dmoe.progress import Progress, logger
+from d2dmoe.seeding import step_seed
+from d2dmoe.state import TrainingState
+
+Batch = tuple[Tensor, Tensor]  # inputs [batch, ...], targets [batch, classes]
+Losses = dict[str, Tensor]  # scalars by name; "loss" is what is minimised
+
+
+class TrainingBatches:
+    """Augmented, normalised, mixed batches; a pure function of (seed, epoch, position)."""
+
+    def __init__(self, split: ImageSplit, cfg: TrainingConfig, seed: int, device: torch.device):
+        self.split, self.cfg, self.seed, self.device = split, cfg, seed, device
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps in an epoch; a last, smaller batch is left out unless it is the only one."""
+        return max(1, len(self.split) // self.cfg.batch_size)
+
+    def stream(self, epochs: int, start: int) -> Iterator[Batch]:
+        """The batches of a whole training, from step `start` on."""
+        first, position = divmod(start, self.per_epoch)
+        for epoch in range(first, epochs):
+            yield from self._epoch(epoch, position if epoch == first else 0)
+
+    def _epoch(self, epoch: int, start: int) -> Iterator[Batch]:
+        pairs = iterate(
+            self.split,
+            self.cfg.batch_size,
+            seed=self.seed,
+            epoch=epoch,
+            start=start,
+            drop_last=len(self.split) >= self.cfg.batch_size,
+            num_workers=self.cfg.workers,
+        )
+        for position, (images, labels) in enumerate(pairs, start):
+            yield self._prepare(images, labels, step_seed(self.seed, epoch, position))
+
+    def _prepare(self, images: Tensor, labels: Tensor, seed: int) -> Batch:
+        generator = torch.Generator().manual_seed(seed)
+        images = augment(images, self.cfg.augment, generator)
+        inputs = normalise(images.to(self.device), self.split.mean, self.split.std)
+        targets = one_hot(labels, len(self.split.classes)).to(inputs)
+        return mix(inputs, targets, self.cfg.mixup, self.cfg.cutmix, generator)
+
+
+def task_loss(outputs: Tensor, targets: Tensor, cfg: TrainingConfig) -> Tensor:
+    """Cross-entropy of logits [batch, classes] with soft targets, smoothed as configured."""
+    return cross_entropy(outputs.float(), targets, label_smoothing=cfg.label_smoothing)
+
+
+def lr_at(step: int, total: int, cfg: TrainingConfig) -> float:
+    """Learning rate of a step: linear warm-up to `lr`, then a cosine down to `min_lr`."""
+    warmup = math.ceil(cfg.warmup * total)
+    if step < warmup:
+        return cfg.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return cfg.min_lr + (cfg.lr - cfg.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_optimizer(parameters: Iterable[nn.Parameter], cfg: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW that decays matrices but neither biases nor norms."""
+    parameters = [p for p in parameters if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": cfg.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
+
+
+def fit(
+    trained: nn.Module,
+    losses: Callable[[Batch, float], Losses],
+    batches: TrainingBatches,
+    cfg: TrainingConfig,
+    *,
+    name: str,
+    state: TrainingState | None = None,
+    log_every_s: float = 10.0,
+    validate: Callable[[], dict[str, float]] | None = None,
+) -> list[dict[str, float]]:
+    """Minimise `losses(batch, progress)["loss"]` over the parameters of `trained`.
+
+    Args:
+        trained: the module whose parameters are trained, in the mode that the caller has set.
+        losses: scalars of a batch, given the share in [0, 1] of the training that is done.
+        batches: the training data.
+        cfg: options of the loop.
+        name: of the training, for the log.
+        state: saves and restores interrupted trainings; None: neither.
+        log_every_s: seconds between progress lines.
+        validate: metrics to add to each epoch's row; must leave the module's mode as it was.
+
+    Returns:
+        One row per epoch: epoch, lr, the means of all losses, the metrics of `validate`.
+
+    Raises:
+        UserError: a signal stopped the training (its state is saved), the disk is full, or the
+            loss is not finite.
+    """
+    optimizer = make_optimizer(trained.parameters(), cfg)
+    start, history, sums = 0, [], {}
+    if state:
+        start, history, sums = state.load(trained, optimizer)
+    if start:
+        logger.info("%s continues after step %d", name, start)
+    total = cfg.epochs * batches.per_epoch
+    progress = Progress(name, total, start, log_every_s)
+    with state.catching_signals() if state else nullcontext():
+        for step, batch in enumerate(batches.stream(cfg.epochs, start), start):
+            torch.manual_seed(step_seed(batches.seed, step))  # dropout
+            values = _train_step(batch, step, total, trained, losses, optimizer, cfg)
+            sums = {key: sums.get(key, 0.0) + value for key, value in values.items()}
+            if (step + 1) % batches.per_epoch == 0:
+                history.append(_epoch_row(name, step, total, batches, sums, cfg, validate))
+                sums = {}
+            progress.update(step + 1)
+            if state and state.due():
+                state.save(trained, optimizer, step + 1, history, sums)
+                state.stop_if_asked(step + 1)
+    return history
+
+
+def _train_step(
+    batch: Batch,
+    step: int,
+    total: int,
+    trained: nn.Module,
+    losses: Callable[[Batch, float], Losses],
+    optimizer: torch.optim.Optimizer,
+    cfg: TrainingConfig,
+) -> dict[str, Tensor]:
+    """One update; returns the losses as float64 scalars, still on their device."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr_at(step, total, cfg)
+    device = batch[0].device.type
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        values = losses(batch, step / total)
+    optimizer.zero_grad(set_to_none=True)
+    values["loss"].backward()
+    if cfg.clip is not None:
+        nn.utils.clip_grad_norm_(trained.parameters(), cfg.clip)
+    optimizer.step()
+    return {key: value.detach().double() for key, value in values.items()}
+
+
+def _epoch_row(
+    name: str,
+    step: int,
+    total: int,
+    batches: TrainingBatches,
+    sums: dict[str, Tensor],
+    cfg: TrainingConfig,
+    validate: Callable[[], dict[str, float]] | None,
+) -> dict[str, float]:
+    """An epoch's row of the history."""
+    row = {"epoch": (step + 1) // batches.per_epoch, "lr": lr_at(step, total, cfg)}
+    row |= {key: float(value) / batches.per_epoch for key, value in sums.items()}
+    if not math.isfinite(row["loss"]):
+        raise UserError(
+            f"{name}: the loss is {row['loss']} in epoch {row['epoch']}. Lower the learning rate "
+            f"(lr = {cfg.lr}) or clip gradients (clip = {cfg.clip})."
+        )
+    if validate:
+        row |= validate()
+    numbers = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch")
+    logger.info("%s epoch %d: %s", name, row["epoch"], numbers)
+    return row

@@ -1,0 +1,65 @@
+"""Fixtures that all tests may use: a minimal valid configuration and the repository that it is for."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    """A repository root with the image folder that `raw` names; its class folders are empty."""
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "images" / part / name).mkdir(parents=True)
+    return tmp_path
+
+
+@pytest.fixture
+def raw() -> dict[str, Any]:
+    """The smallest valid configuration, as YAML would give it."""
+    training = {"epochs": 3, "lr": 0.001, "batch_size": 8}
+    return {
+        "seeds": [0, 1],
+        "tasks": {
+            "tiny": {
+                "data": {
+                    "source": "path:images",
+                    "image_size": 8,
+                    "validation": 4,
+                    "mean": [0.5, 0.5, 0.5],
+                    "std": [0.25, 0.25, 0.25],
+                },
+                "model": {"patch_size": 4, "layers": 2, "d_model": 16, "heads": 2, "d_ff": 32},
+                "dense": {**training, "epochs": 5},
+                "sparsify": {**training, "mode": "relu_hoyer", "alpha": 0.1},
+                "split": {"expert_size": 4},
+                "router": {**training, "epochs": 2, "width": 8},
+                "select": {"dynamic_k": [0.0, 0.5], "top_k": [1, 8], "coverage": [0.9]},
+                "variants": {
+                    "sparse": {"method": "d2dmoe", "label": "D2DMoE"},
+                    "sparser": {
+                        "method": "d2dmoe",
+                        "label": "stronger penalty",
+                        "sparsify": {"alpha": 0.2},
+                    },
+                    "static": {"method": "d2dmoe", "label": "static", "select": "top_k"},
+                    "random": {
+                        "method": "d2dmoe",
+                        "label": "random split",
+                        "split": {"method": "random"},
+                    },
+                    "moefication": {"method": "moefication", "label": "MoEfication"},
+                },
+                "figures": {
+                    "tradeoff": ["sparse", "moefication"],
+                    "sparsity_levels": ["sparse", "sparser"],
+                    "active_neurons": ["sparse"],
+                    "selection_rules": ["sparse", "static"],
+                    "layers": ["sparse"],
+                    "load_maps": {"variant": "sparse", "value": 0.5},
+                    "expert_sizes": ["sparse"],
+                },
+            }
+        },
+    }

@@ -1,0 +1,61 @@
+"""Small models and data that the unit tests share."""
+
+import torch
+from torch import nn
+
+from d2dmoe.checkpoint import ModelSpec, dense_model
+from d2dmoe.config.model import ModelConfig
+from d2dmoe.conversion import add_routers, to_moe
+from d2dmoe.data import ImageSplit
+from d2dmoe.experts import assign_neurons
+from d2dmoe.ffn import FFN
+from d2dmoe.surgery import find
+
+torch.set_num_threads(1)  # the order of sums, and so their last bits, depends on it
+
+SIZE, CLASSES = 8, ["a", "b", "c"]
+MODEL = ModelConfig(patch_size=4, layers=2, d_model=16, heads=2, d_ff=32)
+SPEC = ModelSpec(
+    model=MODEL, image_size=SIZE, classes=CLASSES, mean=[0.5, 0.4, 0.6], std=[0.25, 0.2, 0.3]
+)
+EXPERTS = 8
+
+
+def randomise(module: nn.Module, seed: int = 0, scale: float = 0.3) -> nn.Module:
+    """Draw every parameter anew: a fresh ViT's head is zero, which makes all its outputs equal."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(0, scale, generator=generator)
+    return module.eval()
+
+
+def make_ffn(d_model: int, d_ff: int, activation: str, seed: int = 0) -> FFN:
+    ffn = FFN(nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model), activation)
+    return randomise(ffn, seed, scale=0.5)
+
+
+def make_dense(spec: ModelSpec = SPEC, seed: int = 0) -> nn.Module:
+    return randomise(dense_model(spec), seed)
+
+
+def make_split(spec: ModelSpec = SPEC, seed: int = 0, num_experts: int = EXPERTS) -> nn.Module:
+    model = make_dense(spec, seed)
+    ups = [ffn.up.weight for ffn in find(model, FFN).values()]
+    return to_moe(model, [assign_neurons(up, num_experts, "kmeans", seed) for up in ups])
+
+
+def make_routed(spec: ModelSpec = SPEC, seed: int = 0, kind: str = "regression") -> nn.Module:
+    torch.manual_seed(seed)
+    return add_routers(make_split(spec, seed), kind, width=6).eval()
+
+
+def make_images(count: int, seed: int = 0) -> ImageSplit:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(256, (count, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(len(CLASSES), (count,), generator=generator)
+    return ImageSplit(labels, CLASSES, SPEC.mean, SPEC.std, images.__getitem__)
+
+
+def make_inputs(count: int = 5, seed: int = 1) -> torch.Tensor:
+    return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,219 @@
+"""Laws of the figures: they draw what the tables say; the same tables give the same bytes."""
+
+import numpy as np
+import pytest
+from matplotlib.collections import PolyCollection
+from pandas import DataFrame, concat
+
+from d2dmoe.errors import UserError
+from d2dmoe.figures import activity, cost_formula, layers, load_maps, style, tradeoff
+from d2dmoe.flops import layer_ratio
+
+LABELS = {"dense": "dense", "dense_finetuned": "dense, fine-tuned", "a": "D2DMoE", "b": "MoEf."}
+
+
+def points(variant: str, seed: int, curve: dict[float, float]) -> DataFrame:
+    """Operating points of one seed, by a curve {flops_ratio: relative_value}."""
+    rows = DataFrame({"flops_ratio": list(curve), "relative_value": list(curve.values())})
+    rows["knob_value"] = np.linspace(1, 0, len(curve)) if len(curve) > 1 else np.nan
+    return rows.assign(task="t", metric="accuracy", variant=variant, seed=seed)
+
+
+@pytest.fixture
+def table() -> DataFrame:
+    """Two variants of two seeds each; seeds 0 and 1 of 'a' both cover the ratios 0.4 to 0.9."""
+    dense = [points("dense", s, {1.0: 0.98 + 0.01 * s}) for s in (0, 1)]
+    tuned = [points("dense_finetuned", s, {1.0: 1.0}) for s in (0, 1)]
+    a = [points("a", 0, {0.2: 0.9, 0.4: 0.94, 1.0: 1.0}), points("a", 1, {0.4: 0.96, 0.9: 0.96})]
+    b = [points("b", s, {0.3: 0.2, 0.6: 0.93, 1.0: 0.99}) for s in (0, 1)]
+    return concat(dense + tuned + a + b, ignore_index=True)
+
+
+def draw(table: DataFrame, variants: list[str]):
+    return tradeoff.draw(table, "t", variants, LABELS, "Methods")
+
+
+def texts(legend) -> list[str]:
+    return [text.get_text() for text in legend.get_texts()]
+
+
+def line_of(axes, label: str):
+    return next(line for line in axes.lines if line.get_label() == label)
+
+
+def test_mean_curve_interpolates_each_seed_at_equal_cost(table):
+    line = line_of(draw(table, ["a", "b"]).axes[0], "D2DMoE")
+    x, y = line.get_xdata(), line.get_ydata()
+    assert (x[0], x[-1]) == (0.4, 0.9)  # what both seeds cover
+    assert y[0] == pytest.approx(95.0)  # mean of 94 and 96, both measured
+    # Seed 0 rises by 1 % per 0.1 from 94 at 0.4, seed 1 stays at 96.
+    assert np.interp(0.6, x, y) == pytest.approx(96.0)
+
+
+def test_band_is_the_standard_deviation_over_seeds(table):
+    axes = draw(table, ["a"]).axes[0]
+    (band,) = [c for c in axes.collections if isinstance(c, PolyCollection)]
+    vertices = band.get_paths()[0].vertices
+    left = vertices[np.isclose(vertices[:, 0], 0.4), 1]
+    assert left.max() - left.min() == pytest.approx(2 * np.std([94, 96], ddof=1))
+
+
+def test_one_seed_has_no_band(table):
+    axes = draw(table[table["seed"] == 0], ["a"]).axes[0]
+    assert not [c for c in axes.collections if isinstance(c, PolyCollection)]
+    assert axes.get_title() == "Methods\nt, 1 seed"
+
+
+def test_seeds_without_a_common_cost_have_points_but_no_curve(table):
+    apart = concat([points("a", 0, {0.2: 0.9, 0.3: 0.95}), points("a", 1, {0.6: 0.9, 0.7: 0.95})])
+    axes = draw(concat([table[table["variant"] != "a"], apart]), ["a"]).axes[0]
+    curve, markers = axes.lines[:2]
+    assert len(curve.get_xdata()) == 0
+    assert sorted(markers.get_xdata()) == pytest.approx([0.4, 0.5])
+
+
+def test_tradeoff_legend_names_variants_dense_models_and_references(table):
+    figure = draw(table, ["b", "a"])
+    expected = ["MoEf.", "D2DMoE", "dense", "dense, fine-tuned"]
+    assert texts(figure.legends[0])[:4] == expected
+    assert figure.axes[0].get_title() == "Methods\nt, 2 seeds"
+
+
+def test_collapsed_points_are_cut_and_counted(table):
+    axes = draw(table, ["b"]).axes[0]
+    assert axes.get_ylim()[0] == 85
+    assert axes.get_xlabel().endswith("1 operating point below the axis")
+
+
+def test_a_poor_variant_stays_visible(table):
+    poor = points("c", 0, {0.5: 0.2, 1.0: 0.4})
+    bottom, _ = draw(concat([table, poor]), ["a", "c"]).axes[0].get_ylim()
+    assert bottom < 40
+
+
+def test_looks_of_variants_differ_in_every_sign():
+    looks = [style.look(i) for i in range(5)]
+    for sign in ("colour", "marker", "line"):
+        assert len({getattr(look, sign) for look in looks}) == 5
+    assert len({style.look(i) for i in range(30)}) == 30
+
+
+@pytest.fixture
+def counts() -> DataFrame:
+    """Two layers of 100 neurons; in layer 0 a token has 10 or 30 active neurons."""
+    rows = [("a", 0, 10, 3), ("a", 0, 30, 1), ("a", 1, 50, 4), ("b", 0, 5, 4), ("b", 1, 7, 4)]
+    table = DataFrame(rows, columns=["variant", "layer", "active", "tokens"])
+    return concat([table.assign(task="t", seed=s, d_ff=100) for s in (0, 1)], ignore_index=True)
+
+
+def test_histogram_shares_and_mean(counts):
+    rows = counts[(counts["variant"] == "a") & (counts["layer"] == 0)]
+    edges, shares, mean = activity.histogram(rows)
+    assert shares.sum() == pytest.approx(100)
+    assert sorted(shares[shares > 0]) == pytest.approx([25, 75])
+    peak = int(shares.argmax())
+    assert edges[peak] < 10 < edges[peak + 1]
+    assert mean == pytest.approx(15)
+
+
+@pytest.mark.parametrize("d_ff", [7, 50, 64, 100, 3072])
+def test_histogram_bins_hold_every_count(d_ff):
+    rows = DataFrame({"seed": 0, "active": range(d_ff + 1), "d_ff": d_ff, "tokens": 1})
+    edges, shares, _ = activity.histogram(rows)
+    assert shares.sum() == pytest.approx(100)
+    assert len(shares) <= activity.BINS + 1
+    assert np.allclose(shares[:-1], shares[0])  # no comb from rounding
+
+
+def test_activity_has_a_panel_per_layer(counts):
+    figure = activity.draw(counts, "t", ["a", "b"], LABELS)
+    assert [axes.get_title() for axes in figure.axes] == ["layer 0", "layer 1"]
+    assert texts(figure.legends[0]) == ["D2DMoE", "MoEf."]
+    means = [line.get_xdata()[0] for line in figure.axes[0].lines if len(line.get_xdata()) == 2]
+    assert means == pytest.approx([15, 5])
+
+
+@pytest.fixture
+def executed() -> DataFrame:
+    """Two variants, two seeds, three layers of 8 experts, τ 0.1 and 0.5."""
+    keys = [(v, s, tau, n) for v in "ab" for s in (0, 1) for tau in (0.1, 0.5) for n in range(3)]
+    table = DataFrame(keys, columns=["variant", "seed", "knob_value", "layer"])
+    experts = 4.0 + 2 * table["seed"] - table["layer"]
+    return table.assign(task="t", knob="dynamic_k", num_experts=8, experts=experts, std=1.0)
+
+
+def test_layers_are_shares_with_both_deviations(executed):
+    profile = layers.per_layer(executed[(executed["variant"] == "a") & executed["layer"].eq(1)])
+    (row,) = profile.to_dict("records")
+    expected = {"mean": 50.0, "seeds": np.std([37.5] * 2 + [62.5] * 2, ddof=1), "tokens": 12.5}
+    assert row == pytest.approx(expected)
+
+
+def test_layers_have_a_panel_per_operating_point(executed):
+    figure = layers.draw(executed, "t", ["a", "b"], LABELS, [0.5, 0.1])
+    assert [axes.get_title() for axes in figure.axes] == ["τ = 0.5", "τ = 0.1"]
+    means = figure.axes[0].containers[0].lines[0]
+    assert list(means.get_ydata()) == pytest.approx([62.5, 50.0, 37.5])
+
+
+def test_layers_reject_an_unknown_operating_point(executed):
+    with pytest.raises(UserError, match=r"'a' has no operating point 0.3 .*it has: 0.1, 0.5"):
+        layers.draw(executed, "t", ["a"], LABELS, [0.3])
+
+
+@pytest.mark.parametrize("count", [1, 3, 9])
+def test_load_maps_pair_each_image_with_its_map(count):
+    rng = np.random.default_rng(0)
+    tensors = {
+        "images": rng.integers(0, 256, (count, 3, 8, 8), dtype=np.uint8),
+        "loads": rng.random((count, 2, 2), dtype=np.float32),
+        "labels": np.arange(count) % 2,
+    }
+    figure = load_maps.draw(tensors, ["cat", "dog"])
+    drawn = [axes for axes in figure.axes if axes.images]
+    assert len(drawn) == 2 * count
+    assert [a.get_title() for a in drawn[::2]] == [["cat", "dog"][i % 2] for i in range(count)]
+    overlays = [axes.images[-1] for axes in drawn[1::2]]
+    np.testing.assert_allclose(overlays[-1].get_array(), 100 * tensors["loads"][-1])
+    assert len({overlay.get_clim() for overlay in overlays}) == 1  # one colour scale
+    assert overlays[0].get_extent() == drawn[0].images[0].get_extent()
+
+
+def test_load_maps_need_images():
+    empty = {"images": np.empty((0, 3, 8, 8), np.uint8), "loads": np.empty((0, 2, 2))}
+    with pytest.raises(UserError, match="no images"):
+        load_maps.draw(empty | {"labels": np.empty(0, int)}, ["cat"])
+
+
+def test_cost_formula_draws_the_counted_ratio():
+    figure = cost_formula.draw(768, 3072)
+    left, right = figure.axes
+    line = line_of(left, "k/n = 0.25")
+    ratio = dict(zip(line.get_xdata(), line.get_ydata(), strict=True))
+    assert ratio[512] == layer_ratio(768, 3072, 512, 128, 128)
+    assert min(ratio) == 4  # a quarter of 2 experts is less than one
+    assert len(texts(left.get_legend())) == len(cost_formula.SHARES)
+    assert len(texts(right.get_legend())) == len(cost_formula.WIDTHS)
+
+
+def test_missing_variants_are_named(table, counts, executed):
+    with pytest.raises(UserError, match=r"'c'.*results/tables/tradeoff\.csv; it holds: a, b"):
+        draw(table, ["a", "c"])
+    with pytest.raises(UserError, match=r"'dense_finetuned'.*tradeoff\.csv"):
+        draw(table[table["variant"] != "dense_finetuned"], ["a"])
+    with pytest.raises(UserError, match=r"'c'.*results/tables/activity\.csv"):
+        activity.draw(counts, "t", ["c"], LABELS)
+    with pytest.raises(UserError, match=r"'a' of task 'u'.*layers\.csv; it holds: nothing"):
+        layers.draw(executed, "u", ["a"], LABELS, [0.1])
+    with pytest.raises(UserError, match="no variants"):
+        draw(table, [])
+
+
+def test_same_tables_same_bytes(table, tmp_path):
+    saved = []
+    for folder in ("first", "second"):
+        files = tmp_path / folder / "f.png", tmp_path / folder / "f.pdf"
+        style.save(draw(table, ["a", "b"]), *files)
+        saved.append([file.read_bytes() for file in files])
+    assert saved[0] == saved[1]
+    assert b"CreationDate" not in saved[0][1]

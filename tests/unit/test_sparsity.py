@@ -1,0 +1,157 @@
+"""Laws of the sparsity penalty and of the counts of active neurons."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from small import make_dense, make_ffn, make_inputs
+from torch.nn.functional import gelu
+
+from d2dmoe.ffn import FFN
+from d2dmoe.sparsity import (
+    active_neurons,
+    alpha_at,
+    count_active,
+    penalty,
+    set_activation,
+    square_hoyer,
+    uses_relu,
+    watch_activations,
+)
+from d2dmoe.surgery import find
+
+MODES = ["relu_hoyer", "relu_l1", "gelu_clamped", "gelu_hoyer_clamped"]
+few = settings(max_examples=25, deadline=None, derandomize=True)
+
+
+def drawn(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@few
+@given(d_ff=st.integers(1, 64), scale=st.floats(0.1, 1000))
+def test_square_hoyer_is_1_for_one_active_neuron_and_d_ff_for_all_equal(d_ff, scale):
+    one_hot = scale * torch.eye(d_ff)
+    assert torch.allclose(square_hoyer(one_hot), torch.ones(d_ff))
+    assert torch.allclose(square_hoyer(torch.full((d_ff,), -scale)), torch.tensor(float(d_ff)))
+
+
+@few
+@given(seed=st.integers(0, 999), scale=st.floats(0.1, 1000))
+def test_square_hoyer_is_scale_free_and_between_its_extremes(seed, scale):
+    a = drawn(seed, 7, 16)
+    assert torch.allclose(square_hoyer(scale * a), square_hoyer(a), rtol=1e-4)
+    assert (square_hoyer(a) >= 1 - 1e-5).all() and (square_hoyer(a) <= 16 + 1e-4).all()
+
+
+def test_square_hoyer_by_hand():
+    a = torch.tensor([[3.0, 0.0, -4.0], [1.0, 2.0, 2.0]])
+    assert torch.allclose(square_hoyer(a), torch.tensor([49 / 25, 25 / 9]))
+
+
+def test_square_hoyer_of_a_silent_token_is_0_with_finite_gradient():
+    a = torch.zeros(4, requires_grad=True)
+    square_hoyer(a).backward()
+    assert square_hoyer(a) == 0 and a.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        # pre [-1, 2, 3], relu [0, 2, 3]: 25 / 13; pre [-2, -1, 4], relu [0, 0, 4]: 1
+        ("relu_hoyer", (25 / 13 + 1) / 2),
+        ("relu_l1", (5 + 4) / 2),
+        # pre + 10: [9, 12, 13] and [8, 9, 14]
+        ("gelu_clamped", (34 + 31) / 2),
+        ("gelu_hoyer_clamped", (34**2 / 394 + 31**2 / 341) / 2),
+    ],
+)
+def test_penalties_by_hand(mode, expected):
+    pre = torch.tensor([[-1.0, 2.0, 3.0], [-2.0, -1.0, 4.0]])
+    hidden = pre.relu() if uses_relu(mode) else gelu(pre)
+    assert penalty(mode, [(pre, hidden)]).item() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["gelu_clamped", "gelu_hoyer_clamped"])
+def test_clamped_modes_ignore_neurons_below_the_displacement(mode):
+    pre = torch.tensor([[-12.0, -30.0, -9.0]])
+    assert penalty(mode, [(pre, gelu(pre))]).item() == pytest.approx(1.0, rel=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_penalty_is_the_mean_over_layers_and_tokens(mode):
+    layers = [(drawn(i, 2, 5, 8), drawn(i, 2, 5, 8).relu()) for i in range(3)]
+    tokens = [(p, h) for pre, hid in layers for p, h in zip(*(pre, hid), strict=True)]
+    tokens = [(p[None], h[None]) for ps, hs in tokens for p, h in zip(ps, hs, strict=True)]
+    single = sum(penalty(mode, [pair]).item() for pair in tokens) / len(tokens)
+    assert penalty(mode, layers).item() == pytest.approx(single, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [2, 2, 2, 2]),
+        ("linear", [0, 0.5, 1, 2]),
+        ("linear_warmup", [0, 1, 2, 2]),
+    ],
+)
+def test_schedules(schedule, expected):
+    assert [alpha_at(schedule, 2.0, progress) for progress in (0, 0.25, 0.5, 1)] == expected
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_step_on_the_penalty_alone_reaches_the_weights_and_lowers_it(mode):
+    model, inputs = make_dense(), make_inputs()
+    if uses_relu(mode):
+        set_activation(model, "relu")
+    weights = {name: ffn.up.weight for name, ffn in find(model, FFN).items()}
+    with watch_activations(model) as activations:
+        model(inputs)
+        before = penalty(mode, activations.values())
+        before.backward()
+        assert all(w.grad.abs().sum() > 0 for w in weights.values())
+        slope = sum(p.grad.square().sum() for p in model.parameters() if p.grad is not None)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.grad is not None:
+                    parameter -= 0.01 * before.detach() / slope * parameter.grad
+        model(inputs)
+        assert penalty(mode, activations.values()) < 0.999 * before
+
+
+def test_relu_modes_see_activations_after_relu():
+    model = make_dense()
+    set_activation(model, "relu")
+    with watch_activations(model) as activations:
+        model(make_inputs())
+    assert len(activations) == 2
+    for pre, hidden in activations.values():
+        assert (pre < 0).any() and torch.equal(hidden, pre.relu())
+
+
+def test_watched_pairs_are_the_input_and_output_of_the_activation():
+    ffn, z = make_ffn(6, 10, "gelu"), drawn(0, 3, 6)
+    with watch_activations(ffn) as activations:
+        ffn(z)
+    ((pre, hidden),) = activations.values()
+    assert torch.equal(pre, ffn.up(z)) and torch.equal(hidden, gelu(pre))
+
+
+def test_active_neurons_of_relu_are_above_0_those_of_gelu_above_the_displacement():
+    pre = torch.tensor([[-11.0, -3.0, 0.0, 0.5], [-11.0, -11.0, -11.0, -11.0]])
+    assert active_neurons(pre, pre.relu(), "relu").tolist() == [1, 0]
+    assert active_neurons(pre, gelu(pre), "gelu").tolist() == [3, 0]
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu"])
+def test_the_histogram_counts_every_token_of_every_layer_once(activation):
+    model, inputs = make_dense(), make_inputs(7)
+    set_activation(model, activation)
+    histogram = count_active(model, inputs.split(3))
+    tokens = 7 * (1 + 2 * 2)  # class token and patches
+    assert histogram.shape == (2, 33) and histogram.sum(1).tolist() == [tokens] * 2
+    with watch_activations(model) as activations:
+        model(inputs)
+    for row, (pre, hidden) in zip(histogram, activations.values(), strict=True):
+        active = (hidden > 0) if activation == "relu" else (pre > -10)
+        assert (row * torch.arange(33)).sum() == active.sum()
