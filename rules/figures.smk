@@ -1,12 +1,12 @@
 # The paper's figures, as PNG and PDF, drawn from the tables alone.
 FIGURES = "results/figures"
 
-# Cost–quality figures of a task: which of its `figures` lists they compare.
+# Cost–quality figures of a task: which of its `figures` lists they compare, and their titles.
 TRADEOFF_FIGURES = {
-    "figure_4": "tradeoff",
-    "figure_2a": "sparsity_levels",
-    "figure_2c": "selection_rules",
-    "figure_9d": "expert_sizes",
+    "figure_4": ("tradeoff", "Cost against quality"),
+    "figure_2a": ("sparsity_levels", "Sparsity of the base model"),
+    "figure_2c": ("selection_rules", "Selection rules"),
+    "figure_9d": ("expert_sizes", "Size of the experts"),
 }
 TASK_FIGURES = [*TRADEOFF_FIGURES, "figure_2b", "figure_8a", "figure_8b"]
 
@@ -34,7 +34,7 @@ def figure_cfg(key):
     return cfg
 
 
-for figure, key in TRADEOFF_FIGURES.items():
+for figure, (key, title) in TRADEOFF_FIGURES.items():
 
     rule:
         name:
@@ -46,6 +46,7 @@ for figure, key in TRADEOFF_FIGURES.items():
             pdf=f"{FIGURES}/{{task}}/{figure}.pdf",
         params:
             cfg=figure_cfg(key),
+            title=title,
             code=code("figure_tradeoff"),
         log:
             f"results/logs/figures/{{task}}/{figure}.log",

@@ -13,6 +13,6 @@ with job(snakemake):
         snakemake.wildcards.task,
         snakemake.params.cfg["variants"],
         snakemake.params.cfg["labels"],
-        title=f"{snakemake.wildcards.task}, {table['dataset'].iloc[0]}",
+        snakemake.params.title,
     )
     save(figure, Path(snakemake.output.png), Path(snakemake.output.pdf))

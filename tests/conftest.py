@@ -1,4 +1,4 @@
-"""Fixtures that all tests may use: a minimal valid configuration and the repository that it is for."""
+"""Fixtures for all tests: a minimal valid configuration, and the repository that it is for."""
 
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,7 @@ def raw() -> dict[str, Any]:
                     "active_neurons": ["sparse"],
                     "selection_rules": ["sparse", "static"],
                     "layers": ["sparse"],
+                    "layer_values": [0.0, 0.5],
                     "load_maps": {"variant": "sparse", "value": 0.5},
                     "expert_sizes": ["sparse"],
                 },

@@ -75,7 +75,7 @@ def finetune_config(task: TaskConfig) -> TrainingConfig:
 
 
 def lineages(config: Config) -> Iterator[Lineage]:
-    """All compositions: dense, its fine-tuned reference and every variant, of each task and seed."""
+    """Dense, its fine-tuned reference and every variant, of each task and seed."""
     for name, task in config.tasks.items():
         for seed in config.seeds:
             yield _lineage(name, seed, "dense", "dense", [("dense", task.dense)])

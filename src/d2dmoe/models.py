@@ -1,7 +1,7 @@
 """The dense models, and where each architecture keeps its FFNs.
 
-Every model leaves here with its FFNs in the form of `ffn.FFN`, exactly equal to the original, so that
-no later stage knows architectures.
+Every model leaves here with its FFNs in the form of `ffn.FFN`, exactly equal to the original, so
+that no later stage knows architectures.
 """
 
 from pathlib import Path

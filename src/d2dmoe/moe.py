@@ -18,7 +18,7 @@ from d2dmoe.surgery import find, watch
 class MoE(nn.Module):
     """n experts of e neurons each; without a router every expert runs.
 
-    Parameters: `up` [n, e, d_model], `up_bias` [n, e], `down` [n, e, d_model], `down_bias` [d_model].
+    Parameters: `up` and `down` [n, e, d_model], `up_bias` [n, e], `down_bias` [d_model].
     """
 
     def __init__(self, d_model: int, num_experts: int, expert_size: int, activation: str):

@@ -1,4 +1,4 @@
-"""Sparsity enforcement (paper section 3.1): L = L_task + alpha * L_s, and counts of active neurons."""
+"""Sparsity enforcement, L = L_task + α · L_s (paper section 3.1), and counts of active neurons."""
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -72,8 +72,8 @@ def active_neurons(pre: Tensor, hidden: Tensor, activation: str) -> Tensor:
 
 
 def count_active(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
-    """Histogram of active neurons per token: integers [layers, d_ff + 1]; entry [l, m] is the number
-    of tokens with m active neurons in layer l."""
+    """Histogram of active neurons per token, integers [layers, d_ff + 1]: entry [l, m] is the
+    number of tokens with m active neurons in layer l."""
     ffns = find(model, FFN)
     d_ff = next(iter(ffns.values())).d_ff
     histogram = torch.zeros(len(ffns), d_ff + 1, dtype=torch.int64)

@@ -1,9 +1,9 @@
 """Saved training states: an interrupted training continues bit for bit where it was.
 
-A state lies outside of the declared outputs, which the workflow deletes before every attempt. It is
-named after everything that the training depends on, so that a changed config, code or input starts
-anew instead of continuing something else. Randomness is no part of it: every step draws from its own
-generator, seeded by (seed, step).
+A state lies outside of the declared outputs, which the workflow deletes before every attempt. It
+is named after everything that the training depends on, so that a changed config, code or input
+starts anew instead of continuing something else. Randomness is no part of it: every step draws from
+its own generator, seeded by (seed, step).
 """
 
 import hashlib
@@ -39,7 +39,7 @@ def state_path(folder: Path, identity: Mapping[str, Any], inputs: list[Path]) ->
 class TrainingState:
     """Saves model, optimiser, position and history to one file by atomic rename.
 
-    Saves when `every_s` seconds have passed, and when the process is told to stop (SIGTERM, SIGINT).
+    Saves every `every_s` seconds, and when the process is told to stop (SIGTERM, SIGINT).
     """
 
     def __init__(self, path: Path, every_s: float):

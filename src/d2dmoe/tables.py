@@ -82,7 +82,7 @@ def quality_at(points: pd.DataFrame, ratio: float) -> float:
 
 
 def cheapest(points: pd.DataFrame, kept: float) -> float:
-    """Smallest measured `flops_ratio` of one seed that keeps a share of the dense quality, or NaN."""
+    """Smallest measured `flops_ratio` that keeps a share of the dense quality, or NaN; one seed."""
     return float(points.loc[points["relative_value"] >= kept, "flops_ratio"].min())
 
 

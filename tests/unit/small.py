@@ -6,7 +6,7 @@ from torch import nn
 from d2dmoe.checkpoint import ModelSpec, dense_model
 from d2dmoe.config.model import ModelConfig
 from d2dmoe.conversion import add_routers, to_moe
-from d2dmoe.data import ImageSplit
+from d2dmoe.data import ImageSplit, normalise
 from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
 from d2dmoe.surgery import find
@@ -36,7 +36,12 @@ def make_ffn(d_model: int, d_ff: int, activation: str, seed: int = 0) -> FFN:
 
 
 def make_dense(spec: ModelSpec = SPEC, seed: int = 0) -> nn.Module:
-    return randomise(dense_model(spec), seed)
+    """A model with logits around 0, so that it tells `make_images` apart."""
+    model, images = randomise(dense_model(spec), seed), make_images(64)
+    with torch.no_grad():
+        inputs = normalise(images.batch(torch.arange(64)), images.mean, images.std)
+        model.heads.head.bias -= model(inputs).mean(0)
+    return model
 
 
 def make_split(spec: ModelSpec = SPEC, seed: int = 0, num_experts: int = EXPERTS) -> nn.Module:
@@ -51,8 +56,10 @@ def make_routed(spec: ModelSpec = SPEC, seed: int = 0, kind: str = "regression")
 
 
 def make_images(count: int, seed: int = 0) -> ImageSplit:
+    """Random labels, and patches of one random colour, which sets images more apart than noise."""
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randint(256, (count, 3, SIZE, SIZE), dtype=torch.uint8, generator=generator)
+    colours = torch.randint(256, (count, 3, 2, 2), dtype=torch.uint8, generator=generator)
+    images = colours.repeat_interleave(SIZE // 2, 2).repeat_interleave(SIZE // 2, 3)
     labels = torch.randint(len(CLASSES), (count,), generator=generator)
     return ImageSplit(labels, CLASSES, SPEC.mean, SPEC.std, images.__getitem__)
 

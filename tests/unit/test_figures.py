@@ -9,7 +9,7 @@ from d2dmoe.errors import UserError
 from d2dmoe.figures import activity, cost_formula, layers, load_maps, style, tradeoff
 from d2dmoe.flops import layer_ratio
 
-LABELS = {"dense": "dense", "dense_finetuned": "dense, fine-tuned", "a": "D2DMoE", "b": "MoEf."}
+LABELS = {"a": "D2DMoE", "b": "MoEf."}
 
 
 def points(variant: str, seed: int, curve: dict[float, float]) -> DataFrame:

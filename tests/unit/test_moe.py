@@ -18,7 +18,7 @@ few = settings(max_examples=20, deadline=None, derandomize=True)
 
 
 def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found - expected).norm() / expected.norm())
+    return ((found - expected).norm() / expected.norm()).item()
 
 
 def tokens(seed: int, count: int, d_model: int) -> torch.Tensor:

@@ -37,16 +37,15 @@ def test_a_classification_router_gives_probabilities_of_its_logits():
 def test_regression_loss_is_the_mean_square_over_tokens_and_experts():
     router, z = make_router("regression"), tokens(4, 7)
     norms = tokens(4, 5).abs()
-    expected = sum(
-        (float(router(z)[t, i]) - float(norms[t, i])) ** 2 for t in range(4) for i in range(5)
-    )
-    assert norm_regression_loss(router, z, norms).item() == pytest.approx(expected / 20, rel=1e-5)
+    pairs = zip(router(z).flatten().tolist(), norms.flatten().tolist(), strict=True)
+    expected = sum((score - norm) ** 2 for score, norm in pairs) / 20
+    assert norm_regression_loss(router, z, norms).item() == pytest.approx(expected, rel=1e-5)
     assert norm_regression_loss(router, z, router(z)) == 0
 
 
 def test_classification_targets_by_hand():
-    hidden = torch.tensor([[[1.0, 1.0], [0.0, 4.0], [0.0, 0.0]], [[-3.0, 0.0], [1.0, 0.0], [0, 6]]])
-    assert classification_targets(hidden).tolist() == [[0.5, 1.0, 0.0], [0.5, 1 / 6, 1.0]]
+    hidden = torch.tensor([[[1.0, 1.0], [0.0, 4.0], [0.0, 0.0]], [[-3.0, 0.0], [1.0, 1.0], [0, 8]]])
+    assert classification_targets(hidden).tolist() == [[0.5, 1.0, 0.0], [0.375, 0.25, 1.0]]
 
 
 def test_classification_targets_of_a_silent_token_are_0():

@@ -77,6 +77,13 @@ def test_coverage_1_runs_all_that_score_and_coverage_0_none(scores):
     assert not coverage(scores, 0.0).any()
 
 
+@pytest.mark.parametrize("spread", [1, 4])
+def test_coverage_1_runs_all_that_score_also_where_single_precision_sums_lose_them(spread):
+    scores = torch.rand(100, 512, generator=torch.Generator().manual_seed(0)) ** spread + 1e-30
+    scores[:, ::3] = 0
+    assert torch.equal(coverage(scores, 1.0), scores > 0)
+
+
 @few
 @given(scores=rows, p=shares)
 def test_coverage_reaches_its_share_with_the_fewest_experts(scores, p):

@@ -44,7 +44,7 @@ def draw(activity: DataFrame, task: str, variants: list[str], labels: dict[str, 
         axes.remove()
     for axes in panels[: len(layers)][-columns:]:  # the lowest of each column
         axes.tick_params(labelbottom=True)
-        axes.set_xlabel("active neurons (%)")
+        axes.set_xlabel("active (%)" if columns == 3 else "active neurons (%)")
     for axes in panels[::columns]:
         axes.set_ylabel("tokens (%)")
     panels[0].set_xlim(left=0)

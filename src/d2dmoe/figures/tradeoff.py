@@ -22,6 +22,7 @@ DENSE = {
     "dense": {"marker": "*", "markersize": 9},
     "dense_finetuned": {"marker": "X", "markersize": 7},
 }
+DENSE_LABELS = {"dense": "dense", "dense_finetuned": "dense, fine-tuned"}
 GRID = 200  # costs between the ends of a mean curve, besides the measured ones
 LOWEST = 85.0  # %: cheap points that collapse must not flatten the rest
 
@@ -44,13 +45,14 @@ def draw(
     """
     chosen = by_variant(tradeoff, TABLE, task, variants)
     dense = by_variant(tradeoff, TABLE, task, list(DENSE))
+    labels = DENSE_LABELS | labels
     figure = Figure(figsize=(style.WIDTH, 2.9), layout="constrained")
     axes = figure.subplots()
     handles = [
         _curve(axes, rows, labels.get(variant, variant), style.look(index))
         for index, (variant, rows) in enumerate(chosen.items())
     ]
-    handles += [_dense(axes, rows, labels.get(name, name), name) for name, rows in dense.items()]
+    handles += [_dense(axes, rows, labels[name], name) for name, rows in dense.items()]
     handles += _references(axes)
     below = _limit(axes, chosen | dense)
     metric = chosen[variants[0]]["metric"].iloc[0]

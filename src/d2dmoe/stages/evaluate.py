@@ -55,8 +55,8 @@ def load_maps(
 
     Returns:
         Tensors of the `drawn` first images: images uint8 [N, 3, H, W], labels int64 [N], loads
-        float32 [N, grid, grid] (share of executed experts, mean over layers); and rows image, row, column, object_share (of the
-        patch's pixels that are not black), load.
+        float32 [N, grid, grid] (share of executed experts, mean over layers). Rows image, row,
+        column, object_share (of the patch's pixels that are not black), load.
 
     Raises:
         UserError: model or data are not in order.

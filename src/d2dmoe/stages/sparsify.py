@@ -1,4 +1,4 @@
-"""Stage 2: sparsity enforcement by fine-tuning with L = L_task + alpha * L_s (paper section 3.1)."""
+"""Stage 2: sparsity enforcement, fine-tuning with L = L_task + α · L_s (paper section 3.1)."""
 
 from pathlib import Path
 

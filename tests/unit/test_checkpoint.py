@@ -1,0 +1,115 @@
+"""Laws of saved models: what is loaded is what was saved, or a clear error."""
+
+import re
+
+import pytest
+import torch
+from small import SPEC, make_dense, make_images, make_inputs, make_routed, make_split
+
+from d2dmoe.checkpoint import RouterSpec, load_dense_model, read_model, save_model
+from d2dmoe.conversion import load_model
+from d2dmoe.errors import CheckpointError
+from d2dmoe.evaluate import quality
+from d2dmoe.moe import MoE, set_selection
+from d2dmoe.sparsity import set_activation
+from d2dmoe.surgery import find
+from d2dmoe.tensors import save_tensors
+
+SPLIT = SPEC.with_(num_experts=8)
+STAGES = {
+    "dense": (make_dense, SPEC),
+    "split": (make_split, SPLIT),
+    "regression": (make_routed, SPLIT.with_(router={"kind": "regression", "width": 6})),
+    "classification": (
+        lambda: make_routed(kind="classification"),
+        SPLIT.with_(router={"kind": "classification", "width": 6}),
+    ),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_models_of_every_stage_come_back_with_equal_outputs(stage, tmp_path):
+    make, spec = STAGES[stage]
+    path, model = tmp_path / "model.safetensors", make()
+    save_model(path, model, spec)
+    loaded, its_spec = load_model(path)
+    assert its_spec == spec and not loaded.training
+    for tau in (0.0, 0.3):
+        set_selection(model, "dynamic_k", tau)
+        set_selection(loaded, "dynamic_k", tau)
+        assert torch.equal(loaded(make_inputs()), model(make_inputs()))
+    kinds = [m.router and m.router.kind for m in find(loaded, MoE).values()]
+    assert kinds == {"dense": [], "split": [None] * 2}.get(stage, [stage] * 2)
+
+
+def test_a_relu_model_comes_back_with_relu(tmp_path):
+    path, model = tmp_path / "model.safetensors", make_dense()
+    gelu = model(make_inputs())
+    set_activation(model, "relu")
+    save_model(path, model, SPEC.with_(activation="relu"))
+    relu = model(make_inputs())
+    assert not torch.allclose(relu, gelu)
+    assert torch.equal(load_model(path)[0](make_inputs()), relu)
+    assert torch.equal(load_dense_model(path)[0](make_inputs()), relu)
+
+
+def test_normalisation_and_classes_travel_with_the_model(tmp_path):
+    save_model(tmp_path / "model", make_dense(), SPEC)
+    spec, tensors = read_model(tmp_path / "model")
+    assert spec.classes == ["a", "b", "c"] and spec.mean == [0.5, 0.4, 0.6]
+    assert tensors.keys() == make_dense().state_dict().keys()
+
+
+def test_the_same_model_gives_the_same_bytes(tmp_path):
+    for name in ("one", "two"):
+        save_model(tmp_path / name, make_routed(), STAGES["regression"][1])
+    save_model(tmp_path / "again", load_model(tmp_path / "one")[0], STAGES["regression"][1])
+    one, two, again = ((tmp_path / name).read_bytes() for name in ("one", "two", "again"))
+    assert one == two == again
+
+
+@pytest.mark.parametrize("load", [load_model, load_dense_model])
+@pytest.mark.parametrize("keep", [0, 6, 500, -1])
+def test_a_truncated_model_is_an_error_that_names_file_and_remedy(tmp_path, load, keep):
+    path = tmp_path / "model.safetensors"
+    save_model(path, make_dense(), SPEC)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=rf"{re.escape(str(path))} is damaged.*Delete it"):
+        load(path)
+
+
+@pytest.mark.parametrize("load", [load_model, load_dense_model])
+def test_a_missing_model_and_one_that_is_none_are_errors(tmp_path, load):
+    with pytest.raises(CheckpointError, match="nothing does not exist"):
+        load(tmp_path / "nothing")
+    for metadata in ({}, {"spec": "{}"}, {"spec": "no JSON"}):
+        save_tensors(tmp_path / "tensors", {"weight": torch.ones(2)}, metadata)
+        with pytest.raises(CheckpointError, match="tensors is not a model saved by this package"):
+            load(tmp_path / "tensors")
+
+
+def test_weights_that_do_not_fit_their_spec_are_an_error(tmp_path):
+    save_model(tmp_path / "model", make_dense(), SPLIT)
+    with pytest.raises(CheckpointError, match="model does not fit its own spec"):
+        load_model(tmp_path / "model")
+
+
+@pytest.mark.parametrize("stage", ["split", "regression"])
+def test_a_split_model_is_not_taken_for_a_dense_one(tmp_path, stage):
+    make, spec = STAGES[stage]
+    save_model(tmp_path / "model", make(), spec)
+    with pytest.raises(CheckpointError, match="model holds a model that was split already"):
+        load_dense_model(tmp_path / "model")
+
+
+def test_conversion_keeps_the_quality_of_the_dense_model():
+    images, cpu = make_images(40), torch.device("cpu")
+    dense, split = (quality(make(), images, 16, cpu) for make in (make_dense, make_split))
+    assert dense["accuracy"] == split["accuracy"]
+    assert dense["loss"] == pytest.approx(split["loss"], rel=1e-5)
+
+
+def test_specs_are_checked_when_they_are_changed():
+    assert SPEC.with_(router=RouterSpec(kind="regression", width=6)).router.width == 6
+    with pytest.raises(ValueError):
+        SPEC.with_(num_experts="8")

@@ -1,0 +1,186 @@
+"""Laws of saved training states: never lost, never half, never another training's."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+from small import make_images
+from torch import nn
+
+from d2dmoe import tensors
+from d2dmoe.config.training import TrainingConfig
+from d2dmoe.errors import CheckpointError, UserError
+from d2dmoe.state import TrainingState, state_path
+from d2dmoe.tensors import load_tensors, save_tensors
+from d2dmoe.training import TrainingBatches, fit, make_optimizer
+
+CFG = TrainingConfig(epochs=2, lr=0.1, batch_size=8)
+IDENTITY = {"cfg": {"lr": 0.1}, "code": "abc", "seed": 0}
+
+
+def trained(path: Path, width: int = 3) -> tuple[nn.Module, torch.optim.Optimizer, TrainingState]:
+    """A model after one step, its optimiser, and where its state goes."""
+    torch.manual_seed(0)
+    model = nn.Linear(4, width)
+    optimizer = make_optimizer(model.parameters(), CFG)
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    return model, optimizer, TrainingState(path, every_s=0)
+
+
+def debris(folder: Path) -> list[str]:
+    return [p.name for p in folder.iterdir() if p.name.startswith(".")]
+
+
+def test_the_path_follows_config_code_seed_and_the_contents_of_inputs(tmp_path):
+    one, copy, other = (tmp_path / name for name in ("one", "copy", "other"))
+    one.write_text("weights")
+    copy.write_text("weights")
+    other.write_text("other weights")
+    path = state_path(tmp_path, IDENTITY, [one])
+    assert path == state_path(tmp_path, dict(reversed(IDENTITY.items())), [one])
+    assert path == state_path(tmp_path, IDENTITY, [copy])
+    others = [
+        state_path(tmp_path, IDENTITY, [other]),
+        state_path(tmp_path, IDENTITY, []),
+        state_path(tmp_path, IDENTITY, [one, other]),
+        state_path(tmp_path, IDENTITY, [other, one]),
+        state_path(tmp_path, IDENTITY | {"cfg": {"lr": 0.2}}, [one]),
+        state_path(tmp_path, IDENTITY | {"code": "abd"}, [one]),
+        state_path(tmp_path, IDENTITY | {"seed": 1}, [one]),
+    ]
+    assert len({path, *others}) == 8
+
+
+def test_a_saved_state_is_restored_in_full(tmp_path):
+    model, optimizer, state = trained(tmp_path / "state")
+    history = [{"epoch": 1, "loss": 0.1 + 0.2}]
+    state.save(model, optimizer, 7, history, {"loss": torch.tensor(1 / 3, dtype=torch.float64)})
+    fresh = nn.Linear(4, 3)
+    restored = make_optimizer(fresh.parameters(), CFG)
+    assert state.load(fresh, restored) == (7, history, {"loss": 1 / 3})
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, fresh.state_dict()[key])
+    saved, loaded = (o.state_dict()["state"] for o in (optimizer, restored))
+    assert saved.keys() == loaded.keys() == {0, 1}
+    for index in saved:
+        assert saved[index].keys() == loaded[index].keys() == {"step", "exp_avg", "exp_avg_sq"}
+        assert all(torch.equal(saved[index][k], loaded[index][k]) for k in saved[index])
+
+
+def test_without_a_state_training_starts_at_its_beginning(tmp_path):
+    model, optimizer, state = trained(tmp_path / "state")
+    assert state.load(model, optimizer) == (0, [], {})
+
+
+@pytest.mark.parametrize("keep", [0, 5, 100, -1])
+def test_a_truncated_state_is_an_error_that_names_file_and_remedy(tmp_path, keep):
+    model, optimizer, state = trained(tmp_path / "state")
+    state.save(model, optimizer, 1, [], {})
+    state.path.write_bytes(state.path.read_bytes()[:keep])
+    with pytest.raises(CheckpointError, match=f"{state.path} is damaged.*Delete it") as caught:
+        state.load(model, optimizer)
+    assert str(caught.value).count("\n") == 0
+
+
+def test_the_state_of_another_model_is_an_error_that_names_file_and_remedy(tmp_path):
+    model, optimizer, state = trained(tmp_path / "state")
+    state.save(model, optimizer, 1, [], {})
+    other, its_optimizer, _ = trained(tmp_path / "state", width=2)
+    with pytest.raises(CheckpointError, match=f"(?s){state.path} is not the state.*Delete it"):
+        state.load(other, its_optimizer)
+    save_tensors(state.path, {"weight": torch.ones(1)})
+    with pytest.raises(CheckpointError, match=f"(?s){state.path} is not the state.*Delete it"):
+        state.load(model, optimizer)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_the_state_then_ends_the_training(tmp_path, number):
+    state = TrainingState(tmp_path / "state", every_s=3600)
+    before = signal.getsignal(number)
+    model, steps = nn.Linear(1, 1), 0
+
+    def losses(_batch, _progress):
+        nonlocal steps
+        steps += 1
+        if steps == 2:
+            os.kill(os.getpid(), number)
+        return {"loss": model.weight.square().sum()}
+
+    batches = TrainingBatches(make_images(24), CFG, 0, torch.device("cpu"))
+    with pytest.raises(UserError, match=f"{number.name} after 2 steps.*Run the same command"):
+        fit(model, losses, batches, CFG, name="test", state=state)
+    assert steps == 2 and signal.getsignal(number) == before
+    weight = model.weight.detach().clone()
+    restored = nn.Linear(1, 1)
+    optimizer = make_optimizer(restored.parameters(), CFG)
+    assert TrainingState(state.path, 0).load(restored, optimizer)[0] == 2
+    assert torch.equal(restored.weight, weight)
+
+
+def test_remove_deletes_the_state_and_may_be_repeated(tmp_path):
+    model, optimizer, state = trained(tmp_path / "state")
+    state.save(model, optimizer, 1, [], {})
+    state.remove()
+    state.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_told_and_leaves_the_earlier_state_intact(tmp_path, monkeypatch):
+    model, optimizer, state = trained(tmp_path / "state")
+    state.save(model, optimizer, 1, [], {})
+    before = state.path.read_bytes()
+
+    def fill(_tensors, path, _metadata):
+        Path(path).write_bytes(b"half a file")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tensors, "save_file", fill)
+    with pytest.raises(UserError, match="the disk is full. The earlier version is intact.*free"):
+        state.save(model, optimizer, 2, [], {})
+    assert state.path.read_bytes() == before and debris(tmp_path) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 64 KiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0 or not shutil.which("mount"):
+        pytest.skip("mounting a small file system needs root")
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"mounting a small file system is not permitted: {done.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_really_full_disk_is_told_and_leaves_the_earlier_file_intact(small_disk):
+    path = small_disk / "model.safetensors"
+    save_tensors(path, {"weight": torch.ones(1000)})
+    with pytest.raises(UserError, match="the disk is full. The earlier version is intact"):
+        save_tensors(path, {"weight": torch.ones(100_000)})
+    assert torch.equal(load_tensors(path, "")[0]["weight"], torch.ones(1000))
+    assert debris(small_disk) == []
+    with pytest.raises(UserError, match="the disk is full. To go on"):
+        save_tensors(small_disk / "new", {"weight": torch.ones(100_000)})
+    assert [p.name for p in small_disk.iterdir()] == [path.name]
+
+
+def test_a_folder_that_cannot_be_written_is_a_user_error(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="cannot save .*file/state"):
+        save_tensors(tmp_path / "file" / "state", {"weight": torch.ones(1)})
+
+
+def test_a_missing_file_is_an_error_with_the_callers_remedy(tmp_path):
+    with pytest.raises(CheckpointError, match="nothing does not exist. Do this."):
+        load_tensors(tmp_path / "nothing", "Do this.")
+    with pytest.raises(CheckpointError, match="Do this."):
+        load_tensors(tmp_path, "Do this.")  # a folder
