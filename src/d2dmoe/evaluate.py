@@ -78,7 +78,13 @@ def evaluate_routed(
         Rows of operating points (knob, knob_value, flops per sample, params, accuracy, loss), and
         rows of layers (knob, knob_value, layer, num_experts, experts: the mean that a token
         executes, std: the standard deviation over tokens).
+
+    Raises:
+        ValueError: the model has no routers.
     """
+    moes = find(model, MoE).values()
+    if not moes or any(moe.router is None for moe in moes):
+        raise ValueError("the model has no routers; evaluate_dense measures dense models")
     cost = model_cost(model, sample_of(split, device))
     progress = Progress(f"evaluating {rule}", len(values), every_s=log_every_s)
     points, layers = [], []

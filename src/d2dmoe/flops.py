@@ -75,14 +75,16 @@ def count(model: nn.Module, inputs: Tensor) -> int:
 
     Fused attention kernels hide their products from the counter, so they are switched off.
     """
-    fast_path = torch.backends.mha.get_fastpath_enabled()
+    fast_path, training = torch.backends.mha.get_fastpath_enabled(), model.training
     torch.backends.mha.set_fastpath_enabled(False)
+    model.eval()  # a forward must not move the statistics of batch norms
     try:
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
             model(inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
+        model.train(training)
     return counter.get_total_flops()
 
 

@@ -84,7 +84,7 @@ def _torchvision_state(name: str) -> dict:
         return get_model_weights(architecture)[weights].get_state_dict(check_hash=True)
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"torchvision knows no weights {name}: {error}") from error
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # no network, or a wrong hash
         raise CheckpointError(
             f"cannot download torchvision's {name}: {error}. Without a network, save its state "
             "dict as safetensors elsewhere and name it by weights: path:FILE.safetensors."

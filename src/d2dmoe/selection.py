@@ -36,9 +36,11 @@ def coverage(scores: Tensor, p: float) -> Tensor:
     An expert runs as long as those ranked before it fall short of the share. Experts of score 0 add
     nothing and never run, not even at p = 1. [..., num_experts] -> boolean mask.
     """
-    ranked, order = scores.sort(dim=-1, descending=True)
-    before = ranked.cumsum(-1) - ranked
-    needed = (before < p * ranked.sum(-1, keepdim=True)) & (ranked > 0)
+    if p >= 1:  # exact, where rounded sums could leave out the smallest scores
+        return scores > 0
+    ranked, order = scores.double().sort(dim=-1, descending=True)
+    reached = ranked.cumsum(-1)
+    needed = (reached - ranked < p * reached[..., -1:]) & (ranked > 0)
     return torch.zeros_like(needed).scatter_(-1, order, needed)
 
 

@@ -1,7 +1,7 @@
 """The one training loop: AdamW, linear warm-up, cosine decay, clipping, exact resuming."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
 import torch
@@ -12,7 +12,7 @@ from d2dmoe.config.training import TrainingConfig
 from d2dmoe.data import ImageSplit, augment, iterate, mix, normalise
 from d2dmoe.errors import UserError
 from d2dmoe.progress import Progress, logger
-from d2dmoe.seeding import step_seed
+from d2dmoe.seeding import seed_for
 from d2dmoe.state import TrainingState
 
 Batch = tuple[Tensor, Tensor]  # inputs [batch, ...], targets [batch, classes]
@@ -47,7 +47,7 @@ class TrainingBatches:
             num_workers=self.cfg.workers,
         )
         for position, (images, labels) in enumerate(pairs, start):
-            yield self._prepare(images, labels, step_seed(self.seed, epoch, position))
+            yield self._prepare(images, labels, seed_for("augment", self.seed, epoch, position))
 
     def _prepare(self, images: Tensor, labels: Tensor, seed: int) -> Batch:
         generator = torch.Generator().manual_seed(seed)
@@ -71,12 +71,16 @@ def lr_at(step: int, total: int, cfg: TrainingConfig) -> float:
     return cfg.min_lr + (cfg.lr - cfg.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def make_optimizer(parameters: Iterable[nn.Parameter], cfg: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices but neither biases nor norms."""
-    parameters = [p for p in parameters if p.requires_grad]
+def make_optimizer(trained: nn.Module, cfg: TrainingConfig) -> torch.optim.AdamW:
+    """AdamW that decays matrices but neither biases (whatever their shape) nor norms."""
+    decayed, others = [], []
+    for name, parameter in trained.named_parameters():
+        if parameter.requires_grad:
+            matrix = parameter.ndim > 1 and not name.endswith("bias")
+            (decayed if matrix else others).append(parameter)
     groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": cfg.weight_decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": decayed, "weight_decay": cfg.weight_decay},
+        {"params": others, "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
 
@@ -111,7 +115,7 @@ def fit(
         UserError: a signal stopped the training (its state is saved), the disk is full, or the
             loss is not finite.
     """
-    optimizer = make_optimizer(trained.parameters(), cfg)
+    optimizer = make_optimizer(trained, cfg)
     start, history, sums = 0, [], {}
     if state:
         start, history, sums = state.load(trained, optimizer)
@@ -121,7 +125,7 @@ def fit(
     progress = Progress(name, total, start, log_every_s)
     with state.catching_signals() if state else nullcontext():
         for step, batch in enumerate(batches.stream(cfg.epochs, start), start):
-            torch.manual_seed(step_seed(batches.seed, step))  # dropout
+            torch.manual_seed(seed_for("dropout", batches.seed, step))
             values = _train_step(batch, step, total, trained, losses, optimizer, cfg)
             sums = {key: sums.get(key, 0.0) + value for key, value in values.items()}
             if (step + 1) % batches.per_epoch == 0:
@@ -129,6 +133,7 @@ def fit(
                 sums = {}
             progress.update(step + 1)
             if state and state.due():
+                _check_finite(name, values["loss"], step, cfg)
                 state.save(trained, optimizer, step + 1, history, sums)
                 state.stop_if_asked(step + 1)
     return history
@@ -169,13 +174,17 @@ def _epoch_row(
     """An epoch's row of the history."""
     row = {"epoch": (step + 1) // batches.per_epoch, "lr": lr_at(step, total, cfg)}
     row |= {key: float(value) / batches.per_epoch for key, value in sums.items()}
-    if not math.isfinite(row["loss"]):
-        raise UserError(
-            f"{name}: the loss is {row['loss']} in epoch {row['epoch']}. Lower the learning rate "
-            f"(lr = {cfg.lr}) or clip gradients (clip = {cfg.clip})."
-        )
+    _check_finite(name, row["loss"], step, cfg)
     if validate:
         row |= validate()
     numbers = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch")
     logger.info("%s epoch %d: %s", name, row["epoch"], numbers)
     return row
+
+
+def _check_finite(name: str, loss: Tensor | float, step: int, cfg: TrainingConfig) -> None:
+    if not math.isfinite(loss):
+        raise UserError(
+            f"{name}: the loss is {float(loss)} at step {step + 1}. Lower the learning rate "
+            f"(lr = {cfg.lr}) or clip gradients (clip = {cfg.clip})."
+        )

@@ -27,7 +27,7 @@ def trained(path: Path, width: int = 3) -> tuple[nn.Module, torch.optim.Optimize
     """A model after one step, its optimiser, and where its state goes."""
     torch.manual_seed(0)
     model = nn.Linear(4, width)
-    optimizer = make_optimizer(model.parameters(), CFG)
+    optimizer = make_optimizer(model, CFG)
     model(torch.ones(2, 4)).sum().backward()
     optimizer.step()
     return model, optimizer, TrainingState(path, every_s=0)
@@ -62,7 +62,7 @@ def test_a_saved_state_is_restored_in_full(tmp_path):
     history = [{"epoch": 1, "loss": 0.1 + 0.2}]
     state.save(model, optimizer, 7, history, {"loss": torch.tensor(1 / 3, dtype=torch.float64)})
     fresh = nn.Linear(4, 3)
-    restored = make_optimizer(fresh.parameters(), CFG)
+    restored = make_optimizer(fresh, CFG)
     assert state.load(fresh, restored) == (7, history, {"loss": 1 / 3})
     for key, value in model.state_dict().items():
         assert torch.equal(value, fresh.state_dict()[key])
@@ -118,7 +118,7 @@ def test_a_signal_saves_the_state_then_ends_the_training(tmp_path, number):
     assert steps == 2 and signal.getsignal(number) == before
     weight = model.weight.detach().clone()
     restored = nn.Linear(1, 1)
-    optimizer = make_optimizer(restored.parameters(), CFG)
+    optimizer = make_optimizer(restored, CFG)
     assert TrainingState(state.path, 0).load(restored, optimizer)[0] == 2
     assert torch.equal(restored.weight, weight)
 

@@ -13,7 +13,7 @@ from d2dmoe.config.training import TrainingConfig
 from d2dmoe.data import ImageSplit
 from d2dmoe.errors import UserError
 from d2dmoe.evaluate import validation_accuracy
-from d2dmoe.seeding import step_seed
+from d2dmoe.seeding import seed_for
 from d2dmoe.state import TrainingState
 from d2dmoe.training import TrainingBatches, fit, lr_at, make_optimizer, task_loss
 
@@ -105,7 +105,7 @@ def test_every_step_has_a_positive_rate_of_at_most_lr(warmup, total):
 @pytest.mark.parametrize("kind", ["dense", "routed"])
 def test_weight_decay_is_on_every_matrix_but_on_no_bias_and_no_norm(kind):
     model = make_routed() if kind == "routed" else dense_model(SPEC.with_(model=HARD.model_dump()))
-    decayed, free = make_optimizer(model.parameters(), config(weight_decay=0.3)).param_groups
+    decayed, free = make_optimizer(model, config(weight_decay=0.3)).param_groups
     assert decayed["weight_decay"] == 0.3 and free["weight_decay"] == 0
     names = {id(p): name for name, p in model.named_parameters()}
     decayed, free = ({names[id(p)] for p in group["params"]} for group in (decayed, free))
@@ -122,7 +122,7 @@ def test_frozen_parameters_are_not_trained():
     model = dense_model(SPEC)
     model.requires_grad_(False)
     model.heads.requires_grad_(True)
-    groups = make_optimizer(model.parameters(), config()).param_groups
+    groups = make_optimizer(model, config()).param_groups
     assert sum(len(group["params"]) for group in groups) == 2
 
 
@@ -200,7 +200,7 @@ def test_no_epochs_train_nothing():
 def test_a_loss_that_is_not_finite_is_a_user_error_with_a_remedy(bad):
     cfg, holder = config(), nn.Linear(1, 1)
     batches = TrainingBatches(make_images(24), cfg, 0, CPU)
-    with pytest.raises(UserError, match="routers: the loss is .* in epoch 1. Lower the learning"):
+    with pytest.raises(UserError, match=r"routers: the loss is .* at step \d+. Lower the learning"):
         fit(holder, lambda *_: {"loss": holder.weight.sum() * bad}, batches, cfg, name="routers")
 
 
@@ -243,5 +243,6 @@ def test_resuming_is_logged(tmp_path, caplog):
 def test_derived_seeds_differ_for_differing_parts():
     """A model's first weights must not share their random numbers with the first dropout masks."""
     parts = [(0,), (0, 0), (0, 0, 0), (1,), (0, 1), (1, 0), (5,), (5, 0), (0, 5), (5, 0, 0)]
-    assert len({step_seed(*p) for p in parts}) == len(parts)
-    assert step_seed(3, 4) == step_seed(3, 4)
+    seeds = {seed_for(purpose, *p) for purpose in ("weights", "dropout") for p in parts}
+    assert len(seeds) == 2 * len(parts)
+    assert seed_for("order", 3, 4) == seed_for("order", 3, 4)

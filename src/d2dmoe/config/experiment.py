@@ -20,7 +20,10 @@ from d2dmoe.config.stages import (
 from d2dmoe.config.training import TrainingConfig
 from d2dmoe.errors import ConfigError
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9_.]+$")]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.]*$")]  # names folders
+
+
+RESERVED = ("dense", "dense_finetuned")  # the variants that every task has
 
 
 class LoadMapsConfig(Strict):
@@ -69,6 +72,8 @@ class TaskConfig(Strict):
     def _possible(self):
         self._check_grid()
         for name in self.variants:
+            if name in RESERVED:
+                raise ValueError(f"variants.{name}: the name is taken by the dense reference")
             self._check_variant(name, self.stages(name))
         for key, names in self.figures.model_dump().items():
             names = [names["variant"]] if isinstance(names, dict) else names
@@ -77,7 +82,21 @@ class TaskConfig(Strict):
                     raise ValueError(
                         f"figures.{key} names the variant '{name}'; defined: {list(self.variants)}"
                     )
+        self._check_values("layer_values", self.figures.layers, self.figures.layer_values)
+        maps = self.figures.load_maps
+        self._check_values("load_maps.value", [maps.variant], [maps.value])
         return self
+
+    def _check_values(self, key: str, variants: list[str], values: list[float]) -> None:
+        for variant in variants:
+            rule = self.stages(variant).rule
+            measured = getattr(self.select, rule)
+            for value in values:
+                if value not in measured:
+                    raise ValueError(
+                        f"figures.{key}: {value} is no operating point of the variant '{variant}'; "
+                        f"allowed are those of select.{rule}: {measured}"
+                    )
 
     def _check_grid(self) -> None:
         side, patch = self.data.image_size, self.model.patch_size
@@ -172,6 +191,8 @@ def load_config(raw: Mapping[str, Any], root: Path) -> Config:
         ConfigError: one message with a line for every fault: key, value, what is allowed.
         DataError: a task's dataset is not there.
     """
+    if not isinstance(raw, Mapping):
+        raise ConfigError("the configuration is empty; it needs the keys seeds and tasks")
     try:
         config = Config.model_validate(dict(raw))
     except ValidationError as error:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from d2dmoe.config.base import Strict
 from d2dmoe.config.training import TrainingConfig
@@ -44,6 +44,13 @@ class SelectConfig(Strict):
     dynamic_k: list[Share] = Field(min_length=1, description="Thresholds tau in [0, 1]")
     top_k: list[Annotated[int, Field(gt=0)]] = Field(min_length=1, description="Experts a token")
     coverage: list[Share] = Field(min_length=1, description="Shares p of the predicted norms")
+
+    @field_validator("dynamic_k", "top_k", "coverage")
+    @classmethod
+    def _distinct(cls, values: list) -> list:
+        if len(set(values)) != len(values):
+            raise ValueError("must not repeat an operating point")
+        return values
 
 
 class SparsifyChange(Strict):

@@ -1,9 +1,13 @@
 """Options of the one training loop that every stage uses."""
 
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import Field, model_validator
 
 from d2dmoe.config.base import Strict
 from d2dmoe.config.data import AugmentConfig
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainingConfig(Strict):
@@ -15,7 +19,7 @@ class TrainingConfig(Strict):
     warmup: float = Field(0.1, ge=0, le=1, description="Share of the steps that warm up linearly")
     batch_size: int = Field(128, gt=0, description="Samples per step")
     weight_decay: float = Field(0.05, ge=0, description="On matrices; never on biases and norms")
-    betas: tuple[float, float] = Field((0.9, 0.999), strict=False, description="AdamW's betas")
+    betas: tuple[Beta, Beta] = Field((0.9, 0.999), strict=False, description="AdamW's betas")
     clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; null: no clipping")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Smoothing of the targets")
     mixup: float = Field(0.0, ge=0, description="Beta parameter of mixup; 0: none")
@@ -25,3 +29,9 @@ class TrainingConfig(Strict):
         1, gt=0, description="CPU threads; sums depend on it, so it is a part of the result"
     )
     workers: int = Field(0, ge=0, description="Processes that decode images (in_memory: false)")
+
+    @model_validator(mode="after")
+    def _rate_falls(self):
+        if self.min_lr > self.lr:
+            raise ValueError(f"min_lr = {self.min_lr} must not exceed lr = {self.lr}")
+        return self

@@ -1,7 +1,7 @@
 """Random changes of training batches, vectorised, drawn from a given generator alone.
 
-One generator, saved with the training state, is all that a resumed run needs to continue with the
-same images. Images may be on any device; the generator stays on the CPU.
+Each step's generator is seeded by its position, so a resumed run continues with the same images.
+Images may be on any device; the generator stays on the CPU.
 """
 
 import math

@@ -2,11 +2,11 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
 from d2dmoe.data.splits import ImageSplit
+from d2dmoe.seeding import seed_for
 
 
 def iterate(
@@ -53,9 +53,8 @@ def epoch_order(count: int, seed: int | None, epoch: int) -> torch.Tensor:
     """The order of `count` images in an epoch, int64 [count]: a pure function of its arguments."""
     if seed is None:
         return torch.arange(count)
-    # SeedSequence mixes the pair, so that (0, 1) and (1, 0) have nothing in common.
-    mixed = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
-    return torch.randperm(count, generator=torch.Generator().manual_seed(mixed))
+    generator = torch.Generator().manual_seed(seed_for("order", seed, epoch))
+    return torch.randperm(count, generator=generator)
 
 
 class _Reader:

@@ -14,7 +14,7 @@ from d2dmoe.data import ImageSplit, open_split
 from d2dmoe.evaluate import validation_accuracy
 from d2dmoe.models import build_model, load_pretrained
 from d2dmoe.run import Run
-from d2dmoe.seeding import step_seed
+from d2dmoe.seeding import seed_for
 from d2dmoe.training import Batch, Losses, TrainingBatches, fit, task_loss
 
 
@@ -26,7 +26,7 @@ def train_dense(model_cfg: ModelConfig, cfg: TrainingConfig, data: Path, run: Ru
     """
     train = open_split(data, "train")
     size = train.batch(torch.zeros(1, dtype=torch.int64)).shape[-1]
-    torch.manual_seed(step_seed(run.seed))
+    torch.manual_seed(seed_for("weights", run.seed))
     model = build_model(model_cfg, size, len(train.classes))
     load_pretrained(model, model_cfg, len(train.classes))
     spec = ModelSpec(

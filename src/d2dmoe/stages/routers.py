@@ -13,7 +13,7 @@ from d2dmoe.data import open_split
 from d2dmoe.moe import MoE, watch_inputs
 from d2dmoe.router import norm_regression_loss
 from d2dmoe.run import Run
-from d2dmoe.seeding import step_seed
+from d2dmoe.seeding import seed_for
 from d2dmoe.surgery import find
 from d2dmoe.training import Batch, Losses, TrainingBatches, fit
 
@@ -29,7 +29,7 @@ def train_routers(parent: Path, cfg: RouterConfig, data: Path, run: Run) -> Trai
     model, spec = load_model(parent)
     model.to(run.device).requires_grad_(False)
     moes = find(model, MoE)
-    torch.manual_seed(step_seed(run.seed))
+    torch.manual_seed(seed_for("routers", run.seed))
     routers = _detached_routers(model, cfg)
     with watch_inputs(model) as inputs:
 

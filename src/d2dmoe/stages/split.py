@@ -11,7 +11,7 @@ from d2dmoe.errors import ConfigError
 from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
 from d2dmoe.progress import logger
-from d2dmoe.seeding import step_seed
+from d2dmoe.seeding import seed_for
 from d2dmoe.surgery import find
 
 
@@ -31,7 +31,7 @@ def split(parent: Path, cfg: SplitConfig, seed: int) -> tuple[nn.Module, ModelSp
                 f"neurons of {name}"
             )
         num_experts = ffn.d_ff // cfg.expert_size
-        layer_seed = step_seed(seed, layer) % 2**31  # scikit-learn's range
+        layer_seed = seed_for("split", seed, layer) % 2**31  # scikit-learn's range
         experts.append(assign_neurons(ffn.up.weight, num_experts, cfg.method, layer_seed))
         logger.info("%s: %d experts of %d neurons", name, num_experts, cfg.expert_size)
     return to_moe(model, experts), spec.with_(num_experts=num_experts)
