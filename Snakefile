@@ -11,6 +11,7 @@ if "tasks" not in config:  # no --configfile: the miniature reproduction
 
 
 include: "rules/common.smk"
+include: "rules/inputs.smk"
 include: "rules/dataset.smk"
 include: "rules/dense.smk"
 include: "rules/sparsify.smk"
@@ -25,7 +26,7 @@ report: "report/workflow.rst"
 
 
 rule all:
+    default_target: True
     input:
         tables(),
         figures(),
-    default_target: True

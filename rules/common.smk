@@ -1,6 +1,4 @@
 # What all rules share: the checked configuration, the lineages' folders, the digests of the code.
-import os
-
 from d2dmoe.config.experiment import load_config
 from d2dmoe.digest import code_digest
 from d2dmoe.lineage import lineages, plain
@@ -12,10 +10,13 @@ STEPS = {str(step.folder): plain(step.cfg) for x in LINEAGES for step in x.steps
 
 # Folders of the stages, each inside its parent's.
 DENSE = "results/models/{task}/seed~{seed}/dense/{dense}"
-FINETUNE = DENSE + "/finetune/{finetune}"
-SPARSIFY = DENSE + "/sparsify/{sparsify}"
-SPLIT = SPARSIFY + "/split/{split}"
-ROUTER = SPLIT + "/router/{router}"
+FINETUNE = f"{DENSE}/finetune/{{finetune}}"
+SPARSIFY = f"{DENSE}/sparsify/{{sparsify}}"
+SPLIT = f"{SPARSIFY}/split/{{split}}"
+ROUTER = f"{SPLIT}/router/{{router}}"
+
+TABLES = "results/tables"  # what figures, claims and the report read
+FIGURES = "results/figures"
 
 
 wildcard_constraints:

@@ -5,39 +5,39 @@ rule dense:
     input:
         data=data_files,
     output:
-        model=DENSE + "/model.safetensors",
-        history=DENSE + "/history.csv",
-    params:
-        cfg=stage_cfg(DENSE),
-        model=lambda w: plain(CONFIG.tasks[w.task].model),
-        code=code("dense"),
-    threads: stage_threads(DENSE)
-    resources:
-        gpu=1,
+        model=f"{DENSE}/model.safetensors",
+        history=f"{DENSE}/history.csv",
     log:
         log_of(DENSE, "dense"),
     benchmark:
         benchmark_of(DENSE, "dense")
+    threads: stage_threads(DENSE)
+    resources:
+        gpu=1,
+    params:
+        cfg=stage_cfg(DENSE),
+        model=lambda w: plain(CONFIG.tasks[w.task].model),
+        code=code("dense"),
     script:
         "../scripts/dense.py"
 
 
 rule finetune:
     input:
-        model=DENSE + "/model.safetensors",
+        model=f"{DENSE}/model.safetensors",
         data=data_files,
     output:
-        model=FINETUNE + "/model.safetensors",
-        history=FINETUNE + "/history.csv",
-    params:
-        cfg=stage_cfg(FINETUNE),
-        code=code("finetune"),
-    threads: stage_threads(FINETUNE)
-    resources:
-        gpu=1,
+        model=f"{FINETUNE}/model.safetensors",
+        history=f"{FINETUNE}/history.csv",
     log:
         log_of(FINETUNE, "finetune"),
     benchmark:
         benchmark_of(FINETUNE, "finetune")
+    threads: stage_threads(FINETUNE)
+    resources:
+        gpu=1,
+    params:
+        cfg=stage_cfg(FINETUNE),
+        code=code("finetune"),
     script:
         "../scripts/finetune.py"

@@ -3,20 +3,20 @@
 
 rule routers:
     input:
-        model=SPLIT + "/model.safetensors",
+        model=f"{SPLIT}/model.safetensors",
         data=data_files,
     output:
-        model=ROUTER + "/model.safetensors",
-        history=ROUTER + "/history.csv",
-    params:
-        cfg=stage_cfg(ROUTER),
-        code=code("routers"),
-    threads: stage_threads(ROUTER)
-    resources:
-        gpu=1,
+        model=f"{ROUTER}/model.safetensors",
+        history=f"{ROUTER}/history.csv",
     log:
         log_of(ROUTER, "routers"),
     benchmark:
         benchmark_of(ROUTER, "routers")
+    threads: stage_threads(ROUTER)
+    resources:
+        gpu=1,
+    params:
+        cfg=stage_cfg(ROUTER),
+        code=code("routers"),
     script:
         "../scripts/routers.py"

@@ -3,15 +3,15 @@
 
 rule split:
     input:
-        model=SPARSIFY + "/model.safetensors",
+        model=f"{SPARSIFY}/model.safetensors",
     output:
-        model=SPLIT + "/model.safetensors",
-    params:
-        cfg=stage_cfg(SPLIT),
-        code=code("split"),
+        model=f"{SPLIT}/model.safetensors",
     log:
         log_of(SPLIT, "split"),
     benchmark:
         benchmark_of(SPLIT, "split")
+    params:
+        cfg=stage_cfg(SPLIT),
+        code=code("split"),
     script:
         "../scripts/split.py"
