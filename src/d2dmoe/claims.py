@@ -9,6 +9,7 @@ from d2dmoe.tables import area, cheapest, quality_at
 
 SUPPORTED, CONTRADICTED, NOT_TESTED = "supported", "contradicted", "not tested"
 BUDGETS = [0.5, 0.6, 0.7, 0.8]  # ratios at which curves are compared
+TIE = 0.001  # of the dense quality: smaller differences are no differences
 COLUMNS = ["claim", "paper_says", "where", "measured", "verdict", "evidence"]
 
 PAPER_SAYS = {
@@ -129,11 +130,7 @@ def _c3(e: Evidence) -> Finding:
     ordered = sorted(names, key=lambda v: -active[v])  # densest base first
     curves = {v: [e.quality(v, r) for r in BUDGETS] for v in ordered}
     pairs = list(zip(ordered, ordered[1:], strict=False))
-    holds = all(
-        b >= a or np.isnan(a)
-        for low, high in pairs
-        for a, b in zip(curves[low], curves[high], strict=True)
-    )
+    holds = all(_better(_gaps(curves[sparser], curves[denser])) for denser, sparser in pairs)
     areas = ", ".join(f"{v}: {e.mean(v, area):.3f} at {active[v]:.0%} active" for v in ordered)
     return f"area under the curve {areas}", _verdict(holds), _budgets_text(curves)
 
@@ -187,13 +184,22 @@ def _c8(e: Evidence) -> Finding:
 
 
 def _compare(e: Evidence, ours: str, theirs: str, note: str) -> Finding:
-    """Whether one curve is above the other at every budget that both reach."""
+    """Whether one curve is above the other somewhere and, but for ties, below it nowhere."""
     curves = {v: [e.quality(v, r) for r in BUDGETS] for v in (ours, theirs)}
-    gaps = [a - b for a, b in zip(*curves.values(), strict=True) if not np.isnan(a - b)]
+    gaps = _gaps(curves[ours], curves[theirs])
     if not gaps:
         return _untested("the two curves share no budget")
     measured = f"{ours} minus {theirs}: {min(gaps):+.2%} to {max(gaps):+.2%} of dense quality"
-    return measured, _verdict(min(gaps) > 0), f"{_budgets_text(curves)}; {note}"
+    return measured, _verdict(_better(gaps)), f"{_budgets_text(curves)}; {note}"
+
+
+def _gaps(ours: list[float], theirs: list[float]) -> list[float]:
+    """Differences at the budgets that both curves reach."""
+    return [a - b for a, b in zip(ours, theirs, strict=True) if not np.isnan(a - b)]
+
+
+def _better(gaps: list[float]) -> bool:
+    return max(gaps, default=0) > TIE and min(gaps) >= -TIE
 
 
 def _budgets_text(curves: dict[str, list[float]]) -> str:

@@ -60,7 +60,7 @@ class TaskConfig(Strict):
     split: SplitConfig
     router: RouterConfig
     select: SelectConfig
-    eval_batch_size: int = Field(500, gt=0, description="Samples per evaluation step")
+    eval_batch_size: int = Field(250, gt=0, description="Samples per evaluation step")
     variants: dict[Name, VariantConfig] = Field(min_length=1)
     figures: FiguresConfig
 

@@ -70,7 +70,7 @@ def fit_model(model: nn.Module, losses, cfg: TrainingConfig, data: Path, run: Ru
         name=name,
         state=run.state,
         log_every_s=run.log_every_s,
-        validate=partial(validation_accuracy, model, validation, 500, run.device),
+        validate=partial(validation_accuracy, model, validation, 250, run.device),
     )
     model.eval()
     return history
