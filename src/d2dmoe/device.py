@@ -40,6 +40,7 @@ def make_deterministic(threads: int) -> None:
     """The same inputs give the same bytes: fixed thread count, deterministic kernels."""
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, and slow
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.set_flush_denormal(True)

@@ -30,7 +30,7 @@ def set_activation(model: nn.Module, name: str) -> None:
 def square_hoyer(a: Tensor) -> Tensor:
     """‖a‖₁² / (‖a‖₂² + ε) per token: [..., d_ff] -> [...]; 1 for one active neuron, d_ff for all
     equal. Scale-free (Yang et al. 2020; the paper's equation 1)."""
-    return a.abs().sum(-1).square() / (a.square().sum(-1) + EPSILON)
+    return a.abs().sum(-1).square() / (torch.linalg.vecdot(a, a) + EPSILON)
 
 
 def penalty(mode: str, layers: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
