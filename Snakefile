@@ -25,6 +25,25 @@ include: "rules/figures.smk"
 report: "report/workflow.rst"
 
 
+localrules:  # seconds each: on a cluster they run where snakemake runs
+    all,
+    tradeoff,
+    validation,
+    layers,
+    active_neurons,
+    patch_load,
+    summary,
+    claims,
+    figure_2a,
+    figure_2b,
+    figure_2c,
+    figure_4,
+    figure_8a,
+    figure_8b,
+    figure_9d,
+    figure_10,
+
+
 rule all:
     default_target: True
     input:

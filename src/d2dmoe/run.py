@@ -29,9 +29,9 @@ def stage_run(snakemake: Any) -> Iterator[Run]:
     """A job that computes with torch.
 
     Args:
-        snakemake: the object that the workflow gives to scripts. Used are `params.cfg` (the stage's
-            options), `params.code` (the digest of its code), `wildcards.seed`, `resources.gpu`,
-            `config["runtime"]`, the first `log`, and all inputs.
+        snakemake: the object that the workflow gives to scripts. Used are `params` (the stage's
+            options `cfg`, the digest of its code and whatever else names the result),
+            `wildcards.seed`, `resources.gpu`, `config["runtime"]`, the first `log`, all inputs.
     """
     with job(snakemake):
         yield _make_run(snakemake)
@@ -44,7 +44,7 @@ def _make_run(snakemake: Any) -> Run:
     cfg, seed = snakemake.params.cfg, snakemake.wildcards.get("seed", 0)
     make_deterministic(cfg.get("threads", 1))
     runtime = snakemake.config.get("runtime", {})
-    identity = {"cfg": cfg, "code": snakemake.params.code, "seed": seed}
+    identity = dict(snakemake.params.items()) | {"seed": seed}  # with the digest of the code
     inputs = sorted(Path(path) for path in snakemake.input)
     path = state_path(Path("results/.state"), identity, inputs)
     return Run(

@@ -1,6 +1,7 @@
 """Stage 1: the dense model, and its fair reference: the same model fine-tuned as long as a
 converted one, without any penalty."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -10,12 +11,14 @@ from torch import nn
 from d2dmoe.checkpoint import ModelSpec, Trained, load_dense_model
 from d2dmoe.config.model import ModelConfig
 from d2dmoe.config.training import TrainingConfig
-from d2dmoe.data import ImageSplit, open_split
+from d2dmoe.data import open_split
 from d2dmoe.evaluate import validation_accuracy
 from d2dmoe.models import build_model, load_pretrained
 from d2dmoe.run import Run
 from d2dmoe.seeding import seed_for
 from d2dmoe.training import Batch, Losses, TrainingBatches, fit, task_loss
+
+VALIDATION_BATCH = 250  # samples per forward
 
 
 def train_dense(model_cfg: ModelConfig, cfg: TrainingConfig, data: Path, run: Run) -> Trained:
@@ -58,10 +61,17 @@ def fit_task(model: nn.Module, cfg: TrainingConfig, data: Path, run: Run, name: 
     return fit_model(model, losses, cfg, data, run, name)
 
 
-def fit_model(model: nn.Module, losses, cfg: TrainingConfig, data: Path, run: Run, name: str):
+def fit_model(
+    model: nn.Module,
+    losses: Callable[[Batch, float], Losses],
+    cfg: TrainingConfig,
+    data: Path,
+    run: Run,
+    name: str,
+) -> list[dict]:
     """Train all of the model, in place, with validation after each epoch; returns the history."""
     model.to(run.device).train()
-    validation: ImageSplit = open_split(data, "validation")
+    validation = open_split(data, "validation")
     history = fit(
         model,
         losses,
@@ -70,7 +80,7 @@ def fit_model(model: nn.Module, losses, cfg: TrainingConfig, data: Path, run: Ru
         name=name,
         state=run.state,
         log_every_s=run.log_every_s,
-        validate=partial(validation_accuracy, model, validation, 250, run.device),
+        validate=partial(validation_accuracy, model, validation, VALIDATION_BATCH, run.device),
     )
     model.eval()
     return history
