@@ -124,6 +124,7 @@ def figure_cfg(key):
         task = CONFIG.tasks[wildcards.task]
         variants = getattr(task.figures, key)
         labels = {name: task.variants[name].label for name in variants}
+        labels |= task.figures.labels.get(key, {})
         return {"labels": labels, "variants": variants}
 
     return cfg

@@ -32,8 +32,8 @@ class Workspace:
 
     def command(self, *arguments: str) -> list[str]:
         (self.folder / "tiny.yaml").write_text(yaml.safe_dump(self.config, allow_unicode=True))
-        base = [sys.executable, "-m", "snakemake", "--cores", "2", "--configfile", "tiny.yaml"]
-        return [*base, *arguments]
+        options = ["--cores", "2", "--configfile", "tiny.yaml"]  # last: it takes several files
+        return [sys.executable, "-m", "snakemake", *arguments, *options]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -53,7 +53,7 @@ class Workspace:
 
     def planned(self) -> set[str]:
         """Names of the rules that a call would run."""
-        result = self.run("--dry-run", "--quiet", "rules", "all")
+        result = self.run("all", "--dry-run")
         assert result.returncode == 0, result.stdout
         table = re.search(r"^job +count\n-[- ]+\n(.*?)\n\n", result.stdout, re.M | re.S)
         rules = {line.split()[0] for line in table[1].splitlines()} if table else set()

@@ -109,7 +109,7 @@ def _modules_of(rule: str, workspace: Workspace) -> set:
 
 def _rule_graph(workspace: Workspace) -> tuple[set[str], list[tuple[str, str]]]:
     """Rules of `all`, and edges from a rule to one that reads its output."""
-    dot = workspace.run("--rulegraph", "dot", "--", "all").stdout
+    dot = workspace.run("all", "--rulegraph", "dot").stdout
     names = dict(re.findall(r'(\d+)\[label = "(\w+)"', dot))
     edges = [(names[a], names[b]) for a, b in re.findall(r"(\d+) -> (\d+)", dot)]
     return set(names.values()) - {"all"}, edges
@@ -188,7 +188,7 @@ def test_a_truncated_checkpoint_is_named_and_the_rest_stays(finished):
     target = finished.find("models/**/finetune/*/model.safetensors")[0].relative_to(finished.folder)
     try:
         model.write_bytes(whole[: len(whole) // 2])
-        result = finished.run("--force", "--keep-incomplete", str(target))
+        result = finished.run(str(target), "--force", "--keep-incomplete")
         assert result.returncode != 0
         assert f"{model.relative_to(finished.folder)} is damaged or truncated" in result.stdout
         assert "Delete it and run the same command again" in result.stdout

@@ -3,7 +3,7 @@
 import difflib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -23,6 +23,9 @@ from d2dmoe.errors import ConfigError
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.]*$")]  # names folders
 
 
+FigureKey = Literal[
+    "tradeoff", "sparsity_levels", "active_neurons", "selection_rules", "layers", "expert_sizes"
+]
 RESERVED = ("dense", "dense_finetuned")  # the variants that every task has
 
 
@@ -48,6 +51,16 @@ class FiguresConfig(Strict):
     layer_values: list[float] = Field(min_length=1, description="Figure 8a: operating points")
     load_maps: LoadMapsConfig
     expert_sizes: list[Name] = Field(min_length=1, description="Figure 9d: expert sizes")
+    labels: dict[FigureKey, dict[Name, str]] = Field(
+        {}, description="By figure: names in its legend where they differ from the variants' own"
+    )
+
+    def variants(self) -> dict[str, list[str]]:
+        """The variants that each figure names, by the figure's key."""
+        lists = {key: value for key, value in self if isinstance(value, list)}
+        del lists["layer_values"]
+        named = {f"labels.{key}": list(names) for key, names in self.labels.items()}
+        return lists | named | {"load_maps.variant": [self.load_maps.variant]}
 
 
 class TaskConfig(Strict):
@@ -75,10 +88,9 @@ class TaskConfig(Strict):
             if name in RESERVED:
                 raise ValueError(f"variants.{name}: the name is taken by the dense reference")
             self._check_variant(name, self.stages(name))
-        for key, names in self.figures.model_dump().items():
-            names = [names["variant"]] if isinstance(names, dict) else names
+        for key, names in self.figures.variants().items():
             for name in names:
-                if isinstance(name, str) and name not in self.variants:
+                if name not in self.variants:
                     raise ValueError(
                         f"figures.{key} names the variant '{name}'; defined: {list(self.variants)}"
                     )
