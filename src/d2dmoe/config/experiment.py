@@ -185,7 +185,10 @@ class RuntimeConfig(Strict):
 class Config(Strict):
     """The experiment that `snakemake all` runs."""
 
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="One run each")
+    # Not strict: snakemake's --config seeds='[0,1]' gives the numbers in a list as text.
+    seeds: list[Annotated[int, Field(ge=0, strict=False)]] = Field(
+        min_length=1, description="One run each"
+    )
     runtime: RuntimeConfig = RuntimeConfig()
     tasks: dict[Name, TaskConfig] = Field(min_length=1)
 
