@@ -29,6 +29,11 @@ def test_the_minimal_configuration_is_valid(raw, root):
     assert config.tasks["tiny"].split.method == "kmeans"  # a default
 
 
+def test_seeds_may_be_text_as_the_command_line_gives_them(raw, root):
+    raw["seeds"] = ["0", "2"]
+    assert load_config(raw, root).seeds == [0, 2]
+
+
 WRONG = [  # key, value, what the message must hold
     pytest.param(
         "tasks.tiny.sparsify.alhpa",

@@ -3,10 +3,11 @@
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -228,7 +229,7 @@ def test_the_report_holds_figures_with_captions(finished):
 def test_snakefiles_are_formatted_and_lint_finds_only_the_missing_containers(finished):
     """The environment is the project's own, by uv; so rules name no container."""
     files = ["Snakefile", *map(str, sorted(ROOT.glob("rules/*.smk")))]
-    snakefmt = shutil.which("snakefmt")
+    snakefmt = Path(sys.executable).with_name("snakefmt")
     subprocess.run([snakefmt, "--check", *files], cwd=ROOT, check=True, capture_output=True)
     lint = finished.run("--lint").stdout
     remarks = [line for line in lint.splitlines() if line.startswith("    * ")]
