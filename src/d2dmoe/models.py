@@ -16,6 +16,8 @@ from d2dmoe.ffn import FFN
 from d2dmoe.surgery import replace
 from d2dmoe.tensors import load_tensors
 
+HEAD = ("heads.head.weight", "heads.head.bias")  # the classifier's names in torchvision
+
 
 def build_model(cfg: ModelConfig, image_size: int, num_classes: int) -> nn.Module:
     """A randomly initialised model; images [batch, 3, image_size, image_size] to logits."""
@@ -46,12 +48,11 @@ def load_pretrained(model: nn.Module, cfg: ModelConfig, num_classes: int) -> Non
     kind, _, name = cfg.weights.partition(":")
     state = _torchvision_state(name) if kind == "torchvision" else _local_state(Path(name))
     state = {_ffn_key(key): value for key, value in state.items()}
-    if state.get("heads.head.weight", [None] * num_classes).__len__() != num_classes:
-        state = {k: v for k, v in state.items() if not k.startswith("heads.head.")}
-    expected = {k: tuple(v.shape) for k, v in model.state_dict().items()}
-    head = {"heads.head.weight", "heads.head.bias"}
-    missing = set(expected) - set(state) - head
-    wrong = sorted(missing | {k for k, v in state.items() if expected.get(k) != tuple(v.shape)})
+    if HEAD[0] in state and len(state[HEAD[0]]) != num_classes:
+        state = {key: value for key, value in state.items() if key not in HEAD}
+    expected = {key: value.shape for key, value in model.state_dict().items()}
+    missing = set(expected) - set(state) - set(HEAD)
+    wrong = sorted(missing | {k for k, v in state.items() if expected.get(k) != v.shape})
     if wrong:
         raise CheckpointError(
             f"the weights {cfg.weights} do not fit the configured model: {len(wrong)} tensors are "
