@@ -2,15 +2,18 @@
 
 import numpy as np
 import torch
-from k_means_constrained import KMeansConstrained
 from torch import Tensor
+from torch.nn.functional import normalize
+
+from d2dmoe.balanced_kmeans import balanced_kmeans
 
 
-def assign_neurons(up: Tensor, num_experts: int, method: str, seed: int) -> Tensor:
+def assign_neurons(rows: Tensor, num_experts: int, method: str, seed: int) -> Tensor:
     """Which hidden neurons form each expert.
 
     Args:
-        up: W1, [d_ff, d_model]; each row is scaled to unit L2 norm before it is clustered.
+        rows: [d_ff, d_model]: W1, or W_gate of a gated FFN; each row is scaled to unit L2 norm
+            before clustering (a zero row stays zero).
         num_experts: n; must divide d_ff.
         method: `kmeans` (balanced k-means, as the paper), or the ablations `random` (balanced) and
             `contiguous` (neighbouring rows).
@@ -21,25 +24,23 @@ def assign_neurons(up: Tensor, num_experts: int, method: str, seed: int) -> Tens
         smallest neuron, neurons ascending within each.
 
     Raises:
-        ValueError: n does not divide d_ff.
+        ValueError: n does not divide d_ff, or rows to be clustered are not finite.
     """
-    d_ff = up.shape[0]
+    d_ff = rows.shape[0]
     if d_ff % num_experts:
         raise ValueError(f"{num_experts} experts do not divide {d_ff} hidden neurons")
-    size = d_ff // num_experts
     if method == "kmeans":
-        labels = _balanced_kmeans(up, num_experts, size, seed)
+        experts = balanced_kmeans(_unit(rows), num_experts, seed)
     else:
-        labels = np.arange(d_ff) // size
+        labels = np.arange(d_ff) // (d_ff // num_experts)
         if method == "random":
             labels = np.random.default_rng(seed).permutation(labels)
-    experts = np.argsort(labels, kind="stable").reshape(num_experts, size)
+        experts = np.argsort(labels, kind="stable").reshape(num_experts, -1)
+    experts = np.sort(experts, axis=1)
     return torch.from_numpy(experts[np.argsort(experts[:, 0])])
 
 
-def _balanced_kmeans(up: Tensor, num_experts: int, size: int, seed: int) -> np.ndarray:
-    rows = torch.nn.functional.normalize(up.detach().double().cpu(), dim=1).numpy()
-    kmeans = KMeansConstrained(
-        num_experts, size_min=size, size_max=size, n_init=3, random_state=seed, n_jobs=1
-    )
-    return kmeans.fit_predict(rows)
+def _unit(rows: Tensor) -> np.ndarray:
+    if not rows.isfinite().all():
+        raise ValueError("the rows to be clustered hold values that are not finite")
+    return normalize(rows.detach().double().cpu(), dim=1).numpy()
