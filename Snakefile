@@ -18,6 +18,7 @@ include: "rules/sparsify.smk"
 include: "rules/split.smk"
 include: "rules/routers.smk"
 include: "rules/evaluate.smk"
+include: "rules/downstream.smk"
 include: "rules/tables.smk"
 include: "rules/figures.smk"
 
@@ -27,25 +28,44 @@ report: "report/workflow.rst"
 
 localrules:  # seconds each: on a cluster they run where snakemake runs
     all,
-    tradeoff,
     validation,
+    tradeoff,
+    validation_tradeoff,
     layers,
     active_neurons,
     patch_load,
     summary,
+    all_tasks,
     claims,
     figure_2a,
     figure_2b,
     figure_2c,
     figure_4,
+    figure_4_all_tasks,
     figure_8a,
     figure_8b,
+    figure_9b,
+    figure_9c,
     figure_9d,
     figure_10,
+    figure_16,
 
 
 rule all:
     default_target: True
     input:
-        tables(),
-        figures(),
+        all_results(),
+
+
+rule validation:
+    input:
+        f"{TABLES}/validation.csv",
+
+
+for task in CONFIG.tasks:  # one target per task: snakemake --cores 2 vision
+
+    rule:
+        name:
+            task
+        input:
+            task_results(task),

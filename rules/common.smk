@@ -1,12 +1,12 @@
 # What all rules share: the checked configuration, the lineages' folders, the digests of the code.
 from d2dmoe.config.experiment import load_config
 from d2dmoe.digest import code_digest
-from d2dmoe.lineage import lineages, plain
+from d2dmoe.lineage import lineages, plain, stage_configs
 
 ROOT = Path(workflow.basedir)
 CONFIG = load_config(config, ROOT)  # ends the run with one message if anything is wrong
 LINEAGES = list(lineages(CONFIG))
-STEPS = {str(step.folder): plain(step.cfg) for x in LINEAGES for step in x.steps}
+STEPS = stage_configs(CONFIG)
 
 # Folders of the stages, each inside its parent's.
 DENSE = "results/models/{task}/seed~{seed}/dense/{dense}"
@@ -30,6 +30,7 @@ wildcard_constraints:
     model=r"results/models/.+",
     part="validation|test",
     knob="dynamic_k|top_k|coverage",
+    table="tradeoff|summary|layers|activity|patch_load|reference|validation",
 
 
 def stage_cfg(folder):

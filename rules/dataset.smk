@@ -4,6 +4,7 @@
 rule dataset:
     input:
         vendored_files,
+        tokenizer=tokenizer_of,
     output:
         about="results/data/{task}/dataset.json",
         splits=expand(
@@ -18,3 +19,19 @@ rule dataset:
         code=code("dataset"),
     script:
         "../scripts/dataset.py"
+
+
+rule tokenizer:
+    input:
+        vendored_files,
+    output:
+        "results/data/{task}/tokenizer.json",
+    log:
+        "results/logs/data/{task}/tokenizer.log",
+    benchmark:
+        "results/benchmarks/jobs/data/{task}/tokenizer.jsonl"
+    params:
+        cfg=lambda w: plain(CONFIG.tasks[w.task].data),
+        code=code("tokenizer"),
+    script:
+        "../scripts/tokenizer.py"

@@ -7,49 +7,66 @@ for figure, (key, title) in TRADEOFF_FIGURES.items():
         name:
             figure
         input:
-            f"{TABLES}/tradeoff.csv",
+            f"{TABLES}/{{task}}/tradeoff.csv",
         output:
             png=figure_png(f"{FIGURES}/{{task}}", figure),
             pdf=f"{FIGURES}/{{task}}/{figure}.pdf",
         log:
             f"results/logs/figures/{{task}}/{figure}.log",
         params:
-            cfg=figure_cfg(key),
+            panels=figure_panels(key),
             title=title,
             code=code("figure_tradeoff"),
         script:
             "../scripts/figure_tradeoff.py"
 
 
+use rule figure_4 as figure_4_all_tasks with:
+    input:
+        f"{TABLES}/tradeoff.csv",
+    output:
+        png=figure_png(FIGURES, "figure_4"),
+        pdf=f"{FIGURES}/figure_4.pdf",
+    log:
+        "results/logs/figures/figure_4.log",
+    params:
+        panels=[panel_of(task, "tradeoff") for task in CONFIG.tasks],
+        title=TRADEOFF_FIGURES["figure_4"][1],
+        code=code("figure_tradeoff"),
+
+
 rule figure_2b:
     input:
-        f"{TABLES}/activity.csv",
+        f"{TABLES}/{{task}}/activity.csv",
     output:
         png=figure_png(f"{FIGURES}/{{task}}", "figure_2b"),
         pdf=f"{FIGURES}/{{task}}/figure_2b.pdf",
     log:
         "results/logs/figures/{task}/figure_2b.log",
     params:
-        cfg=figure_cfg("active_neurons"),
+        cfg=lambda w: panel_of(w.task, "active_neurons"),
         code=code("figure_activity"),
     script:
         "../scripts/figure_activity.py"
 
 
-rule figure_8a:
-    input:
-        f"{TABLES}/layers.csv",
-    output:
-        png=figure_png(f"{FIGURES}/{{task}}", "figure_8a"),
-        pdf=f"{FIGURES}/{{task}}/figure_8a.pdf",
-    log:
-        "results/logs/figures/{task}/figure_8a.log",
-    params:
-        cfg=figure_cfg("layers"),
-        values=lambda w: CONFIG.tasks[w.task].figures.layer_values,
-        code=code("figure_layers"),
-    script:
-        "../scripts/figure_layers.py"
+for figure, key in LAYER_FIGURES.items():
+
+    rule:
+        name:
+            figure
+        input:
+            f"{TABLES}/{{task}}/layers.csv",
+        output:
+            png=figure_png(f"{FIGURES}/{{task}}", figure),
+            pdf=f"{FIGURES}/{{task}}/{figure}.pdf",
+        log:
+            f"results/logs/figures/{{task}}/{figure}.log",
+        params:
+            cfg=layers_cfg(key),
+            code=code("figure_layers"),
+        script:
+            "../scripts/figure_layers.py"
 
 
 rule figure_8b:

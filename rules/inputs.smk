@@ -3,11 +3,15 @@
 # Cost–quality figures of a task: which of its `figures` lists they compare, and their titles.
 TRADEOFF_FIGURES = {
     "figure_4": ("tradeoff", "Cost against quality"),
-    "figure_2a": ("sparsity_levels", "Sparsity of the base model"),
+    "figure_2a": ("base_sparsity", "Sparsity of the base model"),
     "figure_2c": ("selection_rules", "Selection rules"),
+    "figure_9b": ("sparsity_levels", "Sparsity level"),
+    "figure_9c": ("activations", "ReLU and GELU bases"),
     "figure_9d": ("expert_sizes", "Size of the experts"),
 }
-TASK_FIGURES = [*TRADEOFF_FIGURES, "figure_2b", "figure_8a", "figure_8b"]
+LAYER_FIGURES = {"figure_8a": "layers", "figure_16": "layer_thresholds"}
+OTHER_FIGURES = {"figure_2b": "active_neurons", "figure_8b": "load_maps"}
+ENDINGS = ("png", "pdf")
 
 
 def vendored_files(wildcards):
@@ -18,6 +22,12 @@ def vendored_files(wildcards):
         if kind == "vendored"
         else []
     )
+
+
+def tokenizer_of(wildcards):
+    """What cuts a task's texts into tokens; images need none."""
+    images = CONFIG.tasks[wildcards.task].data.kind == "images"
+    return [] if images else f"results/data/{wildcards.task}/tokenizer.json"
 
 
 def select_cfg(wildcards):
@@ -38,12 +48,6 @@ def data_of_model(wildcards):
     ]
 
 
-def tables():
-    """All tables of `all`."""
-    names = ("tradeoff", "summary", "claims", "activity", "layers", "patch_load")
-    return [f"{TABLES}/{name}.csv" for name in names]
-
-
 def labels_of(lineage):
     """Leading columns of a lineage's rows."""
     return {
@@ -54,40 +58,41 @@ def labels_of(lineage):
     }
 
 
-def model_name(task):
-    """The model column: architecture, layers and width."""
-    return f"{task.model.architecture}-{task.model.layers}x{task.model.d_model}"
-
-
-def point_entries(part):
-    """Every operating-point table with what its rows belong to."""
+def point_entries(task, part):
+    """Every operating-point table of a task, with what its rows belong to."""
+    cfg = CONFIG.tasks[task]
+    dataset = {"model": cfg.model.name, "dataset": cfg.data.source.partition(":")[2]}
     return [
-        {
-            "path": str(x.evaluation(part)),
-            "model": model_name(CONFIG.tasks[x.task]),
-            "dataset": CONFIG.tasks[x.task].data.source.partition(":")[2],
-            "metric": "accuracy",
-        }
-        | labels_of(x)
+        {"path": str(x.evaluation(part))} | dataset | labels_of(x)
         for x in LINEAGES
+        if x.task == task
     ]
 
 
-def layer_entries():
-    """Every table of executed experts per layer."""
+def dense_entries(task):
+    """The dense models' test tables of a task."""
+    return [
+        {"path": str(x.evaluation("test"))} | labels_of(x)
+        for x in LINEAGES
+        if x.task == task and x.method == "dense"
+    ]
+
+
+def layer_entries(task):
+    """Every table of executed experts per layer of a task."""
     return [
         {"path": str(x.evaluation("test")).replace(".csv", "_layers.csv")} | labels_of(x)
         for x in LINEAGES
-        if x.method != "dense"
+        if x.task == task and x.method != "dense"
     ]
 
 
-def activity_entries():
-    """Every histogram of active neurons."""
+def activity_entries(task):
+    """Every histogram of active neurons of a task."""
     return [
         {"path": f"{x.folder_of('sparsify')}/activity/test.csv"} | labels_of(x)
         for x in LINEAGES
-        if x.method != "dense"
+        if x.task == task and x.method != "dense"
     ]
 
 
@@ -97,18 +102,96 @@ def load_map_lineage(task):
     return next(x for x in LINEAGES if (x.task, x.variant, x.seed) == wanted)
 
 
-def patch_load_entries():
-    """The tables of load per patch."""
-    chosen = [load_map_lineage(task) for task in CONFIG.tasks]
-    return [{"path": f"{x.folder}/load_maps/{x.rule}.csv"} | labels_of(x) for x in chosen]
+def patch_load_entries(task):
+    """The table of load per patch."""
+    x = load_map_lineage(task)
+    return [{"path": f"{x.folder}/load_maps/{x.rule}.csv"} | labels_of(x)]
 
 
-def figures():
-    """All figures of `all`."""
-    names = [f"{task}/{figure}" for task in CONFIG.tasks for figure in TASK_FIGURES]
-    return [
-        f"{FIGURES}/{name}.{ending}" for name in [*names, "figure_10"] for ending in ("png", "pdf")
-    ]
+def task_tables(task):
+    """Names of a task's tables."""
+    cfg = CONFIG.tasks[task]
+    names = ["tradeoff", "summary", "layers", "activity"]
+    if cfg.figures.load_maps:
+        names.append("patch_load")
+    if cfg.data.kind != "images" and not getattr(cfg.data, "streaming", False):
+        names.append("reference")  # small enough to count words, or bytes
+    return names
+
+
+def task_entries(table):
+    """A table of every task that has one."""
+    with_it = [task for task in CONFIG.tasks if table in [*task_tables(task), "validation"]]
+    return [{"path": f"{TABLES}/{task}/{table}.csv"} for task in with_it]
+
+
+def boolq_lineages():
+    """The lineages of table 1: dense models and chosen variants of the tasks that have `boolq`."""
+    for x in LINEAGES:
+        boolq = CONFIG.tasks[x.task].boolq
+        if boolq and (x.method == "dense" or x.variant in boolq.variants):
+            yield x
+
+
+def boolq_entries():
+    """Every table of BoolQ, with what its rows belong to."""
+    return [{"path": f"{x.folder}/boolq/{x.rule}.csv"} | labels_of(x) for x in boolq_lineages()]
+
+
+def boolq_inputs(wildcards):
+    """What BoolQ at compute budgets reads: a model, its operating points, and the questions."""
+    task, dense = wildcards.model.split("/")[2], "/".join(wildcards.model.split("/")[:6])
+    kind, _, name = CONFIG.tasks[task].boolq.source.partition(":")
+    files = ("dataset.json", "validation.safetensors")
+    return {
+        "model": f"{wildcards.model}/model.safetensors",
+        "tokenizer": f"results/data/{task}/tokenizer.json",
+        "points": f"{wildcards.model}/evaluate/validation/{wildcards.knob}.csv",
+        "dense": f"{dense}/evaluate/validation/dense.csv",
+        "data": [f"results/data/{task}/{file}" for file in files],
+        "questions": name if kind == "path" else [],
+    }
+
+
+def boolq_cfg(wildcards):
+    """Budgets and questions; a dense model has its own cost only."""
+    task = CONFIG.tasks[wildcards.model.split("/")[2]]
+    return {
+        "batch_size": task.eval_batch_size,
+        "budgets": [1.0] if wildcards.knob == "dense" else task.boolq.budgets,
+        "limit": task.boolq.limit,
+        "source": task.boolq.source,
+    }
+
+
+def claim_tables(wildcards):
+    """What the claims are decided by."""
+    names = {name for task in CONFIG.tasks for name in task_tables(task)}
+    names -= {"summary", "reference"}
+    return {name: f"{TABLES}/{name}.csv" for name in sorted(names)}
+
+
+def task_figures(task):
+    """Names of a task's figures: those that its configuration describes."""
+    keys = {name: key for name, (key, _) in TRADEOFF_FIGURES.items()}
+    keys |= LAYER_FIGURES | OTHER_FIGURES
+    return [name for name, key in keys.items() if getattr(CONFIG.tasks[task].figures, key)]
+
+
+def task_results(task):
+    """All tables and figures of one task: its own target."""
+    tables = [f"{TABLES}/{task}/{name}.csv" for name in task_tables(task)]
+    figures = [f"{FIGURES}/{task}/{name}.{end}" for name in task_figures(task) for end in ENDINGS]
+    return tables + figures
+
+
+def all_results():
+    """All tables and figures."""
+    names = {name for task in CONFIG.tasks for name in task_tables(task)} | {"claims"}
+    results = [f"{TABLES}/{name}.csv" for name in sorted(names)]
+    results += [f"{TABLES}/boolq.csv"] if boolq_entries() else []
+    results += [f"{FIGURES}/{name}.{end}" for name in ("figure_4", "figure_10") for end in ENDINGS]
+    return results + [path for task in CONFIG.tasks for path in task_results(task)]
 
 
 def figure_png(folder, name):
@@ -117,15 +200,26 @@ def figure_png(folder, name):
     return report(f"{folder}/{name}.png", caption=f"../report/{name}.rst", category=category)
 
 
-def figure_cfg(key):
-    """Variants of a task's figure and their names in the legend."""
+def panel_of(task, key, variants=None):
+    """What a panel shows: a task's variants and their names in the legend."""
+    cfg = CONFIG.tasks[task]
+    variants = variants or getattr(cfg.figures, key)
+    labels = {name: cfg.variants[name].label for name in variants}
+    labels |= cfg.figures.labels.get(key, {})
+    return {"labels": labels, "metric": cfg.data.metrics[0], "task": task, "variants": variants}
+
+
+def figure_panels(key):
+    """The one panel of a task's cost–quality figure."""
+    return lambda wildcards: [panel_of(wildcards.task, key)]
+
+
+def layers_cfg(key):
+    """Variants and operating points of a figure of executed experts per layer."""
 
     def cfg(wildcards):
-        task = CONFIG.tasks[wildcards.task]
-        variants = getattr(task.figures, key)
-        labels = {name: task.variants[name].label for name in variants}
-        labels |= task.figures.labels.get(key, {})
-        return {"labels": labels, "variants": variants}
+        layers = getattr(CONFIG.tasks[wildcards.task].figures, key)
+        return panel_of(wildcards.task, key, layers.variants) | {"values": layers.values}
 
     return cfg
 

@@ -1,44 +1,44 @@
-# The tables that figures, claims and the report read.
+# The tables that figures, claims and the report read: first each task's, then of all tasks.
 
 
 rule tradeoff:
     input:
-        lambda w: [entry["path"] for entry in point_entries("test")],
+        lambda w: [entry["path"] for entry in point_entries(w.task, "test")],
     output:
-        report(f"{TABLES}/tradeoff.csv", caption="../report/tradeoff.rst", category="Tables"),
+        f"{TABLES}/{{task}}/tradeoff.csv",
     log:
-        "results/logs/tables/tradeoff.log",
+        "results/logs/tables/{task}/tradeoff.log",
     params:
-        entries=point_entries("test"),
+        entries=lambda w: point_entries(w.task, "test"),
+        metrics=lambda w: CONFIG.tasks[w.task].data.metrics,
         code=code("tradeoff"),
     script:
         "../scripts/tradeoff.py"
 
 
-rule validation:
-    # The same table on validation images: what options are to be chosen by.
+use rule tradeoff as validation_tradeoff with:
+    # On validation samples: what options are to be chosen by.
     input:
-        lambda w: [entry["path"] for entry in point_entries("validation")],
+        lambda w: [entry["path"] for entry in point_entries(w.task, "validation")],
     output:
-        f"{TABLES}/validation.csv",
+        f"{TABLES}/{{task}}/validation.csv",
     log:
-        "results/logs/tables/validation.log",
+        "results/logs/tables/{task}/validation.log",
     params:
-        entries=point_entries("validation"),
+        entries=lambda w: point_entries(w.task, "validation"),
+        metrics=lambda w: CONFIG.tasks[w.task].data.metrics,
         code=code("tradeoff"),
-    script:
-        "../scripts/tradeoff.py"
 
 
 rule layers:
     input:
-        lambda w: [entry["path"] for entry in layer_entries()],
+        lambda w: [entry["path"] for entry in layer_entries(w.task)],
     output:
-        f"{TABLES}/layers.csv",
+        f"{TABLES}/{{task}}/layers.csv",
     log:
-        "results/logs/tables/layers.log",
+        "results/logs/tables/{task}/layers.log",
     params:
-        entries=layer_entries(),
+        entries=lambda w: layer_entries(w.task),
         code=code("gather"),
     script:
         "../scripts/gather.py"
@@ -46,53 +46,84 @@ rule layers:
 
 use rule layers as active_neurons with:
     input:
-        lambda w: [entry["path"] for entry in activity_entries()],
+        lambda w: [entry["path"] for entry in activity_entries(w.task)],
     output:
-        f"{TABLES}/activity.csv",
+        f"{TABLES}/{{task}}/activity.csv",
     log:
-        "results/logs/tables/activity.log",
+        "results/logs/tables/{task}/activity.log",
     params:
-        entries=activity_entries(),
+        entries=lambda w: activity_entries(w.task),
         code=code("gather"),
 
 
 use rule layers as patch_load with:
     input:
-        lambda w: [entry["path"] for entry in patch_load_entries()],
+        lambda w: [entry["path"] for entry in patch_load_entries(w.task)],
     output:
-        f"{TABLES}/patch_load.csv",
+        f"{TABLES}/{{task}}/patch_load.csv",
     log:
-        "results/logs/tables/patch_load.log",
+        "results/logs/tables/{task}/patch_load.log",
     params:
-        entries=patch_load_entries(),
+        entries=lambda w: patch_load_entries(w.task),
         code=code("gather"),
 
 
 rule summary:
     input:
-        f"{TABLES}/tradeoff.csv",
+        f"{TABLES}/{{task}}/tradeoff.csv",
     output:
-        report(f"{TABLES}/summary.csv", caption="../report/summary.rst", category="Tables"),
+        f"{TABLES}/{{task}}/summary.csv",
     log:
-        "results/logs/tables/summary.log",
+        "results/logs/tables/{task}/summary.log",
     params:
         code=code("summary"),
     script:
         "../scripts/summary.py"
 
 
+use rule layers as all_tasks with:
+    # One table of all tasks' rows.
+    input:
+        lambda w: [entry["path"] for entry in task_entries(w.table)],
+    output:
+        report(f"{TABLES}/{{table}}.csv", caption="../report/table.rst", category="Tables"),
+    log:
+        "results/logs/tables/{table}.log",
+    params:
+        entries=lambda w: task_entries(w.table),
+        code=code("gather"),
+
+
 rule claims:
     input:
-        tradeoff=f"{TABLES}/tradeoff.csv",
-        activity=f"{TABLES}/activity.csv",
-        layers=f"{TABLES}/layers.csv",
-        patch_load=f"{TABLES}/patch_load.csv",
+        unpack(claim_tables),
     output:
         report(f"{TABLES}/claims.csv", caption="../report/claims.rst", category="Tables"),
     log:
         "results/logs/tables/claims.log",
     params:
-        cfg={name: plain(task.figures) for name, task in sorted(CONFIG.tasks.items())},
+        cfg={
+            name: {"figures": plain(task.figures), "metric": task.data.metrics[0]}
+            for name, task in sorted(CONFIG.tasks.items())
+        },
         code=code("claims"),
     script:
         "../scripts/claims.py"
+
+
+rule reference:
+    # Text tasks: TF-IDF or a byte-level 5-gram, and the dense models beside it.
+    input:
+        vendored_files,
+        points=lambda w: [entry["path"] for entry in dense_entries(w.task)],
+        about="results/data/{task}/dataset.json",
+    output:
+        f"{TABLES}/{{task}}/reference.csv",
+    log:
+        "results/logs/tables/{task}/reference.log",
+    params:
+        cfg=lambda w: plain(CONFIG.tasks[w.task].data),
+        entries=lambda w: dense_entries(w.task),
+        code=code("reference"),
+    script:
+        "../scripts/reference.py"

@@ -8,5 +8,5 @@ from d2dmoe.job import job
 
 with job(snakemake):
     tables = {name: pd.read_csv(path) for name, path in snakemake.input.items()}
-    evidence = [evidence_of(task, tables, cfg) for task, cfg in snakemake.params.cfg.items()]
+    evidence = [evidence_of(task, tables, **cfg) for task, cfg in snakemake.params.cfg.items()]
     write_csv(Path(snakemake.output[0]), ledger(evidence), COLUMNS)

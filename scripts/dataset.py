@@ -1,9 +1,15 @@
 from pathlib import Path
 
-from d2dmoe.config.data import DataConfig
+from d2dmoe.config.data import data_config
 from d2dmoe.data import prepare
 from d2dmoe.run import stage_run
 
 with stage_run(snakemake):
     folder = Path(snakemake.output.about).parent
-    prepare(DataConfig(**snakemake.params.cfg), Path.cwd(), folder)
+    tokenizer = snakemake.input.tokenizer  # empty for images
+    prepare(
+        data_config(snakemake.params.cfg),
+        Path.cwd(),
+        folder,
+        Path(tokenizer) if tokenizer else None,
+    )

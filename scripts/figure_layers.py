@@ -13,6 +13,6 @@ with job(snakemake):
         snakemake.wildcards.task,
         snakemake.params.cfg["variants"],
         snakemake.params.cfg["labels"],
-        values=snakemake.params.values,
+        values=snakemake.params.cfg["values"],
     )
     save(figure, Path(snakemake.output.png), Path(snakemake.output.pdf))

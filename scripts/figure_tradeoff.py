@@ -8,11 +8,5 @@ from d2dmoe.job import job
 
 with job(snakemake):
     table = pd.read_csv(snakemake.input[0])
-    figure = draw(
-        table,
-        snakemake.wildcards.task,
-        snakemake.params.cfg["variants"],
-        snakemake.params.cfg["labels"],
-        snakemake.params.title,
-    )
+    figure = draw(table, snakemake.params.panels, snakemake.params.title)
     save(figure, Path(snakemake.output.png), Path(snakemake.output.pdf))

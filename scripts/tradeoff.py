@@ -5,4 +5,5 @@ from d2dmoe.job import job
 from d2dmoe.tables import TRADEOFF_COLUMNS, tradeoff
 
 with job(snakemake):
-    write_csv(Path(snakemake.output[0]), tradeoff(snakemake.params.entries), TRADEOFF_COLUMNS)
+    rows = tradeoff(snakemake.params.entries, snakemake.params.metrics)
+    write_csv(Path(snakemake.output[0]), rows, TRADEOFF_COLUMNS)

@@ -24,13 +24,21 @@ def raw() -> dict[str, Any]:
         "tasks": {
             "tiny": {
                 "data": {
+                    "kind": "images",
                     "source": "path:images",
                     "image_size": 8,
                     "validation": 4,
                     "mean": [0.5, 0.5, 0.5],
                     "std": [0.25, 0.25, 0.25],
                 },
-                "model": {"patch_size": 4, "layers": 2, "d_model": 16, "heads": 2, "d_ff": 32},
+                "model": {
+                    "architecture": "vit",
+                    "patch_size": 4,
+                    "layers": 2,
+                    "d_model": 16,
+                    "heads": 2,
+                    "d_ff": 32,
+                },
                 "dense": {**training, "epochs": 5},
                 "sparsify": {**training, "mode": "relu_hoyer", "alpha": 0.1},
                 "split": {"expert_size": 4},
@@ -53,11 +61,10 @@ def raw() -> dict[str, Any]:
                 },
                 "figures": {
                     "tradeoff": ["sparse", "moefication"],
-                    "sparsity_levels": ["sparse", "sparser"],
+                    "base_sparsity": ["sparse", "sparser"],
                     "active_neurons": ["sparse"],
                     "selection_rules": ["sparse", "static"],
-                    "layers": ["sparse"],
-                    "layer_values": [0.0, 0.5],
+                    "layers": {"variants": ["sparse"], "values": [0.0, 0.5]},
                     "load_maps": {"variant": "sparse", "value": 0.5},
                     "expert_sizes": ["sparse"],
                 },

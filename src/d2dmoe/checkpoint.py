@@ -2,17 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from d2dmoe.config.base import Strict
-from d2dmoe.config.model import ModelConfig
 from d2dmoe.csvfile import write_csv
 from d2dmoe.errors import CheckpointError
 from d2dmoe.models import build_model
 from d2dmoe.sparsity import set_activation
-from d2dmoe.tensors import load_tensors, save_tensors
+from d2dmoe.tensors import distinct, load_distinct, load_tensors, save_tensors
 
 REBUILD = "Delete it and run the same command again: the step that makes it is then repeated."
 
@@ -27,12 +27,10 @@ class RouterSpec(Strict):
 class ModelSpec(Strict):
     """All that is needed to rebuild a model's modules before its weights are loaded."""
 
-    model: ModelConfig
-    image_size: int
-    classes: list[str]
-    mean: list[float] = Field(description="Of the inputs' normalisation, per colour")
-    std: list[float]
-    activation: str = "gelu"
+    architecture: str
+    options: dict[str, Any] = Field(description="What `models.build_model` needs")
+    data: dict[str, Any] = Field(description="What it was trained on: classes, normalisation, …")
+    activation: str | None = None  # None: the architecture's own
     num_experts: int | None = None  # None before the split
     router: RouterSpec | None = None  # None before routers are trained
 
@@ -51,7 +49,8 @@ def save_model(path: Path, model: nn.Module, spec: ModelSpec) -> None:
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
-    save_tensors(path, model.state_dict(), {"spec": json.dumps(spec.model_dump(), sort_keys=True)})
+    tensors = distinct(model.state_dict())
+    save_tensors(path, tensors, {"spec": json.dumps(spec.model_dump(), sort_keys=True)})
 
 
 def save_trained(trained: Trained, model_path: str, history_path: str) -> None:
@@ -86,15 +85,16 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> No
         CheckpointError: names or shapes are not the model's.
     """
     try:
-        model.load_state_dict(tensors)
+        load_distinct(model, tensors)
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit its own spec: {error}. {REBUILD}") from error
 
 
 def dense_model(spec: ModelSpec) -> nn.Module:
     """The spec's model before any split, with fresh weights."""
-    model = build_model(spec.model, spec.image_size, len(spec.classes))
-    set_activation(model, spec.activation)
+    model = build_model(spec.architecture, spec.options)
+    if spec.activation:
+        set_activation(model, spec.activation)
     return model
 
 

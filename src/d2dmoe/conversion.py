@@ -6,14 +6,16 @@ from torch import Tensor, nn
 
 from d2dmoe.checkpoint import ModelSpec, dense_model, load_weights, read_model
 from d2dmoe.ffn import FFN
-from d2dmoe.moe import MoE, split_ffn
+from d2dmoe.moe import MoE, skip_padding, split_ffn
 from d2dmoe.router import Router
 from d2dmoe.surgery import find, replace
 
 
 def to_moe(model: nn.Module, experts: list[Tensor]) -> nn.Module:
     """Replace every FFN, in place, by its experts; `experts[i]` is layer i's [n, e] of neurons."""
-    return replace(model, FFN, lambda ffn, layer: split_ffn(ffn, experts[layer]))
+    replace(model, FFN, lambda ffn, layer: split_ffn(ffn, experts[layer]))
+    skip_padding(model)
+    return model
 
 
 def add_routers(model: nn.Module, kind: str, width: int) -> nn.Module:
@@ -28,7 +30,8 @@ def build(spec: ModelSpec) -> nn.Module:
     """The modules of a spec of any stage, with fresh weights."""
     model = dense_model(spec)
     if spec.num_experts is not None:
-        replace(model, FFN, lambda ffn, _: MoE.like(ffn, spec.num_experts))
+        replace(model, FFN, lambda ffn, _: MoE(ffn, spec.num_experts))
+        skip_padding(model)
     if spec.router is not None:
         add_routers(model, spec.router.kind, spec.router.width)
     return model

@@ -1,5 +1,6 @@
 """Quality and cost of a model on a split, at every operating point of a selection rule."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -7,56 +8,66 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from d2dmoe.data import ImageSplit, iterate, normalise
-from d2dmoe.flops import model_cost
+from d2dmoe.data import Batch, Split, iterate
+from d2dmoe.flops import ModelCost, mean_cost, model_cost
+from d2dmoe.inputs import Inputs, logits_of
 from d2dmoe.moe import MoE, set_selection
 from d2dmoe.progress import Progress
+from d2dmoe.selection import Selection
 from d2dmoe.surgery import find, watch
 
+MAX_LOSS = 700.0  # nats; e to more than that is no float
 
-def batches_of(
-    split: ImageSplit, batch_size: int, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Normalised images [batch, 3, H, W] and labels [batch], in the stored order."""
-    for images, labels in iterate(split, batch_size, seed=None):
-        yield normalise(images.to(device), split.mean, split.std), labels.to(device)
+
+def batches_of(split: Split, batch_size: int, device: torch.device) -> Iterator[Batch]:
+    """Inputs and targets of all samples, in the stored order."""
+    for raw in iterate(split, batch_size, seed=None):
+        yield split.batch(raw, device)
 
 
 def quality(
-    model: nn.Module, split: ImageSplit, batch_size: int, device: torch.device
+    model: nn.Module, split: Split, batch_size: int, device: torch.device
 ) -> dict[str, float]:
-    """Accuracy and mean cross-entropy (nats) over all samples of the split."""
-    correct, loss = 0, 0.0
+    """How well the model predicts the targets of a split: classes, or next tokens.
+
+    Returns:
+        Means over all targets: accuracy, loss (cross-entropy in nats), and perplexity, e^loss.
+    """
+    correct, loss, count = 0, 0.0, 0
     with torch.inference_mode():
-        for inputs, labels in batches_of(split, batch_size, device):
-            logits = model(inputs).float()
-            correct += int((logits.argmax(-1) == labels).sum())
-            loss += float(cross_entropy(logits, labels, reduction="sum"))
-    return {"accuracy": correct / len(split), "loss": loss / len(split)}
+        for inputs, targets in batches_of(split, batch_size, device):
+            logits = logits_of(model, inputs).float().flatten(0, -2)  # [targets, classes]
+            targets = targets.flatten()
+            correct += int((logits.argmax(-1) == targets).sum())
+            loss += float(cross_entropy(logits, targets, reduction="sum"))
+            count += len(targets)
+    mean = loss / count
+    perplexity = math.exp(min(mean, MAX_LOSS))
+    return {"accuracy": correct / count, "loss": mean, "perplexity": perplexity}
 
 
-def validation_accuracy(
-    model: nn.Module, split: ImageSplit, batch_size: int, device: torch.device
+def validation_metrics(
+    model: nn.Module, split: Split, batch_size: int, device: torch.device
 ) -> dict[str, float]:
-    """The history's validation column; leaves the model in the mode in which it came."""
+    """The history's validation columns; leaves the model in the mode in which it came."""
     training = model.training
-    accuracy = quality(model.eval(), split, batch_size, device)["accuracy"]
+    metrics = quality(model.eval(), split, batch_size, device)
     model.train(training)
-    return {"validation_accuracy": accuracy}
+    return {f"validation_{name}": metrics[name] for name in ("accuracy", "loss")}
 
 
 def evaluate_dense(
-    model: nn.Module, split: ImageSplit, batch_size: int, device: torch.device
+    model: nn.Module, split: Split, batch_size: int, device: torch.device
 ) -> list[dict]:
     """The one operating point of a model without routers, as a list of one row."""
-    flops = model_cost(model, sample_of(split, device)).dense
-    row = {"knob": "none", "knob_value": "", "flops": float(flops), "params": _params(model)}
-    return [row | quality(model, split, batch_size, device)]
+    cost = cost_on(model, split, device)
+    row = {"knob": "none", "knob_value": "", "flops": float(cost.dense), "params": _params(model)}
+    return [row | {"tokens": cost.tokens} | quality(model, split, batch_size, device)]
 
 
 def evaluate_routed(
     model: nn.Module,
-    split: ImageSplit,
+    split: Split,
     rule: str,
     values: list[float],
     batch_size: int,
@@ -75,9 +86,9 @@ def evaluate_routed(
         log_every_s: seconds between progress lines.
 
     Returns:
-        Rows of operating points (knob, knob_value, flops per sample, params, accuracy, loss), and
-        rows of layers (knob, knob_value, layer, num_experts, experts: the mean that a token
-        executes, std: the standard deviation over tokens).
+        Rows of operating points (knob, knob_value, flops per sample, params, tokens per sample and
+        the metrics of `quality`), and rows of layers (knob, knob_value, layer, num_experts,
+        experts: the mean that a token executes, std: the standard deviation over tokens).
 
     Raises:
         ValueError: the model has no routers.
@@ -85,7 +96,7 @@ def evaluate_routed(
     moes = find(model, MoE).values()
     if not moes or any(moe.router is None for moe in moes):
         raise ValueError("the model has no routers; evaluate_dense measures dense models")
-    cost = model_cost(model, sample_of(split, device))
+    cost = cost_on(model, split, device)
     progress = Progress(f"evaluating {rule}", len(values), every_s=log_every_s)
     points, layers = [], []
     for index, value in enumerate(values):
@@ -94,7 +105,8 @@ def evaluate_routed(
             metrics = quality(model, split, batch_size, device)
         knob = {"knob": rule, "knob_value": value}
         per_sample = {name: e.total / len(split) for name, e in executed.items()}
-        points.append(knob | {"flops": cost.total(per_sample), "params": _params(model)} | metrics)
+        counted = {"flops": cost.total(per_sample), "params": _params(model), "tokens": cost.tokens}
+        points.append(knob | counted | metrics)
         layers += [
             knob
             | {"layer": layer, "num_experts": cost.layers[name].num_experts}
@@ -106,15 +118,15 @@ def evaluate_routed(
 
 
 class Executed:
-    """Running count of the experts that tokens execute in one layer."""
+    """Running count of the experts that tokens execute in one layer; padding does not count."""
 
     def __init__(self):
         self.tokens = self.total = self.squares = 0
 
-    def add(self, mask: Tensor) -> None:
-        """Count a mask, boolean [..., num_experts]."""
+    def add(self, mask: Tensor, tokens: int) -> None:
+        """Count a mask, boolean [..., num_experts], of so many real tokens."""
         per_token = mask.sum(-1)
-        self.tokens += per_token.numel()
+        self.tokens += tokens
         self.total += int(per_token.sum())
         self.squares += int(per_token.square().sum())
 
@@ -135,15 +147,24 @@ def count_executed(model: nn.Module) -> Iterator[dict[str, Executed]]:
     moes = find(model, MoE)
     counts = {name: Executed() for name in moes}
     by_selection = {moe.selection: counts[name] for name, moe in moes.items()}
-    selections = {name: moe.selection for name, moe in moes.items()}
-    with watch(selections, lambda selection, _scores, mask: by_selection[selection].add(mask)):
+
+    def see(selection: Selection, _scores: Tensor, mask: Tensor) -> None:
+        by_selection[selection].add(mask, selection.count_tokens(mask))
+
+    with watch({name: moe.selection for name, moe in moes.items()}, see):
         yield counts
 
 
-def sample_of(split: ImageSplit, device: torch.device) -> Tensor:
-    """The split's first sample, [1, 3, H, W], for counting FLOPs."""
-    inputs, _ = next(batches_of(split, 1, device))
-    return inputs
+def cost_on(model: nn.Module, split: Split, device: torch.device) -> ModelCost:
+    """Mean cost of a split's samples, each without padding."""
+    if split.lengths is None:  # all are alike
+        inputs, _ = next(batches_of(split, 1, device))
+        return model_cost(model, inputs)
+
+    def sample(length: int) -> Inputs:
+        return {"input_ids": torch.zeros(1, length, dtype=torch.int64, device=device)}
+
+    return mean_cost(model, sample, split.lengths)
 
 
 def _params(model: nn.Module) -> int:

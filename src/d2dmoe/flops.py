@@ -2,10 +2,13 @@
 
 One convention for every method: matrix products and convolutions count, as
 `torch.utils.flop_counter` counts them; element-wise work (activations, norms, the comparison with
-τ) does not. Routers always count, experts by the number really executed.
+τ) does not. Routers always count, experts by the number really executed. Padding never counts: a
+sample costs what it would cost alone. Causal attention counts the whole square of token pairs, as
+the counter does.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -13,13 +16,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from d2dmoe.ffn import FFN
+from d2dmoe.inputs import Inputs
 from d2dmoe.moe import MoE
 from d2dmoe.surgery import find, watch
 
 
-def ffn_flops(d_model: int, d_ff: int) -> int:
-    """An FFN, or an expert of d_ff neurons, per token."""
-    return 4 * d_model * d_ff
+def ffn_flops(d_model: int, d_ff: int, gated: bool = False) -> int:
+    """An FFN, or an expert of d_ff neurons, per token: two maps, or three if gated."""
+    return 2 * (3 if gated else 2) * d_model * d_ff
 
 
 def router_flops(d_model: int, width: int, num_experts: int) -> int:
@@ -38,13 +42,13 @@ def layer_ratio(d_model: int, d_ff: int, num_experts: int, width: int, k: float)
 class LayerCost:
     """Cost of one FFN or MoE layer."""
 
-    tokens: int  # per sample
+    tokens: float  # per sample
     num_experts: int  # 1 for a dense FFN
     expert: int  # FLOPs per token and executed expert
     router: int  # FLOPs per token
 
     @property
-    def dense(self) -> int:
+    def dense(self) -> float:
         """FLOPs per sample of the FFN that this layer is or was."""
         return self.tokens * self.num_experts * self.expert
 
@@ -57,11 +61,16 @@ class LayerCost:
 class ModelCost:
     """Cost of a model: what is outside of the FFNs, and each FFN or MoE layer."""
 
-    fixed: int  # FLOPs per sample
+    fixed: float  # FLOPs per sample
     layers: dict[str, LayerCost]  # by the layer's name
 
     @property
-    def dense(self) -> int:
+    def tokens(self) -> float:
+        """Tokens per sample, as the FFNs see them."""
+        return max(layer.tokens for layer in self.layers.values())
+
+    @property
+    def dense(self) -> float:
         """FLOPs per sample of the dense model."""
         return self.fixed + sum(layer.dense for layer in self.layers.values())
 
@@ -70,7 +79,7 @@ class ModelCost:
         return self.fixed + sum(layer.total(executed[name]) for name, layer in self.layers.items())
 
 
-def count(model: nn.Module, inputs: Tensor) -> int:
+def count(model: nn.Module, inputs: Inputs) -> int:
     """FLOPs of one forward of the model, by torch's counter.
 
     Fused attention kernels hide their products from the counter, so they are switched off.
@@ -81,15 +90,15 @@ def count(model: nn.Module, inputs: Tensor) -> int:
     try:
         counter = FlopCounterMode(display=False)
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            model(inputs)
+            model(**inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         model.train(training)
     return counter.get_total_flops()
 
 
-def model_cost(model: nn.Module, sample: Tensor) -> ModelCost:
-    """Cost of a dense, split or routed model, from one sample [1, ...]."""
+def model_cost(model: nn.Module, sample: Inputs) -> ModelCost:
+    """Cost of a dense, split or routed model, from one sample [1, ...] without padding."""
     ffns = find(model, FFN) | find(model, MoE)
     with watch(ffns, lambda layer, z, _output: z.numel() // layer.d_model) as tokens:
         total = count(model, sample)
@@ -99,13 +108,42 @@ def model_cost(model: nn.Module, sample: Tensor) -> ModelCost:
     return ModelCost(fixed=total - inside, layers=layers)
 
 
+def mean_cost(model: nn.Module, sample: Callable[[int], Inputs], lengths: Tensor) -> ModelCost:
+    """Mean cost over samples of several lengths.
+
+    FLOPs are a polynomial of the second degree in the length: attention is quadratic, all else
+    linear or constant. So three counts determine those of all lengths.
+
+    Args:
+        model: dense, split or routed.
+        sample: gives a sample of so many tokens, [1, length].
+        lengths: tokens of each sample, integers [samples].
+    """
+    if (lengths == lengths[0]).all():
+        return model_cost(model, sample(int(lengths[0])))
+    costs = [model_cost(model, sample(n)) for n in (1, 2, 3)]
+    first, second, third = (cost.fixed for cost in costs)
+    steps = lengths.long() - 1  # Newton's form, in integers and so exact
+    growth = steps * (second - first) + steps * (steps - 1) // 2 * (third - 2 * second + first)
+    layers = {
+        name: replace(layer, tokens=layer.tokens * _mean(lengths))
+        for name, layer in costs[0].layers.items()
+    }
+    return ModelCost(fixed=_mean(first + growth), layers=layers)
+
+
+def _mean(values: Tensor) -> float:
+    return int(values.sum()) / len(values)
+
+
 def _layer_cost(layer: FFN | MoE, tokens: int) -> LayerCost:
+    gated = layer.gate is not None
     if isinstance(layer, FFN):
-        return LayerCost(tokens, 1, ffn_flops(layer.d_model, layer.d_ff), router=0)
+        return LayerCost(tokens, 1, ffn_flops(layer.d_model, layer.d_ff, gated), router=0)
     router = layer.router
     return LayerCost(
         tokens,
         layer.num_experts,
-        expert=ffn_flops(layer.d_model, layer.expert_size),
+        expert=ffn_flops(layer.d_model, layer.expert_size, gated),
         router=router_flops(layer.d_model, router.width, layer.num_experts) if router else 0,
     )

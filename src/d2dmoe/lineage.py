@@ -30,7 +30,12 @@ DENSE_VARIANTS = {"dense": "dense", "dense_finetuned": "dense, fine-tuned"}  # n
 
 def folder_name(stage: str, cfg: Strict) -> str:
     """A stage's folder name: its naming options as key~value, joined by commas."""
-    return ",".join(f"{key}~{getattr(cfg, key)}" for key in STAGES[stage])
+    return ",".join(f"{key}~{_text(getattr(cfg, key))}" for key in STAGES[stage])
+
+
+def _text(value: Any) -> str:
+    """A value as people write it: 3 for 3.0."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 @dataclass(frozen=True)
@@ -110,17 +115,9 @@ def _lineage(
     return Lineage(task, seed, method, variant, label, tuple(steps), rule)
 
 
-def stage_config(config: Config, folder: str) -> dict[str, Any]:
-    """The options of the stage whose result lies in `folder`, as a plain sorted dict.
-
-    Raises:
-        KeyError: no lineage of the configuration has that folder.
-    """
-    for lineage in lineages(config):
-        for step in lineage.steps:
-            if str(step.folder) == folder:
-                return plain(step.cfg)
-    raise KeyError(f"{folder} is not a part of this configuration")
+def stage_configs(config: Config) -> dict[str, dict[str, Any]]:
+    """The options of every stage of a configuration, as `plain`, by the folder of its result."""
+    return {str(s.folder): plain(s.cfg) for line in lineages(config) for s in line.steps}
 
 
 def plain(cfg: Strict) -> dict[str, Any]:

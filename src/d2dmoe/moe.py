@@ -4,6 +4,7 @@ The output is the unweighted sum of the selected experts, plus b2, which lies ou
 """
 
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,26 +19,33 @@ from d2dmoe.surgery import find, watch
 class MoE(nn.Module):
     """n experts of e neurons each; without a router every expert runs.
 
-    Parameters: `up` and `down` [n, e, d_model], `up_bias` [n, e], `down_bias` [d_model].
+    Parameters: `up`, `down` and, if gated, `gate` [n, e, d_model]; where the FFN had biases,
+    `up_bias` and `gate_bias` [n, e], `down_bias` [d_model]; else None.
     """
 
-    def __init__(self, d_model: int, num_experts: int, expert_size: int, activation: str):
+    def __init__(self, ffn: FFN, num_experts: int):
+        """A layer of the FFN's shape, activation, device and dtype, its weights uninitialised."""
         super().__init__()
-        self.d_model, self.num_experts, self.expert_size = d_model, num_experts, expert_size
-        self.up = nn.Parameter(torch.empty(num_experts, expert_size, d_model))
-        self.up_bias = nn.Parameter(torch.empty(num_experts, expert_size))
-        self.down = nn.Parameter(torch.empty(num_experts, expert_size, d_model))
-        self.down_bias = nn.Parameter(torch.empty(d_model))
-        self.activation_name = activation
-        self.activation = ACTIVATIONS[activation]()
+        self.d_model, self.num_experts = ffn.d_model, num_experts
+        self.expert_size = ffn.d_ff // num_experts
+        for name, layer in (("up", ffn.up), ("gate", ffn.gate), ("down", ffn.down)):
+            weight, bias = self._empty(name, layer)
+            self.register_parameter(name, weight)
+            self.register_parameter(f"{name}_bias", bias)
+        self.activation_name = ffn.activation_name
+        self.activation = ACTIVATIONS[ffn.activation_name]()
         self.router: Router | None = None
         self.selection = Selection()
 
-    @classmethod
-    def like(cls, ffn: FFN, num_experts: int) -> "MoE":
-        """A layer of the FFN's shape, activation and device, its weights uninitialised."""
-        moe = cls(ffn.d_model, num_experts, ffn.d_ff // num_experts, ffn.activation_name)
-        return moe.to(ffn.up.weight.device)
+    def _empty(self, name: str, layer: nn.Linear | None) -> tuple:
+        if layer is None:
+            return None, None
+        neurons = (self.num_experts, self.expert_size)
+        weight = nn.Parameter(layer.weight.new_empty(*neurons, self.d_model))
+        if layer.bias is None:
+            return weight, None
+        shape = (self.d_model,) if name == "down" else neurons
+        return weight, nn.Parameter(layer.bias.new_empty(shape))
 
     def forward(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., d_model]
         """Computes every expert and masks those that were not selected: exact, not faster."""
@@ -47,9 +55,15 @@ class MoE(nn.Module):
         return linear(hidden.flatten(-2), self.down.flatten(0, 1).T, self.down_bias)
 
     def hidden(self, z: Tensor) -> Tensor:
-        """Hidden activations by expert: [..., d_model] -> [..., n, e]."""
-        pre = linear(z, self.up.flatten(0, 1), self.up_bias.flatten())
-        return self.activation(pre).unflatten(-1, (self.num_experts, self.expert_size))
+        """What the experts' down maps multiply: [..., d_model] -> [..., n, e]."""
+        if self.gate is None:
+            return self.activation(self._neurons(z, self.up, self.up_bias))
+        gate = self.activation(self._neurons(z, self.gate, self.gate_bias))
+        return gate * self._neurons(z, self.up, self.up_bias)
+
+    def _neurons(self, z: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        out = linear(z, weight.flatten(0, 1), None if bias is None else bias.flatten())
+        return out.unflatten(-1, (self.num_experts, self.expert_size))
 
     def run_selected(self, z: Tensor, mask: Tensor) -> Tensor:
         """The layer's output, computing the selected experts only.
@@ -61,12 +75,20 @@ class MoE(nn.Module):
         Returns:
             [tokens, d_model], equal to the masked sum over all experts.
         """
-        out = self.down_bias.expand_as(z).clone()
+        out = torch.zeros_like(z)
         for expert in range(self.num_experts):
             tokens = mask[:, expert].nonzero().squeeze(-1)
-            hidden = self.activation(linear(z[tokens], self.up[expert], self.up_bias[expert]))
-            out.index_add_(0, tokens, hidden @ self.down[expert])
-        return out
+            out.index_add_(0, tokens, self._expert(z[tokens], expert))
+        return out if self.down_bias is None else out + self.down_bias
+
+    def _expert(self, z: Tensor, i: int) -> Tensor:  # [tokens, d_model] -> [tokens, d_model]
+        def neurons(weight: Tensor, bias: Tensor | None) -> Tensor:
+            return linear(z, weight[i], None if bias is None else bias[i])
+
+        hidden = neurons(self.up, self.up_bias)
+        if self.gate is None:
+            return self.activation(hidden) @ self.down[i]
+        return (self.activation(neurons(self.gate, self.gate_bias)) * hidden) @ self.down[i]
 
     def output_norms(self, z: Tensor) -> Tensor:
         """‖E_i(z)‖₂ of every expert, b2 left out: [..., d_model] -> [..., n].
@@ -86,14 +108,34 @@ def split_ffn(ffn: FFN, experts: Tensor) -> MoE:
         ffn: the trained FFN.
         experts: neurons of each expert, [num_experts, expert_size], from `experts.assign_neurons`.
     """
-    moe = MoE.like(ffn, experts.shape[0])
+    moe = MoE(ffn, experts.shape[0])
     experts = experts.to(ffn.up.weight.device)
     with torch.no_grad():
-        moe.up.copy_(ffn.up.weight[experts])  # [n, e, d_model]
-        moe.up_bias.copy_(ffn.up.bias[experts])  # [n, e]
         moe.down.copy_(ffn.down.weight.T[experts])  # [n, e, d_model]
-        moe.down_bias.copy_(ffn.down.bias)  # [d_model]
+        if ffn.down.bias is not None:
+            moe.down_bias.copy_(ffn.down.bias)  # [d_model]
+        for name, layer in (("up", ffn.up), ("gate", ffn.gate)):
+            if layer is not None:
+                getattr(moe, name).copy_(layer.weight[experts])  # [n, e, d_model]
+                if layer.bias is not None:
+                    getattr(moe, f"{name}_bias").copy_(layer.bias[experts])  # [n, e]
     return moe
+
+
+def skip_padding(model: nn.Module) -> None:
+    """Let padding tokens run no expert: hand each forward's attention mask to the MoE layers.
+
+    Works on models that take a 2-D `attention_mask` [batch, tokens] by keyword, as those of
+    transformers do; without one every token is real.
+    """
+
+    def hand_over(model: nn.Module, _args: tuple, kwargs: dict[str, Any]) -> None:
+        mask = kwargs.get("attention_mask")
+        real = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        for moe in find(model, MoE).values():
+            moe.selection.real_tokens = real
+
+    model.register_forward_pre_hook(hand_over, with_kwargs=True)
 
 
 def set_selection(model: nn.Module, rule: str, value: float) -> None:

@@ -48,14 +48,28 @@ RULES = {"dynamic_k": dynamic_k, "top_k": top_k, "coverage": coverage}
 
 
 class Selection(nn.Module):
-    """A rule at an operating point; a module, so that hooks can watch what it selects."""
+    """A rule at an operating point; a module, so that hooks can watch what it selects.
+
+    Padding tokens run nothing: `real_tokens`, boolean [batch, tokens], says which are none. It may
+    be longer than the scores' tokens, as when earlier ones are cached; the last ones count.
+    """
 
     def __init__(self, rule: str = "dynamic_k", value: float = 0.0):
         super().__init__()
         self.rule, self.value = rule, value
+        self.real_tokens: Tensor | None = None  # None: all are
 
     def forward(self, scores: Tensor) -> Tensor:  # [..., num_experts] -> bool [..., num_experts]
-        return RULES[self.rule](scores, self.value)
+        mask = RULES[self.rule](scores, self.value)
+        if self.real_tokens is None:
+            return mask
+        return mask & self.real_tokens[:, -scores.shape[1] :, None]
+
+    def count_tokens(self, mask: Tensor) -> int:
+        """Real tokens behind a mask [..., num_experts] that was selected."""
+        if self.real_tokens is None:
+            return mask[..., 0].numel()
+        return int(self.real_tokens[:, -mask.shape[1] :].sum())
 
     def extra_repr(self) -> str:
         return f"{self.rule}, {self.value}"

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from d2dmoe.ffn import FFN
+from d2dmoe.inputs import Inputs, real_tokens
 from d2dmoe.surgery import find, watch
 
 GELU_DISPLACEMENT = -10.0
@@ -33,20 +34,23 @@ def square_hoyer(a: Tensor) -> Tensor:
     return a.abs().sum(-1).square() / (torch.linalg.vecdot(a, a) + EPSILON)
 
 
-def penalty(mode: str, layers: Iterable[tuple[Tensor, Tensor]]) -> Tensor:
+def penalty(
+    mode: str, layers: Iterable[tuple[Tensor, Tensor]], real_tokens: Tensor | None = None
+) -> Tensor:
     """L_s: the mean over layers and tokens of the mode's measure, a scalar.
 
     Args:
         mode: `relu_hoyer`, `relu_l1`, `gelu_clamped` or `gelu_hoyer_clamped`.
         layers: pre-activations and activations of each layer, both [..., d_ff].
+        real_tokens: boolean [...], false for padding; None: all are real.
     """
-    return torch.stack([_layer_penalty(mode, pre, hidden) for pre, hidden in layers]).mean()
+    measures = torch.stack([_measure(mode, pre, hidden) for pre, hidden in layers])
+    return (measures if real_tokens is None else measures[:, real_tokens]).mean()
 
 
-def _layer_penalty(mode: str, pre: Tensor, hidden: Tensor) -> Tensor:
+def _measure(mode: str, pre: Tensor, hidden: Tensor) -> Tensor:  # [..., d_ff] -> [...]
     a = hidden if uses_relu(mode) else (pre - GELU_DISPLACEMENT).clamp(min=0)
-    measure = square_hoyer(a) if "hoyer" in mode else a.abs().sum(-1)
-    return measure.mean()
+    return square_hoyer(a) if "hoyer" in mode else a.abs().sum(-1)
 
 
 def alpha_at(schedule: str, alpha: float, progress: float) -> float:
@@ -71,16 +75,18 @@ def active_neurons(pre: Tensor, hidden: Tensor, activation: str) -> Tensor:
     return active.sum(-1)
 
 
-def count_active(model: nn.Module, batches: Iterable[Tensor]) -> Tensor:
+def count_active(model: nn.Module, batches: Iterable[Inputs]) -> Tensor:
     """Histogram of active neurons per token, integers [layers, d_ff + 1]: entry [l, m] is the
-    number of tokens with m active neurons in layer l."""
+    number of tokens, padding left out, with m active neurons in layer l."""
     ffns = find(model, FFN)
     d_ff = next(iter(ffns.values())).d_ff
     histogram = torch.zeros(len(ffns), d_ff + 1, dtype=torch.int64)
     with torch.inference_mode(), watch_activations(model) as activations:
         for inputs in batches:
-            model(inputs)
+            model(**inputs)
+            real = real_tokens(inputs)
             for layer, (name, ffn) in enumerate(ffns.items()):
-                count = active_neurons(*activations[name], ffn.activation_name).flatten().cpu()
-                histogram[layer] += torch.bincount(count, minlength=ffn.d_ff + 1)
+                count = active_neurons(*activations[name], ffn.activation_name)
+                count = count.flatten() if real is None else count[real]
+                histogram[layer] += torch.bincount(count.cpu(), minlength=ffn.d_ff + 1)
     return histogram

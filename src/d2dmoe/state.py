@@ -20,7 +20,7 @@ from torch import nn
 
 from d2dmoe.errors import CheckpointError, UserError
 from d2dmoe.files import sha256
-from d2dmoe.tensors import load_tensors, save_tensors
+from d2dmoe.tensors import distinct, load_distinct, load_tensors, save_tensors
 
 
 def state_path(folder: Path, identity: Mapping[str, Any], inputs: list[Path]) -> Path:
@@ -63,7 +63,7 @@ class TrainingState:
             for name, tensor in tensors.items():
                 kind, _, key = name.partition("/")
                 split[kind][key] = tensor
-            model.load_state_dict(split["model"])
+            load_distinct(model, split["model"])
             optimizer.load_state_dict(_nest(split["optimizer"], optimizer))
             about = json.loads(metadata["about"])
             return about["step"], about["history"], about["sums"]
@@ -85,7 +85,7 @@ class TrainingState:
         Raises:
             UserError: the disk is full; the last saved state is intact.
         """
-        tensors = {f"model/{name}": t for name, t in model.state_dict().items()}
+        tensors = {f"model/{name}": t for name, t in distinct(model.state_dict()).items()}
         for index, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": t for name, t in values.items()}
         sums = {key: float(value) for key, value in sums.items()}

@@ -1,5 +1,6 @@
 """The tables that every figure, claim and notebook reads, gathered from the evaluations."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,35 +39,40 @@ def gather(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-def tradeoff(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per operating point, relative to the task's dense reference of the same seed.
+def tradeoff(entries: list[dict[str, Any]], metrics: Sequence[str]) -> list[dict[str, Any]]:
+    """One row per operating point and metric, relative to the task's dense reference of the same
+    seed.
 
     Cost is relative to the dense model's, quality to the better of the dense model and the dense
     model fine-tuned for as many extra steps as a conversion takes. The better one on the same split
     is the stricter reference.
 
     Args:
-        entries: as for `gather`, each with task, model, dataset, method, variant, seed, metric.
+        entries: as for `gather`, each with task, model, dataset, method, variant, seed.
+        metrics: columns of the entries' tables, the main one first.
     """
     rows = gather(entries)
     references = {}
     for row in (r for r in rows if r["method"] == "dense"):
         references.setdefault((row["task"], row["seed"]), []).append(row)
-    return [_relative(row, references[row["task"], row["seed"]]) for row in rows]
+    return [
+        _relative(row, metric, references[row["task"], row["seed"]])
+        for row in rows
+        for metric in metrics
+    ]
 
 
-def _relative(row: dict[str, Any], references: list[dict[str, Any]]) -> dict[str, Any]:
-    metric = row["metric"]
+def _relative(row: dict[str, Any], metric: str, references: list[dict[str, Any]]) -> dict[str, Any]:
     values = [reference[metric] for reference in references]
-    if metric == "loss":
-        relative = min(values) / row[metric]
+    if metric in ("loss", "perplexity"):
+        relative = min(values) / row[metric]  # higher is better throughout
     else:
         relative = row[metric] / max(values)
-    flops_ratio = row["flops"] / references[0]["flops"]
     return row | {
+        "metric": metric,
         "value": row[metric],
         "relative_value": relative,
-        "flops_ratio": flops_ratio,
+        "flops_ratio": row["flops"] / references[0]["flops"],
     }
 
 
@@ -99,9 +105,10 @@ def area(points: pd.DataFrame) -> float:
 def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
     """Mean and standard deviation over seeds of what each method's curve comes to."""
     rows = []
-    for (task, method, variant), group in table.groupby(["task", "method", "variant"], sort=False):
+    keys = ["task", "method", "variant", "metric"]
+    for names, group in table.groupby(keys, sort=False):
         per_seed = pd.DataFrame([_measures(points) for _, points in group.groupby("seed")])
-        row = {"task": task, "method": method, "variant": variant, "seeds": len(per_seed)}
+        row = dict(zip(keys, names, strict=True)) | {"seeds": len(per_seed)}
         for name in per_seed:
             complete = per_seed[name].notna().all()  # every seed reaches it
             row[f"{name}_mean"] = float(per_seed[name].mean()) if complete else float("nan")

@@ -23,6 +23,30 @@ def save_tensors(
     write_atomically(path, lambda p: save_file(contiguous, p, dict(metadata or {})))
 
 
+def distinct(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Each tensor once: of names that share one, as tied embeddings do, the first."""
+    seen, kept = set(), {}
+    for name, tensor in tensors.items():
+        place = (tensor.data_ptr(), tensor.shape)
+        if place not in seen or tensor.numel() == 0:
+            kept[name] = tensor
+        seen.add(place)
+    return kept
+
+
+def load_distinct(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Load what `distinct` kept of a state dict into a model that ties the same tensors, in place.
+
+    Raises:
+        RuntimeError: names or shapes are not the model's.
+    """
+    expected = distinct(model.state_dict()).keys()
+    if expected != tensors.keys():
+        wrong = sorted(expected ^ tensors.keys())
+        raise RuntimeError(f"{len(wrong)} tensors are missing or unknown, first {wrong[:3]}")
+    model.load_state_dict(tensors, strict=False)
+
+
 def load_tensors(path: Path, remedy: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of a safetensors file; `remedy` completes the error message.
 

@@ -3,26 +3,26 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from itertools import chain, count, islice
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, one_hot
+from torch.nn.functional import cross_entropy
 
 from d2dmoe.config.training import TrainingConfig
-from d2dmoe.data import ImageSplit, augment, iterate, mix, normalise
+from d2dmoe.data import Batch, Split, iterate
 from d2dmoe.errors import UserError
 from d2dmoe.progress import Progress, logger
 from d2dmoe.seeding import seed_for
 from d2dmoe.state import TrainingState
 
-Batch = tuple[Tensor, Tensor]  # inputs [batch, ...], targets [batch, classes]
 Losses = dict[str, Tensor]  # scalars by name; "loss" is what is minimised
 
 
 class TrainingBatches:
-    """Augmented, normalised, mixed batches; a pure function of (seed, epoch, position)."""
+    """A training's batches; a pure function of (seed, epoch, position)."""
 
-    def __init__(self, split: ImageSplit, cfg: TrainingConfig, seed: int, device: torch.device):
+    def __init__(self, split: Split, cfg: TrainingConfig, seed: int, device: torch.device):
         self.split, self.cfg, self.seed, self.device = split, cfg, seed, device
 
     @property
@@ -30,14 +30,19 @@ class TrainingBatches:
         """Steps in an epoch; a last, smaller batch is left out unless it is the only one."""
         return max(1, len(self.split) // self.cfg.batch_size)
 
-    def stream(self, epochs: int, start: int) -> Iterator[Batch]:
-        """The batches of a whole training, from step `start` on."""
+    @property
+    def total(self) -> int:
+        """Steps of the whole training."""
+        return round(self.cfg.epochs * self.per_epoch)
+
+    def stream(self, start: int) -> Iterator[Batch]:
+        """The batches of the training, from step `start` on."""
         first, position = divmod(start, self.per_epoch)
-        for epoch in range(first, epochs):
-            yield from self._epoch(epoch, position if epoch == first else 0)
+        epochs = (self._epoch(e, position if e == first else 0) for e in count(first))
+        return islice(chain.from_iterable(epochs), max(0, self.total - start))
 
     def _epoch(self, epoch: int, start: int) -> Iterator[Batch]:
-        pairs = iterate(
+        samples = iterate(
             self.split,
             self.cfg.batch_size,
             seed=self.seed,
@@ -46,20 +51,23 @@ class TrainingBatches:
             drop_last=len(self.split) >= self.cfg.batch_size,
             num_workers=self.cfg.workers,
         )
-        for position, (images, labels) in enumerate(pairs, start):
-            yield self._prepare(images, labels, seed_for("augment", self.seed, epoch, position))
-
-    def _prepare(self, images: Tensor, labels: Tensor, seed: int) -> Batch:
-        generator = torch.Generator().manual_seed(seed)
-        images = augment(images, self.cfg.augment, generator)
-        inputs = normalise(images.to(self.device), self.split.mean, self.split.std)
-        targets = one_hot(labels, len(self.split.classes)).to(inputs)
-        return mix(inputs, targets, self.cfg.mixup, self.cfg.cutmix, generator)
+        for position, raw in enumerate(samples, start):
+            seed = seed_for("augment", self.seed, epoch, position)
+            generator = torch.Generator().manual_seed(seed)
+            yield self.split.training_batch(raw, self.cfg, generator, self.device)
 
 
-def task_loss(outputs: Tensor, targets: Tensor, cfg: TrainingConfig) -> Tensor:
-    """Cross-entropy of logits [batch, classes] with soft targets, smoothed as configured."""
-    return cross_entropy(outputs.float(), targets, label_smoothing=cfg.label_smoothing)
+def cross_entropy_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Mean cross-entropy in nats, the loss of every task.
+
+    Args:
+        logits: [batch, classes], or [batch, tokens, vocabulary].
+        targets: class indices [batch] or [batch, tokens], or probabilities of the logits' shape.
+        label_smoothing: share of the target probability that is spread over all classes.
+    """
+    targets = targets.flatten(0, -2) if targets.is_floating_point() else targets.flatten()
+    logits = logits.flatten(0, -2).float()
+    return cross_entropy(logits, targets, label_smoothing=label_smoothing)
 
 
 def lr_at(step: int, total: int, cfg: TrainingConfig) -> float:
@@ -109,7 +117,8 @@ def fit(
         validate: metrics to add to each epoch's row; must leave the module's mode as it was.
 
     Returns:
-        One row per epoch: epoch, lr, the means of all losses, the metrics of `validate`.
+        One row per epoch, the last may be a part of one: epoch, lr, the means of all losses, the
+        metrics of `validate`.
 
     Raises:
         UserError: a signal stopped the training (its state is saved), the disk is full, or the
@@ -121,14 +130,14 @@ def fit(
         start, history, sums = state.load(trained, optimizer)
     if start:
         logger.info("%s continues after step %d", name, start)
-    total = cfg.epochs * batches.per_epoch
+    total = batches.total
     progress = Progress(name, total, start, log_every_s)
     with state.catching_signals() if state else nullcontext():
-        for step, batch in enumerate(batches.stream(cfg.epochs, start), start):
+        for step, batch in enumerate(batches.stream(start), start):
             torch.manual_seed(seed_for("dropout", batches.seed, step))
             values = _train_step(batch, step, total, trained, losses, optimizer, cfg)
             sums = {key: sums.get(key, 0.0) + value for key, value in values.items()}
-            if (step + 1) % batches.per_epoch == 0:
+            if (step + 1) % batches.per_epoch == 0 or step + 1 == total:
                 history.append(_epoch_row(name, step, total, batches, sums, cfg, validate))
                 sums = {}
             progress.update(step + 1)
@@ -151,7 +160,7 @@ def _train_step(
     """One update; returns the losses as float64 scalars, still on their device."""
     for group in optimizer.param_groups:
         group["lr"] = lr_at(step, total, cfg)
-    device = batch[0].device.type
+    device = batch[1].device.type
     with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
         values = losses(batch, step / total)
     optimizer.zero_grad(set_to_none=True)
@@ -172,13 +181,14 @@ def _epoch_row(
     validate: Callable[[], dict[str, float]] | None,
 ) -> dict[str, float]:
     """An epoch's row of the history."""
-    row = {"epoch": (step + 1) // batches.per_epoch, "lr": lr_at(step, total, cfg)}
-    row |= {key: float(value) / batches.per_epoch for key, value in sums.items()}
+    steps = step % batches.per_epoch + 1  # of this epoch; the last may be cut short
+    row = {"epoch": round((step + 1) / batches.per_epoch, 4), "lr": lr_at(step, total, cfg)}
+    row |= {key: float(value) / steps for key, value in sums.items()}
     _check_finite(name, row["loss"], step, cfg)
     if validate:
         row |= validate()
     numbers = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch")
-    logger.info("%s epoch %d: %s", name, row["epoch"], numbers)
+    logger.info("%s epoch %g: %s", name, row["epoch"], numbers)
     return row
 
 

@@ -6,11 +6,13 @@ import pytest
 import torch
 
 from d2dmoe.checkpoint import save_model
-from d2dmoe.config.model import ModelConfig
+from d2dmoe.config.model import BertConfig, GemmaConfig, GPT2Config, ViTConfig
 from d2dmoe.config.stages import RouterConfig, SparsifyConfig, SplitConfig
 from d2dmoe.config.training import TrainingConfig
-from d2dmoe.data.splits import ImageSplit
+from d2dmoe.data import CorpusSplit, ImageSplit, Split, TextSplit
 from d2dmoe.device import claim_device
+from d2dmoe.evaluate import batches_of
+from d2dmoe.inputs import logits_of
 from d2dmoe.run import Run
 from d2dmoe.stages import dense, routers, sparsify
 from d2dmoe.stages.evaluate import evaluate
@@ -20,8 +22,45 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
 ]
-MODEL = ModelConfig(patch_size=7, layers=2, d_model=32, heads=2, d_ff=64)
-OPTIONS = {"epochs": 2, "lr": 0.003, "batch_size": 32}
+SIZES = {"layers": 2, "d_model": 32, "heads": 2, "d_ff": 64}
+READING = SIZES | {"positions": 16}
+MODELS = {
+    "vit": ViTConfig(architecture="vit", patch_size=7, **SIZES),
+    "bert": BertConfig(architecture="bert", **READING),
+    "gpt2": GPT2Config(architecture="gpt2", **READING),
+    "gemma": GemmaConfig(architecture="gemma", **READING, head_dim=16, key_value_heads=1),
+}
+OPTIONS = {"epochs": 6, "lr": 0.003, "batch_size": 32}
+WORDS = 20
+
+
+def images() -> ImageSplit:
+    """Random images of four classes that differ in brightness."""
+    labels, classes = torch.arange(256) % 4, list("abcd")
+    noise = torch.randint(0, 60, (256, 3, 28, 28), generator=torch.Generator().manual_seed(0))
+    pixels = (noise + 60 * labels[:, None, None, None]).to(torch.uint8)
+    about = {"image_size": 28, "classes": classes}
+    return ImageSplit(labels, classes, [0.5] * 3, [0.3] * 3, pixels.__getitem__, about)
+
+
+def texts() -> TextSplit:
+    """Texts of several lengths, of words that only their class has."""
+    generator = torch.Generator().manual_seed(0)
+    labels, lengths = torch.arange(256) % 4, torch.randint(3, 17, (256,), generator=generator)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+    words = torch.randint(4, (int(offsets[-1]),), generator=generator)
+    tokens = 1 + words + 4 * labels.repeat_interleave(lengths)
+    about = {"length": 16, "vocab_size": WORDS, "pad_id": 0, "classes": list("abcd")}
+    return TextSplit(tokens.int(), offsets, labels, about)
+
+
+def corpus() -> CorpusSplit:
+    """Blocks in which every token is the one after its predecessor."""
+    tokens = (torch.arange(256)[:, None] + torch.arange(17)) % WORDS
+    return CorpusSplit(tokens.int(), {"length": 16, "vocab_size": WORDS, "end_of_text_id": 0})
+
+
+SAMPLES = {"vit": images, "bert": texts, "gpt2": corpus, "gemma": corpus}
 
 
 @pytest.fixture
@@ -29,22 +68,26 @@ def run(tmp_path) -> Run:
     return Run(seed=0, device=claim_device(tmp_path / "locks", wants_gpu=True))
 
 
-@pytest.fixture(autouse=True)
-def images(monkeypatch):
-    """Random images of four classes that differ in brightness, in place of prepared files."""
-    labels = torch.arange(256) % 4
-    noise = torch.randint(0, 60, (256, 3, 28, 28), generator=torch.Generator().manual_seed(0))
-    pixels = (noise + 60 * labels[:, None, None, None]).to(torch.uint8)
-    made = ImageSplit(labels, list("abcd"), [0.5] * 3, [0.3] * 3, lambda i: pixels[i])
+@pytest.fixture(params=MODELS)
+def architecture(request) -> str:
+    return request.param
+
+
+@pytest.fixture
+def samples(architecture, monkeypatch) -> Split:
+    """Samples that the stages read in place of prepared files."""
+    made = SAMPLES[architecture]()
     for module in (dense, sparsify, routers):
         monkeypatch.setattr(module, "open_split", lambda _folder, _name: made)
     monkeypatch.setattr("d2dmoe.stages.evaluate.open_split", lambda _folder, _name: made)
+    return made
 
 
-def test_the_whole_conversion_runs_and_learns_on_the_gpu(run, tmp_path):
+def test_the_whole_conversion_runs_and_learns_on_the_gpu(architecture, samples, run, tmp_path):
     data, path = Path("unused"), tmp_path / "model.safetensors"
     assert run.device.type == "cuda"
-    model, spec, history = dense.train_dense(MODEL, TrainingConfig(**OPTIONS), data, run)
+    cfg = TrainingConfig(**OPTIONS)
+    model, spec, history = dense.train_dense(MODELS[architecture], cfg, data, run)
     assert next(model.parameters()).is_cuda
     assert history[-1]["loss"] < history[0]["loss"]
     save_model(path, model, spec)
@@ -54,12 +97,13 @@ def test_the_whole_conversion_runs_and_learns_on_the_gpu(run, tmp_path):
     assert history[-1]["sparsity"] < history[0]["sparsity"]
     save_model(path, model, spec)
 
-    inputs = torch.randn(8, 3, 28, 28, device=run.device)
+    inputs, _ = next(batches_of(samples, 8, run.device))
     with torch.no_grad():
-        before = model(inputs)
+        before = logits_of(model, inputs)
     model, spec = split(path, SplitConfig(expert_size=8), seed=0)
     with torch.no_grad():
-        torch.testing.assert_close(model.to(run.device)(inputs), before, rtol=1e-3, atol=1e-3)
+        after = logits_of(model.to(run.device), inputs)
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
     save_model(path, model, spec)
 
     cfg = RouterConfig(width=8, **OPTIONS)

@@ -4,20 +4,22 @@ import torch
 from torch import nn
 
 from d2dmoe.checkpoint import ModelSpec, dense_model
-from d2dmoe.config.model import ModelConfig
+from d2dmoe.config.model import ViTConfig
 from d2dmoe.conversion import add_routers, to_moe
-from d2dmoe.data import ImageSplit, normalise
+from d2dmoe.data import ImageSplit
 from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
+from d2dmoe.models import create_model
 from d2dmoe.surgery import find
 
 torch.set_num_threads(1)  # the order of sums, and so their last bits, depends on it
 
 SIZE, CLASSES = 8, ["a", "b", "c"]
-MODEL = ModelConfig(patch_size=4, layers=2, d_model=16, heads=2, d_ff=32)
-SPEC = ModelSpec(
-    model=MODEL, image_size=SIZE, classes=CLASSES, mean=[0.5, 0.4, 0.6], std=[0.25, 0.2, 0.3]
-)
+MEAN, STD = [0.5, 0.4, 0.6], [0.25, 0.2, 0.3]
+MODEL = ViTConfig(architecture="vit", patch_size=4, layers=2, d_model=16, heads=2, d_ff=32)
+ABOUT = {"image_size": SIZE, "classes": CLASSES, "mean": MEAN, "std": STD}
+OPTIONS, _ = create_model(MODEL, ABOUT)
+SPEC = ModelSpec(architecture="vit", options=OPTIONS, data=ABOUT)
 EXPERTS = 8
 
 
@@ -30,23 +32,31 @@ def randomise(module: nn.Module, seed: int = 0, scale: float = 0.3) -> nn.Module
     return module.eval()
 
 
-def make_ffn(d_model: int, d_ff: int, activation: str, seed: int = 0) -> FFN:
-    ffn = FFN(nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model), activation)
-    return randomise(ffn, seed, scale=0.5)
+def make_ffn(
+    d_model: int,
+    d_ff: int,
+    activation: str,
+    seed: int = 0,
+    gated: bool = False,
+    bias: bool = True,
+) -> FFN:
+    up, down = nn.Linear(d_model, d_ff, bias), nn.Linear(d_ff, d_model, bias)
+    gate = nn.Linear(d_model, d_ff, bias) if gated else None
+    return randomise(FFN(up, down, activation, gate), seed, scale=0.5)
 
 
 def make_dense(spec: ModelSpec = SPEC, seed: int = 0) -> nn.Module:
     """A model with logits around 0, so that it tells `make_images` apart."""
     model, images = randomise(dense_model(spec), seed), make_images(64)
     with torch.no_grad():
-        inputs = normalise(images.batch(torch.arange(64)), images.mean, images.std)
-        model.heads.head.bias -= model(inputs).mean(0)
+        inputs, _ = images.batch(images.read(torch.arange(64)), torch.device("cpu"))
+        model.heads.head.bias -= model(**inputs).mean(0)
     return model
 
 
 def make_split(spec: ModelSpec = SPEC, seed: int = 0, num_experts: int = EXPERTS) -> nn.Module:
     model = make_dense(spec, seed)
-    ups = [ffn.up.weight for ffn in find(model, FFN).values()]
+    ups = [ffn.activated.weight for ffn in find(model, FFN).values()]
     return to_moe(model, [assign_neurons(up, num_experts, "kmeans", seed) for up in ups])
 
 
@@ -61,7 +71,7 @@ def make_images(count: int, seed: int = 0) -> ImageSplit:
     colours = torch.randint(256, (count, 3, 2, 2), dtype=torch.uint8, generator=generator)
     images = colours.repeat_interleave(SIZE // 2, 2).repeat_interleave(SIZE // 2, 3)
     labels = torch.randint(len(CLASSES), (count,), generator=generator)
-    return ImageSplit(labels, CLASSES, SPEC.mean, SPEC.std, images.__getitem__)
+    return ImageSplit(labels, CLASSES, MEAN, STD, images.__getitem__)
 
 
 def make_inputs(count: int = 5, seed: int = 1) -> torch.Tensor:

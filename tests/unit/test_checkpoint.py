@@ -1,10 +1,22 @@
 """Laws of saved models: what is loaded is what was saved, or a clear error."""
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
-from small import SPEC, make_dense, make_images, make_inputs, make_routed, make_split
+from small import ABOUT, SPEC, make_dense, make_images, make_inputs, make_routed, make_split
+from small_language import (
+    CAUSAL,
+    EXPERTS,
+    TINY,
+    WIDTH,
+    language_spec,
+    make_routed_language,
+    make_tokens,
+)
 
 from d2dmoe.checkpoint import RouterSpec, load_dense_model, read_model, save_model
 from d2dmoe.conversion import load_model
@@ -13,7 +25,7 @@ from d2dmoe.evaluate import quality
 from d2dmoe.moe import MoE, set_selection
 from d2dmoe.sparsity import set_activation
 from d2dmoe.surgery import find
-from d2dmoe.tensors import save_tensors
+from d2dmoe.tensors import load_tensors, save_tensors
 
 SPLIT = SPEC.with_(num_experts=8)
 STAGES = {
@@ -42,6 +54,64 @@ def test_models_of_every_stage_come_back_with_equal_outputs(stage, tmp_path):
     assert kinds == {"dense": [], "split": [None] * 2}.get(stage, [stage] * 2)
 
 
+GENERATION = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
+ANOTHER_PROCESS = f"""
+import sys
+from pathlib import Path
+import torch
+from d2dmoe.conversion import load_model
+from d2dmoe.moe import set_selection
+from d2dmoe.tensors import load_tensors, save_tensors
+
+torch.set_num_threads(1)
+for folder in map(Path, sys.argv[1:]):
+    model, _ = load_model(folder / "model")
+    set_selection(model, "dynamic_k", 0.5)
+    ids = load_tensors(folder / "inputs", "")[0]["ids"]
+    found = {{"logits": model(input_ids=ids).logits}}
+    if model.can_generate():
+        mask = torch.ones_like(ids[:, :4])
+        found["text"] = model.generate(ids[:, :4], attention_mask=mask, **{GENERATION})
+    save_tensors(folder / "outputs", found, {{"class": type(model).__name__}})
+"""
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory) -> Path:
+    """A folder of each language model, saved here and run in another process."""
+    root = tmp_path_factory.mktemp("models")
+    router = {"kind": "regression", "width": WIDTH}
+    for name in TINY:
+        spec = language_spec(name, activation="relu", num_experts=EXPERTS, router=router)
+        save_model(root / name / "model", make_routed_language(name), spec)
+        save_tensors(root / name / "inputs", {"ids": make_tokens()})
+    folders = [str(root / name) for name in TINY]
+    subprocess.run([sys.executable, "-c", ANOTHER_PROCESS, *folders], check=True)
+    return root
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_converted_language_model_is_the_same_in_another_process(elsewhere, name):
+    found, metadata = load_tensors(elsewhere / name / "outputs", "")
+    model, ids = make_routed_language(name, tau=0.5), make_tokens()
+    assert metadata["class"] == type(model).__name__
+    assert torch.equal(found["logits"], model(input_ids=ids).logits)
+    assert ("text" in found) == (name in CAUSAL)
+    if name in CAUSAL:
+        prompt = ids[:, :4]
+        text = model.generate(prompt, attention_mask=torch.ones_like(prompt), **GENERATION)
+        assert text.shape == (3, 9) and torch.equal(found["text"], text)
+
+
+def test_classes_of_transformers_come_back_as_themselves(elsewhere):
+    names = {name: load_tensors(elsewhere / name / "outputs", "")[1]["class"] for name in TINY}
+    assert names == {
+        "bert": "BertForSequenceClassification",
+        "gpt2": "GPT2LMHeadModel",
+        "gemma": "GemmaForCausalLM",
+    }
+
+
 def test_a_relu_model_comes_back_with_relu(tmp_path):
     path, model = tmp_path / "model.safetensors", make_dense()
     gelu = model(make_inputs())
@@ -56,7 +126,7 @@ def test_a_relu_model_comes_back_with_relu(tmp_path):
 def test_normalisation_and_classes_travel_with_the_model(tmp_path):
     save_model(tmp_path / "model", make_dense(), SPEC)
     spec, tensors = read_model(tmp_path / "model")
-    assert spec.classes == ["a", "b", "c"] and spec.mean == [0.5, 0.4, 0.6]
+    assert spec.data == ABOUT
     assert tensors.keys() == make_dense().state_dict().keys()
 
 

@@ -29,8 +29,12 @@ def table() -> DataFrame:
     return concat(dense + tuned + a + b, ignore_index=True)
 
 
+def panel(task: str, variants: list[str], metric: str = "accuracy", labels=LABELS):
+    return {"task": task, "metric": metric, "variants": variants, "labels": labels}
+
+
 def draw(table: DataFrame, variants: list[str]):
-    return tradeoff.draw(table, "t", variants, LABELS, "Methods")
+    return tradeoff.draw(table, [panel("t", variants)], "Methods")
 
 
 def texts(legend) -> list[str]:
@@ -89,6 +93,93 @@ def test_a_poor_variant_stays_visible(table):
     poor = points("c", 0, {0.5: 0.2, 1.0: 0.4})
     bottom, _ = draw(concat([table, poor]), ["a", "c"]).axes[0].get_ylim()
     assert bottom < 40
+
+
+@pytest.fixture
+def tasks(table) -> DataFrame:
+    """Task t with its accuracy and a loss that is 0.9 of it throughout, task u with a loss only,
+    where MoEfication is called 'm'."""
+    loss = table.assign(metric="loss", relative_value=0.9 * table["relative_value"])
+    renamed = loss["variant"].replace({"b": "m"})
+    return concat([table, loss, loss.assign(task="u", variant=renamed)], ignore_index=True)
+
+
+def draw_tasks(tasks: DataFrame, *more):
+    t, u = panel("t", ["a", "b"]), panel("u", ["m", "a"], "loss", {"m": "MoEf.", "a": "D2DMoE"})
+    return tradeoff.draw(tasks, [t, u, *more], "Methods")
+
+
+def test_panels_are_titled_with_task_and_measure(tasks):
+    figure = draw_tasks(tasks)
+    assert figure.get_suptitle() == "Methods"
+    assert [axes.get_title() for axes in figure.axes] == [
+        "t – accuracy relative to dense, 2 seeds",
+        "u – loss relative to dense, 2 seeds",
+    ]
+    assert [axes.get_ylabel() for axes in figure.axes] == [
+        "accuracy relative to dense (%)",
+        "dense loss / loss (%)",
+    ]
+
+
+def test_one_panel_of_a_loss_says_what_it_shows(tasks):
+    figure = tradeoff.draw(tasks, [panel("t", ["a"], "loss")], "Methods")
+    assert figure.axes[0].get_title() == "Methods\nt, 2 seeds"
+    assert figure.axes[0].get_ylabel() == "dense loss / loss (%)"
+
+
+def test_panels_draw_the_rows_of_their_metric(tasks):
+    for axes, share in zip(draw_tasks(tasks).axes, (1, 0.9), strict=True):
+        line = line_of(axes, "D2DMoE")
+        assert line.get_ydata()[0] == pytest.approx(95.0 * share)
+        markers = axes.lines[axes.lines.index(line) + 1]  # of 3 values of the knob in 2 seeds
+        assert min(markers.get_ydata()) == pytest.approx(93.0 * share)
+        assert len(markers.get_ydata()) == 3
+
+
+def test_panels_share_one_legend_with_an_entry_per_label(tasks):
+    figure = draw_tasks(tasks, panel("t", ["b", "a"], "loss", LABELS | {"b": "third"}))
+    (legend,) = figure.legends
+    assert texts(legend) == [
+        "D2DMoE", "MoEf.", "third", "dense", "dense, fine-tuned", "better dense (100 %)",
+        "99 % of it",
+    ]  # fmt: skip
+    assert not any(axes.get_legend() for axes in figure.axes)
+
+
+@pytest.mark.parametrize("label", ["D2DMoE", "MoEf."])
+def test_variants_of_one_label_share_one_look(tasks, label):
+    figure = draw_tasks(tasks)
+    entry = next(h for h in figure.legends[0].legend_handles if h.get_label() == label)
+    for line in (line_of(axes, label) for axes in figure.axes):
+        assert line.get_color() == entry.get_color()
+        assert line.get_linestyle() == entry.get_linestyle()
+
+
+def test_panels_have_their_own_ranges_and_notes(tasks):
+    accuracy, loss = draw_tasks(tasks).axes
+    assert accuracy.get_xlabel().endswith("\n1 operating point below the axis")
+    # It ends 5 below the best of m, 89.1; m has 18 and 83.7 below that, a 83.7 (mean of seeds).
+    assert loss.get_ylim()[0] == pytest.approx(84.1)
+    assert loss.get_xlabel().endswith("\n3 operating points below the axis")
+    assert accuracy.get_ylim()[0] == 85
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 5])
+def test_panels_stand_in_two_columns_without_empty_ones(table, count):
+    figure = tradeoff.draw(table, [panel("t", ["a"])] * count, "Methods")
+    assert len(figure.axes) == count
+    assert {axes.get_subplotspec().colspan.start for axes in figure.axes} == {0, 1}
+    assert figure.get_figwidth() == style.WIDE
+
+
+def test_a_missing_metric_is_named(table, tasks):
+    with pytest.raises(UserError, match=r"'loss' of task 't'.*tradeoff\.csv; it holds: accuracy"):
+        tradeoff.draw(table, [panel("t", ["a"], "loss")], "Methods")
+    with pytest.raises(UserError, match=r"'accuracy' of task 'u'.*; it holds: loss"):
+        tradeoff.draw(tasks, [panel("t", ["a"]), panel("u", ["a"])], "Methods")
+    with pytest.raises(UserError, match=r"'loss' of task 'v'.*nothing of this task"):
+        tradeoff.draw(tasks, [panel("v", ["a"], "loss")], "Methods")
 
 
 def test_looks_of_variants_differ_in_every_sign():
@@ -154,6 +245,15 @@ def test_layers_have_a_panel_per_operating_point(executed):
     assert [axes.get_title() for axes in figure.axes] == ["τ = 0.5", "τ = 0.1"]
     means = figure.axes[0].containers[0].lines[0]
     assert list(means.get_ydata()) == pytest.approx([62.5, 50.0, 37.5])
+
+
+@pytest.mark.parametrize("count", [2, 12, 18, 26])
+def test_layers_number_as_many_as_fit(executed, count):
+    table = executed[executed["layer"] == 0]
+    table = concat([table.assign(layer=n) for n in range(count)])
+    figure = layers.draw(table, "t", ["a"], LABELS, [0.1, 0.5])
+    numbers = list(figure.axes[-1].get_xticks())
+    assert numbers == list(range(0, count, 1 if count <= layers.TICKS else 2))
 
 
 def test_layers_reject_an_unknown_operating_point(executed):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from d2dmoe.config.experiment import Config
-from d2dmoe.lineage import DENSE_VARIANTS, Lineage, lineages, stage_config
+from d2dmoe.lineage import DENSE_VARIANTS, Lineage, lineages, stage_configs
 
 
 @pytest.fixture
@@ -72,21 +72,27 @@ def test_the_dense_reference_trains_on_for_sparsify_plus_router_epochs(config):
     assert [step.stage for step in line.steps] == ["dense", "finetune"]
     assert finetune.epochs == task.sparsify.epochs + task.router.epochs == 5
     assert line.folder.name == "epochs~5,lr~0.001"
-    assert "alpha" not in stage_config(config, str(line.folder))
+    assert "alpha" not in stage_configs(config)[str(line.folder)]
 
 
-def test_stage_config_gives_plain_sorted_values_that_differ_where_the_stages_do(config):
-    for line in lineages(config):
-        for step in line.steps:
-            plain = stage_config(config, str(step.folder))
-            assert list(plain) == sorted(plain)
-            assert json.loads(json.dumps(plain)) == plain  # no tuples, paths or models
-            assert plain == step.cfg.model_dump(mode="json")
+def test_stage_configs_are_plain_sorted_values_that_differ_where_the_stages_do(config):
+    configs = stage_configs(config)
+    steps = [step for line in lineages(config) for step in line.steps]
+    assert configs.keys() == {str(step.folder) for step in steps}
+    for step in steps:
+        plain = configs[str(step.folder)]
+        assert list(plain) == sorted(plain)
+        assert json.loads(json.dumps(plain)) == plain  # no tuples, paths or models
+        assert plain == step.cfg.model_dump(mode="json")
     lines = by_variant(config)
-    assert stage_config(config, str(lines["sparser"].folder_of("sparsify")))["alpha"] == 0.2
-    assert stage_config(config, str(lines["moefication"].folder))["kind"] == "classification"
+    assert configs[str(lines["sparser"].folder_of("sparsify"))]["alpha"] == 0.2
+    assert configs[str(lines["moefication"].folder)]["kind"] == "classification"
 
 
-def test_a_folder_of_no_lineage_is_a_key_error(config):
-    with pytest.raises(KeyError, match="results/models/other is not a part"):
-        stage_config(config, "results/models/other")
+@pytest.mark.parametrize(
+    ("epochs", "name"), [(3, "epochs~3"), (3.0, "epochs~3"), (0.65, "epochs~0.65"), (0, "epochs~0")]
+)
+def test_whole_numbers_name_folders_as_people_write_them(raw, epochs, name):
+    raw["tasks"]["tiny"]["dense"]["epochs"] = epochs
+    line = by_variant(Config.model_validate(raw))["dense"]
+    assert line.folder.name == f"{name},lr~0.001"

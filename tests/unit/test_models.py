@@ -3,20 +3,20 @@
 import pytest
 import torch
 from safetensors.torch import save_file
-from small import MODEL, SIZE, make_inputs, randomise
+from small import ABOUT, MODEL, OPTIONS, SIZE, make_inputs, randomise
 from torchvision.models import vit_b_16
 from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer
 
-from d2dmoe.config.model import ModelConfig
+from d2dmoe.config.model import ViTConfig
 from d2dmoe.errors import CheckpointError
 from d2dmoe.ffn import FFN
-from d2dmoe.models import build_model, load_pretrained
+from d2dmoe.models import build_model, create_model
 from d2dmoe.surgery import find, replace
 
 DROPPING = MODEL.model_copy(update={"dropout": 0.3})
 
 
-def original(cfg: ModelConfig = MODEL, num_classes: int = 3) -> VisionTransformer:
+def original(cfg: ViTConfig = MODEL, num_classes: int = 3) -> VisionTransformer:
     """torchvision's model of the same dimensions, with weights that are nowhere zero."""
     stem = [ConvStemConfig(c, kernel_size=3, stride=2) for c in cfg.stem] or None
     model = VisionTransformer(
@@ -36,10 +36,13 @@ def original(cfg: ModelConfig = MODEL, num_classes: int = 3) -> VisionTransforme
 def pretrained(state: dict, path, num_classes: int = 3, **changes) -> torch.nn.Module:
     save_file({key: value.contiguous() for key, value in state.items()}, path)
     cfg = MODEL.model_copy(update={"weights": f"path:{path}"} | changes)
+    return created(cfg, num_classes)
+
+
+def created(cfg: ViTConfig, num_classes: int = 3, size: int = SIZE) -> torch.nn.Module:
+    about = ABOUT | {"image_size": size, "classes": [str(i) for i in range(num_classes)]}
     torch.manual_seed(7)
-    model = build_model(cfg, SIZE, num_classes).eval()
-    load_pretrained(model, cfg, num_classes)
-    return model
+    return create_model(cfg, about)[1].eval()
 
 
 def test_weights_of_torchvision_give_torchvisions_outputs(tmp_path):
@@ -82,8 +85,7 @@ def test_dropout_falls_where_torchvision_drops(tmp_path):
 def test_another_number_of_classes_keeps_a_fresh_head_and_all_else(tmp_path):
     theirs = original(num_classes=10)
     ours = pretrained(theirs.state_dict(), tmp_path / "weights.safetensors", num_classes=3)
-    torch.manual_seed(7)
-    fresh = build_model(MODEL, SIZE, 3)
+    fresh = created(MODEL)
     assert torch.equal(ours.heads.head.weight, fresh.heads.head.weight)
     assert ours.heads.head.bias.shape == (3,)
     theirs.heads = ours.heads = torch.nn.Identity()
@@ -107,20 +109,19 @@ def test_weights_that_lack_a_tensor_are_refused(tmp_path):
 def test_a_missing_or_truncated_file_of_weights_is_refused(tmp_path):
     path = tmp_path / "weights.safetensors"
     cfg = MODEL.model_copy(update={"weights": f"path:{path}"})
-    model = build_model(MODEL, SIZE, 3)
     with pytest.raises(CheckpointError, match="weights.safetensors does not exist.*model.weights"):
-        load_pretrained(model, cfg, 3)
+        created(cfg)
     save_file(original().state_dict(), path)
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match="weights.safetensors is damaged or truncated"):
-        load_pretrained(model, cfg, 3)
+        created(cfg)
 
 
 @pytest.mark.parametrize("name", ["vit_b_17:IMAGENET1K_V1", "vit_b_16:IMAGENET1K_V9"])
 def test_weights_that_torchvision_does_not_know_are_refused(name):
     cfg = MODEL.model_copy(update={"weights": f"torchvision:{name}"})
     with pytest.raises(CheckpointError, match=f"torchvision knows no weights {name}"):
-        load_pretrained(build_model(MODEL, SIZE, 3), cfg, 3)
+        created(cfg)
 
 
 def test_a_failing_download_says_how_to_do_without_a_network(monkeypatch):
@@ -130,7 +131,7 @@ def test_a_failing_download_says_how_to_do_without_a_network(monkeypatch):
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", refuse)
     cfg = MODEL.model_copy(update={"weights": "torchvision:vit_b_16:IMAGENET1K_V1"})
     with pytest.raises(CheckpointError, match="no route to host.*path:FILE.safetensors"):
-        load_pretrained(build_model(MODEL, SIZE, 3), cfg, 3)
+        created(cfg)
 
 
 def test_the_weights_of_vit_b_16_fit_the_papers_model(tmp_path):
@@ -138,14 +139,24 @@ def test_the_weights_of_vit_b_16_fit_the_papers_model(tmp_path):
     torch.nn.init.normal_(theirs.heads.head.weight, std=0.1)
     path = tmp_path / "vit_b_16.safetensors"
     save_file(theirs.state_dict(), path)
-    cfg = ModelConfig(
-        weights=f"path:{path}", patch_size=16, layers=12, d_model=768, heads=12, d_ff=3072
-    )
-    ours = build_model(cfg, 224, 1000).eval()
-    load_pretrained(ours, cfg, 1000)
+    sizes = {"patch_size": 16, "layers": 12, "d_model": 768, "heads": 12, "d_ff": 3072}
+    cfg = ViTConfig(architecture="vit", weights=f"path:{path}", **sizes)
+    ours = created(cfg, num_classes=1000, size=224)
     inputs = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert torch.equal(ours(inputs), theirs(inputs))
+
+
+def test_the_options_rebuild_the_model():
+    model = randomise(created(MODEL))
+    rebuilt = build_model("vit", OPTIONS).eval()
+    rebuilt.load_state_dict(model.state_dict())
+    assert torch.equal(rebuilt(make_inputs()), model(make_inputs()))
+
+
+def test_an_architecture_that_is_not_described_is_refused_with_those_that_are():
+    with pytest.raises(CheckpointError, match="'llama' is not described; .* vit, bert, gpt2, ge"):
+        build_model("llama", {})
 
 
 def test_replace_refuses_a_model_that_has_nothing_to_replace():

@@ -1,5 +1,7 @@
 """Laws of the layer that replaces an FFN."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,13 +9,14 @@ from hypothesis import strategies as st
 from small import make_dense, make_ffn, make_inputs, make_routed, make_split
 from torch import nn
 
+from d2dmoe.conversion import add_routers, to_moe
 from d2dmoe.experts import assign_neurons
-from d2dmoe.ffn import FFN
+from d2dmoe.ffn import ACTIVATIONS, FFN
 from d2dmoe.moe import MoE, set_selection, split_ffn, watch_inputs, watch_selections
 from d2dmoe.router import Router
 from d2dmoe.surgery import find
 
-ACTIVATIONS = ["relu", "gelu"]
+FORMS = [{"gated": gated, "bias": bias} for gated in (False, True) for bias in (True, False)]
 few = settings(max_examples=20, deadline=None, derandomize=True)
 
 
@@ -53,22 +56,36 @@ def expert_outputs(ffn: FFN, experts: torch.Tensor, z: torch.Tensor) -> torch.Te
     """Each expert's output from the FFN's own weights, one by one: [tokens, n, d_model]."""
     outputs = []
     for neurons in experts:
-        hidden = ffn.activation(z @ ffn.up.weight[neurons].T + ffn.up.bias[neurons])
+        hidden = ffn.activation(mapped(ffn.activated, neurons, z))
+        if ffn.gate is not None:
+            hidden = hidden * mapped(ffn.up, neurons, z)
         outputs.append(hidden @ ffn.down.weight[:, neurons].T)
     return torch.stack(outputs, 1)
 
 
+def mapped(layer: nn.Linear, neurons: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+    """Some of a linear map's outputs."""
+    out = z @ layer.weight[neurons].T
+    return out if layer.bias is None else out + layer.bias[neurons]
+
+
+def outside(ffn: FFN) -> torch.Tensor:
+    """What the FFN gives without any neuron: b2."""
+    return torch.zeros(ffn.d_model) if ffn.down.bias is None else ffn.down.bias
+
+
 @few
 @given(
-    activation=st.sampled_from(ACTIVATIONS),
+    activation=st.sampled_from(list(ACTIVATIONS)),
+    form=st.sampled_from(FORMS),
     method=st.sampled_from(["kmeans", "random", "contiguous"]),
     num_experts=st.integers(1, 6),
     size=st.integers(1, 5),
     seed=st.integers(0, 99),
 )
-def test_all_experts_on_equals_the_dense_ffn(activation, method, num_experts, size, seed):
-    ffn = make_ffn(7, num_experts * size, activation, seed)
-    moe = split_ffn(ffn, assign_neurons(ffn.up.weight, num_experts, method, seed))
+def test_all_experts_on_equals_the_dense_ffn(activation, form, method, num_experts, size, seed):
+    ffn = make_ffn(7, num_experts * size, activation, seed, **form)
+    moe = split_ffn(ffn, assign_neurons(ffn.activated.weight, num_experts, method, seed))
     z = tokens(seed, 9, 7)
     everything = torch.ones(9, num_experts, dtype=torch.bool)
     assert relative_error(moe(z), ffn(z)) < 1e-5
@@ -76,61 +93,67 @@ def test_all_experts_on_equals_the_dense_ffn(activation, method, num_experts, si
     assert relative_error(moe.run_selected(z, everything), ffn(z)) < 1e-5
 
 
+@pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_a_permutation_of_the_hidden_neurons_changes_nothing(activation):
-    ffn, z = make_ffn(7, 24, activation), tokens(0, 9, 7)
-    experts = assign_neurons(ffn.up.weight, 6, "kmeans", 0)
+def test_a_permutation_of_the_hidden_neurons_changes_nothing(activation, form):
+    ffn, z = make_ffn(7, 24, activation, **form), tokens(0, 9, 7)
+    experts = assign_neurons(ffn.activated.weight, 6, "kmeans", 0)
     order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
-    permuted = make_ffn(7, 24, activation)
+    permuted = make_ffn(7, 24, activation, **form)
     with torch.no_grad():
-        permuted.up.weight.copy_(ffn.up.weight[order])
-        permuted.up.bias.copy_(ffn.up.bias[order])
         permuted.down.weight.copy_(ffn.down.weight[:, order])
+        for name in ("up", "gate"):
+            for key, parameter in permuted.named_parameters():
+                if key.startswith(name):
+                    parameter.copy_(ffn.get_parameter(key)[order])
     where = order.argsort()  # neuron i of the FFN is neuron where[i] of the permuted one
     one, other = split_ffn(ffn, experts), split_ffn(permuted, where[experts])
     mask = random_mask(2, 9, 6, 0.5)
     assert torch.equal(one(z), other(z))
     assert torch.equal(one.run_selected(z, mask), other.run_selected(z, mask))
-    clustered = split_ffn(permuted, assign_neurons(permuted.up.weight, 6, "kmeans", 0))
+    clustered = split_ffn(permuted, assign_neurons(permuted.activated.weight, 6, "kmeans", 0))
     assert relative_error(clustered(z), ffn(z)) < 1e-5
 
 
 @few
 @given(
-    activation=st.sampled_from(ACTIVATIONS),
+    activation=st.sampled_from(list(ACTIVATIONS)),
+    form=st.sampled_from(FORMS),
     seed=st.integers(0, 99),
     density=st.sampled_from([0.0, 0.1, 0.5, 0.9]),
     count=st.integers(1, 12),
 )
 def test_run_selected_equals_the_masked_sum_of_the_experts_outputs(
-    activation, seed, density, count
+    activation, form, seed, density, count
 ):
-    ffn = make_ffn(7, 20, activation, seed)
+    ffn = make_ffn(7, 20, activation, seed, **form)
     experts = assign_neurons(ffn.up.weight, 5, "random", seed)
     moe, z = split_ffn(ffn, experts), tokens(seed, count, 7)
     mask = random_mask(seed, count, 5, density)
     mask[:, seed % 5] = False  # an expert that no token runs
     mask[0] = False  # a token that runs none
     outputs = expert_outputs(ffn, experts, z)
-    expected = (outputs * mask.unsqueeze(-1)).sum(1) + ffn.down.bias
-    assert relative_error(moe.run_selected(z, mask), expected) < 1e-5
-    assert relative_error(masked_forward(moe, z, mask), expected) < 1e-5
-    assert torch.equal(moe.run_selected(z, mask)[0], ffn.down.bias)
+    expected = (outputs * mask.unsqueeze(-1)).sum(1) + outside(ffn)
+    for found in (moe.run_selected(z, mask), masked_forward(moe, z, mask)):
+        assert (found - expected).norm() <= 1e-5 * expected.norm()
+    assert torch.equal(moe.run_selected(z, mask)[0], outside(ffn))
 
 
-def test_no_expert_leaves_b2_alone_and_no_token_gives_no_output():
-    ffn = make_ffn(7, 20, "gelu")
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_no_expert_leaves_b2_alone_and_no_token_gives_no_output(form):
+    ffn = make_ffn(7, 20, "gelu", **form)
     moe, z = split_ffn(ffn, torch.arange(20).view(5, 4)), tokens(0, 3, 7)
     none = torch.zeros(3, 5, dtype=torch.bool)
-    assert torch.equal(moe.run_selected(z, none), ffn.down.bias.expand(3, 7))
-    assert torch.equal(masked_forward(moe, z, none), ffn.down.bias.expand(3, 7))
+    assert torch.equal(moe.run_selected(z, none), outside(ffn).expand(3, 7))
+    assert torch.equal(masked_forward(moe, z, none), outside(ffn).expand(3, 7))
     assert moe.run_selected(z[:0], none[:0]).shape == (0, 7)
 
 
+@pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_output_norms_are_the_norms_of_the_experts_outputs(activation):
-    ffn, z = make_ffn(7, 20, activation), tokens(0, 9, 7)
-    experts = assign_neurons(ffn.up.weight, 5, "random", 0)
+def test_output_norms_are_the_norms_of_the_experts_outputs(activation, form):
+    ffn, z = make_ffn(7, 20, activation, **form), tokens(0, 9, 7)
+    experts = assign_neurons(ffn.activated.weight, 5, "random", 0)
     moe = split_ffn(ffn, experts)
     expected = expert_outputs(ffn, experts, z).norm(dim=-1)
     assert torch.allclose(moe.output_norms(z), expected, rtol=1e-4, atol=1e-6)
@@ -138,11 +161,26 @@ def test_output_norms_are_the_norms_of_the_experts_outputs(activation):
     assert torch.allclose(in_sequence.flatten(0, 1), expected, rtol=1e-4, atol=1e-6)
 
 
-def test_hidden_activations_are_grouped_by_expert():
-    ffn, z = make_ffn(7, 20, "relu"), tokens(0, 9, 7)
-    experts = assign_neurons(ffn.up.weight, 5, "random", 0)
-    hidden = ffn.activation(ffn.up(z))[:, experts]  # [tokens, n, e]
-    assert torch.allclose(split_ffn(ffn, experts).hidden(z), hidden, atol=1e-6)
+@pytest.mark.parametrize("gated", [False, True])
+def test_hidden_activations_are_grouped_by_expert(gated):
+    ffn, z = make_ffn(7, 20, "relu", gated=gated), tokens(0, 9, 7)
+    experts = assign_neurons(ffn.activated.weight, 5, "random", 0)
+    hidden = ffn.activation(ffn.gate(z)) * ffn.up(z) if gated else ffn.activation(ffn.up(z))
+    assert torch.allclose(split_ffn(ffn, experts).hidden(z), hidden[:, experts], atol=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
+@pytest.mark.parametrize("place", [torch.float64, torch.bfloat16, "meta"], ids=str)
+def test_experts_are_of_the_ffns_shape_activation_device_and_dtype(place, form):
+    ffn = make_ffn(6, 20, "gelu_tanh", **form).to(place)
+    for moe in (MoE(ffn, 5), split_ffn(ffn, torch.arange(20).view(5, 4))):
+        weights, theirs = list(moe.parameters()), list(ffn.parameters())
+        assert moe.activation_name == "gelu_tanh"
+        assert sum(w.numel() for w in weights) == sum(w.numel() for w in theirs)
+        for name in ("up", "gate", "down"):  # a bias where the FFN has one, none elsewhere
+            layer = getattr(ffn, name)
+            assert (getattr(moe, f"{name}_bias") is None) == (layer is None or layer.bias is None)
+        assert {(w.device, w.dtype) for w in weights} == {(w.device, w.dtype) for w in theirs}
 
 
 def test_the_router_decides_by_the_layers_own_input():
@@ -182,3 +220,48 @@ def test_set_selection_reaches_every_layer_and_the_watched_masks_obey_it():
         for name, mask in masks.items():
             assert mask.shape == (5, 5, 8) and mask.dtype == torch.bool and check(mask)
             assert inputs[name].shape == (5, 5, 16)
+
+
+class Texts(nn.Module):
+    """Calls an FFN as models of transformers call theirs."""
+
+    def __init__(self):
+        super().__init__()
+        self.mlp = make_ffn(7, 20, "relu")
+
+    def forward(self, z, attention_mask=None):
+        return self.mlp(z)
+
+
+def routed_texts() -> nn.Module:
+    torch.manual_seed(0)
+    model = to_moe(Texts(), [torch.arange(20).view(5, 4)])
+    return add_routers(model, "regression", 6)
+
+
+def test_padding_runs_no_expert_and_changes_nothing_for_real_tokens():
+    model, z = routed_texts(), tokens(0, 6, 7).view(2, 3, 7)
+    real = torch.tensor([[1, 1, 0], [1, 1, 1]])
+    with watch_selections(model) as masks:
+        whole = model(z)
+        everything = masks["mlp"]
+        padded = model(z, attention_mask=real)
+        selected = masks["mlp"]
+    assert everything.all() and torch.equal(selected, real.bool()[..., None].expand(2, 3, 5))
+    assert torch.equal(padded[real.bool()], whole[real.bool()])
+    assert torch.equal(padded[0, 2], model.mlp.down_bias)
+    assert torch.equal(model(z), whole)  # the mask is of one forward only
+
+
+@pytest.mark.parametrize("mask", [None, torch.zeros(2, 1, 3, 3), {"full": None}], ids=str)
+def test_masks_of_other_forms_than_a_flag_per_token_are_no_padding(mask):
+    model, z = routed_texts(), tokens(0, 6, 7).view(2, 3, 7)
+    assert torch.equal(model(z, attention_mask=mask), model(z))
+
+
+def test_a_mask_is_handed_to_the_model_that_is_called_not_to_the_one_it_was_copied_from():
+    model, z = routed_texts(), tokens(0, 6, 7).view(2, 3, 7)
+    copied = copy.deepcopy(model)
+    copied(z, attention_mask=torch.zeros(2, 3))
+    assert model.mlp.selection.real_tokens is None
+    assert not copied.mlp.selection.real_tokens.any()

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from small import make_dense, make_ffn, make_inputs
 from torch.nn.functional import gelu
 
-from d2dmoe.ffn import FFN
+from d2dmoe.ffn import ACTIVATIONS, FFN
 from d2dmoe.sparsity import (
     active_neurons,
     alpha_at,
@@ -87,6 +87,15 @@ def test_penalty_is_the_mean_over_layers_and_tokens(mode):
     assert penalty(mode, layers).item() == pytest.approx(single, rel=1e-5)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_padding_is_left_out_of_the_penalty(mode):
+    layers = [(drawn(i, 2, 5, 8), drawn(i, 2, 5, 8).relu()) for i in range(3)]
+    real = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
+    alone = [(pre[real], hidden[real]) for pre, hidden in layers]
+    assert penalty(mode, layers, real) == penalty(mode, alone)
+    assert penalty(mode, layers, torch.ones(2, 5, dtype=torch.bool)) == penalty(mode, layers)
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [
@@ -129,25 +138,28 @@ def test_relu_modes_see_activations_after_relu():
         assert (pre < 0).any() and torch.equal(hidden, pre.relu())
 
 
-def test_watched_pairs_are_the_input_and_output_of_the_activation():
-    ffn, z = make_ffn(6, 10, "gelu"), drawn(0, 3, 6)
+@pytest.mark.parametrize("gated", [False, True])
+def test_watched_pairs_are_the_input_and_output_of_the_activation(gated):
+    """Of a gated FFN: the gate's alone, before it is multiplied."""
+    ffn, z = make_ffn(6, 10, "gelu", gated=gated), drawn(0, 3, 6)
     with watch_activations(ffn) as activations:
         ffn(z)
     ((pre, hidden),) = activations.values()
-    assert torch.equal(pre, ffn.up(z)) and torch.equal(hidden, gelu(pre))
+    assert torch.equal(pre, (ffn.gate if gated else ffn.up)(z)) and torch.equal(hidden, gelu(pre))
 
 
-def test_active_neurons_of_relu_are_above_0_those_of_gelu_above_the_displacement():
+@pytest.mark.parametrize("form", ["gelu", "gelu_tanh"])
+def test_active_neurons_of_relu_are_above_0_those_of_gelu_above_the_displacement(form):
     pre = torch.tensor([[-11.0, -3.0, 0.0, 0.5], [-11.0, -11.0, -11.0, -11.0]])
     assert active_neurons(pre, pre.relu(), "relu").tolist() == [1, 0]
-    assert active_neurons(pre, gelu(pre), "gelu").tolist() == [3, 0]
+    assert active_neurons(pre, ACTIVATIONS[form]()(pre), form).tolist() == [3, 0]
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_the_histogram_counts_every_token_of_every_layer_once(activation):
     model, inputs = make_dense(), make_inputs(7)
     set_activation(model, activation)
-    histogram = count_active(model, inputs.split(3))
+    histogram = count_active(model, ({"x": part} for part in inputs.split(3)))
     tokens = 7 * (1 + 2 * 2)  # class token and patches
     assert histogram.shape == (2, 33) and histogram.sum(1).tolist() == [tokens] * 2
     with watch_activations(model) as activations:

@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 from small import make_images
+from small_language import make_corpus_split, make_language
 from torch import nn
 
 from d2dmoe import tensors
 from d2dmoe.config.training import TrainingConfig
 from d2dmoe.errors import CheckpointError, UserError
+from d2dmoe.inputs import logits_of
 from d2dmoe.state import TrainingState, state_path
 from d2dmoe.tensors import load_tensors, save_tensors
-from d2dmoe.training import TrainingBatches, fit, make_optimizer
+from d2dmoe.training import TrainingBatches, cross_entropy_loss, fit, make_optimizer
 
 CFG = TrainingConfig(epochs=2, lr=0.1, batch_size=8)
 IDENTITY = {"cfg": {"lr": 0.1}, "code": "abc", "seed": 0}
@@ -97,6 +99,42 @@ def test_the_state_of_another_model_is_an_error_that_names_file_and_remedy(tmp_p
     save_tensors(state.path, {"weight": torch.ones(1)})
     with pytest.raises(CheckpointError, match=f"(?s){state.path} is not the state.*Delete it"):
         state.load(model, optimizer)
+
+
+class Cut(Exception):
+    """Stands for a power cut."""
+
+
+def train_tied(name: str, state: TrainingState | None = None, cut_at: int | None = None):
+    """Weights and history of a language model whose head is its embedding."""
+    model, taken = make_language(name).train(), 0
+    cfg = TrainingConfig(epochs=2, lr=0.01, batch_size=2)
+
+    def losses(batch, _progress):
+        nonlocal taken
+        if taken == cut_at:
+            raise Cut
+        taken += 1
+        return {"loss": cross_entropy_loss(logits_of(model, batch[0]), batch[1])}
+
+    batches = TrainingBatches(make_corpus_split(4), cfg, 0, torch.device("cpu"))
+    history = fit(model, losses, batches, cfg, name="test", state=state)
+    assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
+    return model.state_dict(), history
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("name", ["gpt2", "gemma"])
+def test_a_tied_model_is_saved_once_and_resumes_exactly(tmp_path, name, steps):
+    path = tmp_path / "state"
+    with pytest.raises(Cut):
+        train_tied(name, TrainingState(path, every_s=0), cut_at=steps)
+    saved, _ = load_tensors(path, "")
+    assert "model/lm_head.weight" not in saved
+    weights, history = train_tied(name, TrainingState(path, every_s=0))
+    expected, its_history = train_tied(name)
+    assert history == its_history and weights.keys() == expected.keys()
+    assert all(torch.equal(weights[key], expected[key]) for key in expected)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -5,22 +5,24 @@ import math
 
 import pytest
 import torch
-from small import MODEL, SPEC, make_images, make_routed
+from small import OPTIONS, SPEC, make_images, make_routed
+from small_language import TINY, make_corpus_split, make_language, make_text_split
 from torch import nn
 
 from d2dmoe.checkpoint import dense_model
 from d2dmoe.config.training import TrainingConfig
 from d2dmoe.data import ImageSplit
 from d2dmoe.errors import UserError
-from d2dmoe.evaluate import validation_accuracy
+from d2dmoe.evaluate import validation_metrics
 from d2dmoe.seeding import seed_for
 from d2dmoe.state import TrainingState
-from d2dmoe.training import TrainingBatches, fit, lr_at, make_optimizer, task_loss
+from d2dmoe.training import TrainingBatches, cross_entropy_loss, fit, lr_at, make_optimizer
 
 # A convolutional stem has batch norms, whose running statistics are a part of the state.
-HARD = MODEL.model_copy(update={"dropout": 0.2, "stem": [4, 4]})
+HARD = SPEC.with_(options=OPTIONS | {"dropout": 0.2, "stem": [4, 4]})
 CPU = torch.device("cpu")
 STEPS = 6  # two epochs of three
+PARTIAL = 5 / 3  # epochs; five steps
 
 
 class Cut(Exception):
@@ -51,7 +53,7 @@ def train(
     """Weights, history and the steps taken of a training, cut off before step `cut_at`."""
     cfg = cfg or config()
     torch.manual_seed(initial)
-    model = dense_model(SPEC.with_(model=HARD.model_dump())).train()
+    model = dense_model(HARD).train()
     taken = 0
 
     def losses(batch, progress):
@@ -59,7 +61,7 @@ def train(
         if taken == cut_at:
             raise Cut
         taken += 1
-        task = task_loss(model(batch[0]), batch[1], cfg)
+        task = cross_entropy_loss(model(**batch[0]), batch[1], cfg.label_smoothing)
         return {"loss": task * (1 + progress), "task": task}
 
     held_out = make_images(10, seed=9)
@@ -70,7 +72,7 @@ def train(
         cfg,
         name="test",
         state=state,
-        validate=lambda: validation_accuracy(model, held_out, 4, CPU),
+        validate=lambda: validation_metrics(model, held_out, 4, CPU),
     )
     return model.state_dict(), history, taken
 
@@ -82,6 +84,39 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 @pytest.fixture(scope="module")
 def uninterrupted():
     return train()
+
+
+@pytest.fixture(scope="module")
+def cut_short():
+    """An uninterrupted training whose last epoch is a part of one."""
+    return train(cfg=config(epochs=PARTIAL))
+
+
+def by_hand(logits: torch.Tensor, targets: torch.Tensor, smoothing: float) -> float:
+    """Mean over rows of -sum p log q; rows [N, classes], targets probabilities of that shape."""
+    targets = (1 - smoothing) * targets.double() + smoothing / targets.shape[-1]
+    rows = logits.double() - logits.double().exp().sum(-1, keepdim=True).log()
+    return -(targets * rows).sum(-1).mean().item()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("shape", [(4,), (4, 5)], ids=["classes", "tokens"])
+def test_cross_entropy_of_indices_and_of_probabilities_by_hand(shape, smoothing):
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(*shape, 3, generator=generator)
+    indices = torch.randint(3, shape, generator=generator)
+    mixed = torch.rand(*shape, 3, generator=generator)
+    mixed = mixed / mixed.sum(-1, keepdim=True)
+    certain = nn.functional.one_hot(indices, 3).float()
+    for targets, soft in ((indices, certain), (certain, certain), (mixed, mixed)):
+        expected = by_hand(logits.flatten(0, -2), soft.flatten(0, -2), smoothing)
+        found = cross_entropy_loss(logits, targets, smoothing)
+        assert found.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_cross_entropy_of_half_precision_is_taken_in_single():
+    logits, targets = torch.tensor([[60.0, 0.0]]).bfloat16(), torch.tensor([1])
+    assert cross_entropy_loss(logits, targets).dtype == torch.float32
 
 
 def test_warm_up_is_linear_then_a_cosine_falls_to_min_lr():
@@ -102,9 +137,9 @@ def test_every_step_has_a_positive_rate_of_at_most_lr(warmup, total):
     assert all(0 < rate <= 1 for rate in rates) and max(rates) == 1
 
 
-@pytest.mark.parametrize("kind", ["dense", "routed"])
-def test_weight_decay_is_on_every_matrix_but_on_no_bias_and_no_norm(kind):
-    model = make_routed() if kind == "routed" else dense_model(SPEC.with_(model=HARD.model_dump()))
+@pytest.mark.parametrize("make", [lambda: dense_model(HARD), make_routed], ids=["dense", "routed"])
+def test_weight_decay_is_on_every_matrix_but_on_no_bias_and_no_norm(make):
+    model = make()
     decayed, free = make_optimizer(model, config(weight_decay=0.3)).param_groups
     assert decayed["weight_decay"] == 0.3 and free["weight_decay"] == 0
     names = {id(p): name for name, p in model.named_parameters()}
@@ -116,6 +151,15 @@ def test_weight_decay_is_on_every_matrix_but_on_no_bias_and_no_norm(kind):
     assert free | decayed == set(names.values())
     assert decayed & undecayed == set()
     assert undecayed == free
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_weight_decay_of_language_models_is_on_every_matrix_once(name):
+    model = make_language(name)
+    decayed, free = (group["params"] for group in make_optimizer(model, config()).param_groups)
+    assert all(p.ndim == 2 for p in decayed) and all(p.ndim == 1 for p in free)
+    assert len({id(p) for p in decayed + free}) == len(decayed + free)
+    assert {id(p) for p in decayed + free} == {id(p) for p in model.parameters()}
 
 
 def test_frozen_parameters_are_not_trained():
@@ -148,6 +192,44 @@ def test_resuming_after_any_step_gives_the_same_bits(uninterrupted, tmp_path, st
     assert same(weights, uninterrupted[0]) and history == uninterrupted[1]
 
 
+def test_the_last_epoch_may_be_a_part_of_one(cut_short):
+    _, history, taken = cut_short
+    assert taken == STEPS - 1
+    assert [row["epoch"] for row in history] == [1, 1.6667]
+    assert history[-1].keys() == history[0].keys()
+
+
+@pytest.mark.parametrize("steps", range(STEPS))
+def test_resuming_in_a_partial_epoch_gives_the_same_bits(cut_short, tmp_path, steps):
+    path, cfg = tmp_path / "state.safetensors", config(epochs=PARTIAL)
+    if steps < STEPS - 1:
+        with pytest.raises(Cut):
+            train(cut_at=steps, state=TrainingState(path, every_s=0), cfg=cfg)
+    else:
+        train(state=TrainingState(path, every_s=0), cfg=cfg)
+    weights, history, taken = train(state=TrainingState(path, every_s=0), cfg=cfg)
+    assert taken == STEPS - 1 - steps
+    assert same(weights, cut_short[0]) and history == cut_short[1]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps"), [(0, 0), (0.3, 1), (1 / 3, 1), (0.65, 2), (1, 3), (1.7, 5), (2, 6)]
+)
+def test_fractions_of_an_epoch_are_steps(epochs, steps):
+    batches = TrainingBatches(make_images(25), config(epochs=epochs), 0, CPU)
+    assert batches.per_epoch == 3
+    assert batches.total == len(list(batches.stream(0))) == steps
+
+
+def test_a_shorter_training_sees_the_first_batches_of_a_longer_one():
+    def targets(epochs: float) -> list[torch.Tensor]:
+        cfg = config(epochs=epochs)
+        return [y for _, y in TrainingBatches(make_images(25), cfg, 0, CPU).stream(0)]
+
+    for one, other in zip(targets(PARTIAL), targets(2)[: STEPS - 1], strict=True):
+        assert torch.equal(one, other)
+
+
 def test_being_cut_off_again_and_again_gives_the_same_bits(uninterrupted, tmp_path):
     path = tmp_path / "state.safetensors"
     for _ in range(STEPS - 1):
@@ -178,6 +260,18 @@ def test_history_holds_the_mean_of_each_loss_over_its_epoch():
     assert [row["loss"] for row in history] == [3.0, 4.0]
 
 
+def test_history_of_a_partial_epoch_holds_the_mean_over_its_own_steps():
+    cfg, values, holder = config(epochs=PARTIAL), iter([1.0, 2.0, 6.0, 4.0, 7.0]), nn.Linear(1, 1)
+
+    def losses(_batch, _progress):
+        return {"loss": holder.weight.sum() * 0 + next(values)}
+
+    batches = TrainingBatches(make_images(24), cfg, 0, CPU)
+    history = fit(holder, losses, batches, cfg, name="test")
+    assert [(row["epoch"], row["loss"]) for row in history] == [(1, 3.0), (1.6667, 5.5)]
+    assert history[-1]["lr"] == lr_at(4, 5, cfg)
+
+
 def test_progress_runs_from_0_towards_1_in_equal_steps():
     seen, cfg, holder = [], config(), nn.Linear(1, 1)
 
@@ -192,7 +286,7 @@ def test_progress_runs_from_0_towards_1_in_equal_steps():
 def test_no_epochs_train_nothing():
     weights, history, taken = train(cfg=config(epochs=0))
     torch.manual_seed(0)
-    assert same(weights, dense_model(SPEC.with_(model=HARD.model_dump())).state_dict())
+    assert same(weights, dense_model(HARD).state_dict())
     assert history == [] and taken == 0
 
 
@@ -206,7 +300,8 @@ def test_a_loss_that_is_not_finite_is_a_user_error_with_a_remedy(bad):
 
 def test_batches_are_a_function_of_seed_and_position():
     def stream(seed: int, start: int = 0):
-        return list(TrainingBatches(make_images(25), config(), seed, CPU).stream(2, start))
+        batches = TrainingBatches(make_images(25), config(), seed, CPU).stream(start)
+        return [(inputs["x"], targets) for inputs, targets in batches]
 
     whole = stream(0)
     assert len(whole) == STEPS
@@ -221,14 +316,33 @@ def test_batches_are_a_function_of_seed_and_position():
 
 
 def test_an_image_is_changed_anew_in_every_epoch():
-    batches = TrainingBatches(make_images(1), config(), 0, CPU)
-    seen = {tuple(inputs.flatten().tolist()) for inputs, _ in batches.stream(12, 0)}
+    batches = TrainingBatches(make_images(1), config(epochs=12), 0, CPU)
+    seen = {tuple(inputs["x"].flatten().tolist()) for inputs, _ in batches.stream(0)}
     assert len(seen) > 6
+
+
+@pytest.mark.parametrize("split", [make_text_split((5, 12, 3, 7, 12)), make_corpus_split(5)])
+def test_texts_are_trained_on_as_they_are_in_an_order_of_the_seed(split):
+    cfg = TrainingConfig(epochs=1.5, lr=0.1, batch_size=2)
+
+    def stream(start: int = 0, seed: int = 0) -> list[torch.Tensor]:
+        batches = TrainingBatches(split, cfg, seed, CPU).stream(start)
+        return [inputs["input_ids"] for inputs, _ in batches]
+
+    whole = stream()
+    assert [len(ids) for ids in whole] == [2, 2, 2]
+    assert all(map(torch.equal, whole[2:], stream(start=2)))
+    given = {tuple(row) for row in split.read(torch.arange(5))[0].tolist()}
+    seen = [tuple(row) for ids in whole[:2] for row in ids.tolist()]
+    assert len(set(seen)) == 4  # every text at most once an epoch
+    assert all(any(row == text[: len(row)] for text in given) for row in seen)
+    others = [stream(seed=seed)[0] for seed in range(1, 5)]
+    assert any(not torch.equal(other, whole[0]) for other in others)
 
 
 def test_a_set_smaller_than_a_batch_is_one_batch():
     batches = TrainingBatches(make_images(5), config(), 0, CPU)
-    assert batches.per_epoch == 1 and [len(y) for _, y in batches.stream(2, 0)] == [5, 5]
+    assert batches.per_epoch == 1 and [len(y) for _, y in batches.stream(0)] == [5, 5]
 
 
 def test_resuming_is_logged(tmp_path, caplog):

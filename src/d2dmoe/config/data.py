@@ -1,35 +1,35 @@
-"""Which images a task uses and how training varies them: typed, and checked before any job starts.
+"""Which data a task uses and how training varies them: typed, and checked before any job starts."""
 
-Nothing heavy is imported here, so that a wrong source is found in the first second of a run.
-"""
-
-import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from d2dmoe.config.base import Strict
-from d2dmoe.errors import DataError
-
-FORMS = {
-    "vendored": (r"[\w-][\w.-]*", "vendored:NAME (a folder of resources/)"),
-    "torchvision": (r"[A-Za-z_]\w*", "torchvision:CLASS (of torchvision.datasets, e.g. CIFAR10)"),
-    "hub": (r"[^@]+(@[^@]+)?", "hub:NAME or hub:NAME@REVISION (Hugging Face or a local folder)"),
-    "path": (r".+", "path:FOLDER (train/CLASS/*.jpg, and the same in test/ or val/)"),
-}
-HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
-TEST_NAMES = ("test", "validation", "val")  # in the order in which they are tried
+from d2dmoe.config.sources import (
+    IMAGE_FORMS,
+    TEXT_FORMS,
+    TOKENIZER_FORMS,
+    check_form,
+    check_images,
+    check_texts,
+    check_tokenizer,
+    described,
+)
 
 Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(gt=0)]
 
 
-class DataConfig(Strict):
+class ImagesConfig(Strict):
     """An image classification set: where it comes from and how it is split."""
 
-    source: str = Field(
-        description="Where the images come from: " + "; ".join(form for _, form in FORMS.values())
-    )
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "loss")  # the first is the task's measure
+    sample: ClassVar[str] = "an image"
+
+    kind: Literal["images"] = Field(description="What the samples are")
+    source: str = Field(description="Where the images come from: " + described(IMAGE_FORMS))
     image_size: int = Field(
         gt=0,
         description="Height and width in pixels; other images are resized on their shorter side "
@@ -48,11 +48,11 @@ class DataConfig(Strict):
         max_length=3,
         description="Standard deviation of each channel (R, G, B), pixels in 0..1",
     )
-    max_train: int | None = Field(
-        None, gt=0, description="Train on the first so many images only, class-balanced; for trials"
+    max_train: Count | None = Field(
+        None, description="Train on the first so many images only, class-balanced; for trials"
     )
-    max_test: int | None = Field(
-        None, gt=0, description="Test on the first so many images only, class-balanced; for trials"
+    max_test: Count | None = Field(
+        None, description="Test on the first so many images only, class-balanced; for trials"
     )
     in_memory: bool = Field(
         True,
@@ -63,11 +63,130 @@ class DataConfig(Strict):
     @field_validator("source")
     @classmethod
     def _has_a_known_form(cls, source: str) -> str:
-        kind, _, name = source.partition(":")
-        if kind not in FORMS or not re.fullmatch(FORMS[kind][0], name):
-            allowed = "; ".join(form for _, form in FORMS.values())
-            raise ValueError(f"{source!r} names no dataset. Allowed: {allowed}")
-        return source
+        return check_form(source, IMAGE_FORMS, "dataset")
+
+
+class TokenizerConfig(Strict):
+    """What cuts texts into tokens: trained on the task's training texts, or ready-made."""
+
+    source: str = Field("train", description="Which tokenizer: " + described(TOKENIZER_FORMS))
+    vocab_size: int | None = Field(
+        None,
+        ge=260,  # all bytes and the special tokens
+        description="Most tokens of a trained vocabulary (byte-level BPE); only with source train",
+    )
+    end_of_text: str = Field(
+        "<|endoftext|>", min_length=1, description="Corpora: the token after each document"
+    )
+    pad: str = Field("[PAD]", min_length=1, description="Texts: the token that fills a batch up")
+
+    @field_validator("source")
+    @classmethod
+    def _has_a_known_form(cls, source: str) -> str:
+        return check_form(source, TOKENIZER_FORMS, "tokenizer")
+
+    @model_validator(mode="after")
+    def _vocabulary_is_trained(self):
+        if (self.source == "train") != (self.vocab_size is not None):
+            need = "needs" if self.source == "train" else "has its own, it takes no"
+            raise ValueError(f"source = '{self.source}' {need} vocab_size")
+        return self
+
+
+class _TextSource(Strict):
+    """What labelled texts and corpora have in common."""
+
+    source: str = Field(description="Where the texts come from: " + described(TEXT_FORMS))
+    subset: str | None = Field(
+        None, description="The configuration of a set on the hub that has several, e.g. en"
+    )
+    text: str = Field("text", description="Column that holds the text")
+    tokenizer: TokenizerConfig
+
+    @field_validator("source")
+    @classmethod
+    def _has_a_known_form(cls, source: str) -> str:
+        return check_form(source, TEXT_FORMS, "dataset")
+
+    @model_validator(mode="after")
+    def _only_the_hub_has_subsets(self):
+        if self.subset is not None and not self.source.startswith("hub:"):
+            raise ValueError(f"subset = '{self.subset}': only hub: sources have subsets")
+        return self
+
+
+class TextsConfig(_TextSource):
+    """A text classification set: where it comes from, its tokens and how it is split."""
+
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "loss")
+    sample: ClassVar[str] = "a text"
+
+    kind: Literal["texts"] = Field(description="What the samples are")
+    label: str = Field("label", description="Column that holds the class")
+    length: int = Field(
+        ge=3, description="Most tokens of a text, special ones included; the rest is cut off"
+    )
+    validation: int = Field(
+        gt=0,
+        description="Texts held out of the training set, of each class in proportion to its size; "
+        "all choices are made on these, none on test texts",
+    )
+    max_train: Count | None = Field(
+        None, description="Train on the first so many texts only, in proportion; for trials"
+    )
+    max_test: Count | None = Field(
+        None, description="Test on the first so many texts only, in proportion; for trials"
+    )
+
+
+class CorpusConfig(_TextSource):
+    """A set of documents for language modelling: its source, its tokens and how it is split."""
+
+    metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity")
+    sample: ClassVar[str] = "a block of tokens"
+
+    kind: Literal["corpus"] = Field(description="What the samples are")
+    length: int = Field(gt=0, description="Tokens of a block, each of which predicts the next")
+    validation: int = Field(
+        gt=0,
+        description="Documents held out of the training set; all choices are made on these, none "
+        "on test documents",
+    )
+    test: Count | None = Field(
+        None,
+        description="Documents of the test set: the first of the source's own (null: all), or, "
+        "where it has none, so many held out of the training set",
+    )
+    streaming: bool = Field(
+        False,
+        description="Read the source only as far as is needed, for sets too large to fetch; "
+        "documents are then held out from its beginning, not at random",
+    )
+    max_train: Count | None = Field(None, description="Train on the first so many blocks only")
+    max_validation: Count | None = Field(
+        None, description="Validate on so many blocks only, evenly spaced"
+    )
+    max_test: Count | None = Field(None, description="Test on so many blocks only, evenly spaced")
+
+    @model_validator(mode="after")
+    def _stream_has_a_tokenizer(self):
+        if self.streaming and self.tokenizer.source == "train":
+            raise ValueError(
+                "streaming needs a ready tokenizer (tokenizer.source = hub:NAME or path:FILE): "
+                "training one would read the whole source"
+            )
+        return self
+
+
+DataConfig = Annotated[
+    ImagesConfig | TextsConfig | CorpusConfig,
+    Field(discriminator="kind", description="The task's data: images, texts or a corpus"),
+]
+
+
+def data_config(values: Mapping[str, Any]) -> ImagesConfig | TextsConfig | CorpusConfig:
+    """The data configuration of plain values, as rules hand them to scripts."""
+    return TypeAdapter(DataConfig).validate_python(dict(values))
 
 
 class AugmentConfig(Strict):
@@ -83,59 +202,16 @@ class AugmentConfig(Strict):
     )
 
 
-def check_source(source: str, root: Path) -> None:
-    """Refuse a source whose local files are not there; `root` is the repository root.
+def check_source(cfg: ImagesConfig | TextsConfig | CorpusConfig, root: Path) -> None:
+    """Refuse data whose local files are not there; `root` is the repository root.
 
     Cheap: it looks at folders only, opens no file and no connection.
 
     Raises:
-        DataError: a vendored set or a local folder is missing or lacks its splits.
+        DataError: a vendored set, a local file or folder is missing or lacks its splits.
     """
-    kind, _, name = source.partition(":")
-    if kind == "vendored":
-        _check_vendored(name, root / "resources")
-    elif kind == "hub":
-        _check_hub(name.partition("@")[0], root)
-    elif kind == "path":
-        _check_tree(root / name)
-
-
-def find_test_folder(tree: Path) -> Path | None:
-    """The folder of an ImageFolder tree that serves as its test set: the first with classes.
-
-    ImageNet's test labels are not public, so its validation images are, as is customary, the test
-    set: a test/ without class folders is passed over.
-    """
-    return next((tree / name for name in TEST_NAMES if _has_classes(tree / name)), None)
-
-
-def _check_vendored(name: str, resources: Path) -> None:
-    if not (resources / name).is_dir():
-        known = ", ".join(sorted(p.parent.name for p in resources.glob("*/SHA256SUMS"))) or "none"
-        raise DataError(
-            f"vendored:{name}: there is no {resources / name}. Vendored sets: {known}. "
-            "Correct the source, or restore the folder with `git checkout -- resources`."
-        )
-
-
-def _check_hub(name: str, root: Path) -> None:
-    if not HUB_NAME.fullmatch(name) and not (root / name).is_dir():
-        raise DataError(
-            f"hub:{name}: there is no folder {root / name}, and no dataset of the Hugging Face hub "
-            "has such a name. Correct the path, or give a name such as ylecun/mnist."
-        )
-
-
-def _check_tree(tree: Path) -> None:
-    if not tree.is_dir():
-        raise DataError(f"path:{tree}: there is no such folder. Correct the source.")
-    if not _has_classes(tree / "train") or find_test_folder(tree) is None:
-        found = ", ".join(sorted(p.name for p in tree.iterdir() if p.is_dir())) or "none"
-        raise DataError(
-            f"path:{tree} needs train/ and test/ or val/, each with a folder of images per class; "
-            f"folders found: {found}. Arrange the images as train/CLASS/*.jpg and val/CLASS/*.jpg."
-        )
-
-
-def _has_classes(folder: Path) -> bool:
-    return folder.is_dir() and any(p.is_dir() for p in folder.iterdir())
+    if cfg.kind == "images":
+        check_images(cfg.source, root)
+        return
+    check_texts(cfg.source, root, holds_out_test=cfg.kind == "corpus" and cfg.test is not None)
+    check_tokenizer(cfg.tokenizer.source, root)

@@ -1,6 +1,7 @@
 """The whole configuration: tasks, variants, seeds; checked before any job starts."""
 
 import difflib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
@@ -9,6 +10,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from d2dmoe.config.base import Strict
 from d2dmoe.config.data import DataConfig, check_source
+from d2dmoe.config.downstream import BoolQConfig, check_boolq
 from d2dmoe.config.model import ModelConfig
 from d2dmoe.config.stages import (
     RouterConfig,
@@ -24,9 +26,24 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.]*$")]  # names folders
 
 
 FigureKey = Literal[
-    "tradeoff", "sparsity_levels", "active_neurons", "selection_rules", "layers", "expert_sizes"
+    "tradeoff",
+    "base_sparsity",
+    "active_neurons",
+    "selection_rules",
+    "layers",
+    "layer_thresholds",
+    "sparsity_levels",
+    "activations",
+    "expert_sizes",
 ]
 RESERVED = ("dense", "dense_finetuned")  # the variants that every task has
+
+
+class LayersConfig(Strict):
+    """Figures 8a and 16: executed experts per layer."""
+
+    variants: list[Name] = Field(min_length=1, description="Compared in each panel")
+    values: list[float] = Field(min_length=1, description="Operating points, a panel each")
 
 
 class LoadMapsConfig(Strict):
@@ -40,27 +57,38 @@ class LoadMapsConfig(Strict):
     )
 
 
-class FiguresConfig(Strict):
-    """Which variants each figure of the task compares, in the legend's order."""
+Variants = list[Name]
 
-    tradeoff: list[Name] = Field(min_length=1, description="Figure 4: cost against quality")
-    sparsity_levels: list[Name] = Field(min_length=1, description="Figure 2a: alphas")
-    active_neurons: list[Name] = Field(min_length=1, description="Figure 2b: histograms")
-    selection_rules: list[Name] = Field(min_length=1, description="Figure 2c: selection rules")
-    layers: list[Name] = Field(min_length=1, description="Figure 8a: experts per layer")
-    layer_values: list[float] = Field(min_length=1, description="Figure 8a: operating points")
-    load_maps: LoadMapsConfig
-    expert_sizes: list[Name] = Field(min_length=1, description="Figure 9d: expert sizes")
+
+class FiguresConfig(Strict):
+    """Which variants each figure of the task compares, in the legend's order; a figure that is left
+    out is not drawn."""
+
+    tradeoff: Variants = Field(min_length=1, description="Figure 4: cost against quality")
+    base_sparsity: Variants = Field([], description="Figure 2a: bases of different sparsity")
+    active_neurons: Variants = Field([], description="Figure 2b: histograms")
+    selection_rules: Variants = Field([], description="Figure 2c: selection rules")
+    layers: LayersConfig | None = Field(None, description="Figure 8a: base models compared")
+    load_maps: LoadMapsConfig | None = Field(None, description="Figure 8b: load maps of images")
+    sparsity_levels: Variants = Field([], description="Figure 9b: alphas")
+    activations: Variants = Field([], description="Figure 9c: ReLU or GELU")
+    expert_sizes: Variants = Field([], description="Figure 9d: expert sizes")
+    layer_thresholds: LayersConfig | None = Field(None, description="Figure 16: thresholds")
     labels: dict[FigureKey, dict[Name, str]] = Field(
         {}, description="By figure: names in its legend where they differ from the variants' own"
     )
 
     def variants(self) -> dict[str, list[str]]:
         """The variants that each figure names, by the figure's key."""
-        lists = {key: value for key, value in self if isinstance(value, list)}
-        del lists["layer_values"]
         named = {f"labels.{key}": list(names) for key, names in self.labels.items()}
-        return lists | named | {"load_maps.variant": [self.load_maps.variant]}
+        if self.load_maps:
+            named["load_maps.variant"] = [self.load_maps.variant]
+        for key, value in self:
+            if isinstance(value, LayersConfig):
+                named[f"{key}.variants"] = value.variants
+            elif isinstance(value, list):
+                named[key] = value
+        return named
 
 
 class TaskConfig(Strict):
@@ -76,6 +104,7 @@ class TaskConfig(Strict):
     eval_batch_size: int = Field(250, gt=0, description="Samples per evaluation step")
     variants: dict[Name, VariantConfig] = Field(min_length=1)
     figures: FiguresConfig
+    boolq: BoolQConfig | None = Field(None, description="Table 1: BoolQ at compute budgets")
 
     def stages(self, variant: str) -> "Stages":
         """The variant's stages: the task's own with the method's and the variant's changes."""
@@ -83,7 +112,7 @@ class TaskConfig(Strict):
 
     @model_validator(mode="after")
     def _possible(self):
-        self._check_grid()
+        self._check_data()
         for name in self.variants:
             if name in RESERVED:
                 raise ValueError(f"variants.{name}: the name is taken by the dense reference")
@@ -94,10 +123,46 @@ class TaskConfig(Strict):
                     raise ValueError(
                         f"figures.{key} names the variant '{name}'; defined: {list(self.variants)}"
                     )
-        self._check_values("layer_values", self.figures.layers, self.figures.layer_values)
-        maps = self.figures.load_maps
-        self._check_values("load_maps.value", [maps.variant], [maps.value])
+        for key in ("layers", "layer_thresholds"):
+            if layers := getattr(self.figures, key):
+                self._check_values(f"{key}.values", layers.variants, layers.values)
+        if maps := self.figures.load_maps:
+            if self.data.kind != "images":
+                raise ValueError("figures.load_maps needs images: leave it out")
+            self._check_values("load_maps.value", [maps.variant], [maps.value])
+        self._check_boolq()
         return self
+
+    def _check_boolq(self) -> None:
+        if self.boolq and self.data.kind != "corpus":
+            raise ValueError("boolq needs a language model, with data.kind corpus: leave it out")
+        for name in self.boolq.variants if self.boolq else []:
+            if name not in self.variants:
+                raise ValueError(
+                    f"boolq.variants names the variant '{name}'; defined: {list(self.variants)}"
+                )
+
+    def _check_data(self) -> None:
+        if self.data.kind != self.model.data_kind:
+            raise ValueError(
+                f"model.architecture {self.model.architecture} takes data of the kind "
+                f"{self.model.data_kind}, but data.kind is {self.data.kind}"
+            )
+        if self.data.kind == "images":
+            self._check_grid()
+            return
+        if self.data.length > self.model.positions:
+            raise ValueError(
+                f"data.length = {self.data.length} tokens exceeds model.positions = "
+                f"{self.model.positions}, the longest sequence of the model"
+            )
+        for stage in ("dense", "sparsify", "router"):
+            self._check_no_image_options(stage, getattr(self, stage))
+
+    def _check_no_image_options(self, stage: str, cfg: TrainingConfig) -> None:
+        for key in ("augment", "mixup", "cutmix"):
+            if getattr(cfg, key) != TrainingConfig.model_fields[key].default:
+                raise ValueError(f"{stage}.{key} changes images; data.kind is {self.data.kind}")
 
     def _check_values(self, key: str, variants: list[str], values: list[float]) -> None:
         for variant in variants:
@@ -142,10 +207,10 @@ class TaskConfig(Strict):
             )
         total = self.sparsify.epochs + self.router.epochs
         own = stages.sparsify.epochs + stages.router.epochs
-        if own != total:
+        if not math.isclose(own, total):
             raise ValueError(
-                f"variant '{name}': sparsify.epochs + router.epochs = {own}, but the task's total "
-                f"is {total}; every variant must get the same number of steps"
+                f"variant '{name}': sparsify.epochs + router.epochs = {own:g}, but the task's "
+                f"total is {total:g}; every variant must get the same number of steps"
             )
 
 
@@ -214,26 +279,42 @@ def load_config(raw: Mapping[str, Any], root: Path) -> Config:
         lines = [_explain(fault) for fault in error.errors()]
         raise ConfigError("the configuration is wrong:\n  " + "\n  ".join(lines)) from None
     for task in config.tasks.values():
-        check_source(task.data.source, root)
+        check_source(task.data, root)
+        if task.boolq:
+            check_boolq(task.boolq, root)
     return config
 
 
 def _explain(fault: Mapping[str, Any]) -> str:
-    key = ".".join(str(part) for part in fault["loc"])
+    names, _ = _walk(fault["loc"])
+    key = ".".join(names)
     value = fault["input"]
     if fault["type"] == "extra_forbidden":
-        allowed = _allowed_keys(fault["loc"][:-1])
+        allowed = sorted(_walk(fault["loc"][:-1])[1].model_fields)
         close = difflib.get_close_matches(str(fault["loc"][-1]), allowed, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
         return f"{key} = {value!r}: unknown key{hint} (allowed keys: {', '.join(allowed)})"
     if fault["type"] == "missing":
         return f"{key}: missing; it is required"
+    if fault["type"] == "union_tag_not_found":
+        return f"{key}.{_tag_key(fault)}: missing; allowed: {_allowed_tags(fault)}"
+    if fault["type"] == "union_tag_invalid":
+        tag = fault["ctx"]["tag"]
+        return f"{key}.{_tag_key(fault)} = {tag!r}: allowed are {_allowed_tags(fault)}"
     message = fault["msg"].removeprefix("Value error, ")
     if isinstance(value, Mapping):  # a check over several keys, whose message names them
         return f"{key or 'the configuration'}: {message}"
     if fault["type"] == "float_type" and isinstance(value, str) and _is_number(value):
         message += f" (YAML reads {value} as text: write {float(value)})"
     return f"{key} = {value!r}: {message}"
+
+
+def _tag_key(fault: Mapping[str, Any]) -> str:
+    return fault["ctx"]["discriminator"].strip("'")
+
+
+def _allowed_tags(fault: Mapping[str, Any]) -> str:
+    return ", ".join(_members(_walk(fault["loc"])[1]))
 
 
 def _is_number(text: str) -> bool:
@@ -244,12 +325,32 @@ def _is_number(text: str) -> bool:
     return True
 
 
-def _allowed_keys(location: tuple) -> list[str]:
-    """The fields of the model at a location in the configuration."""
-    kind: Any = Config
+def _walk(location: tuple) -> tuple[list[str], Any]:
+    """The keys of a fault's location as the user wrote them, and the type of what lies there.
+
+    Models that are told apart by a kind or an architecture add that to pydantic's locations.
+    """
+    names, kind = [], Config
     for part in location:
+        if (members := _members(kind)) and part in members:
+            kind = members[part]
+            continue
+        names.append(str(part))
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            kind = kind.model_fields[part].annotation
-        else:  # dict[Name, Model] or list[Model]
-            kind = get_args(kind)[-1]
-    return sorted(kind.model_fields)
+            kind = kind.model_fields[part].annotation if part in kind.model_fields else None
+        else:  # dict[Name, Model], list[Model] or Model | None
+            kind = next((k for k in reversed(get_args(kind)) if k is not type(None)), None)
+        optional = [k for k in get_args(kind) if k is not type(None)]
+        if type(None) in get_args(kind) and len(optional) == 1:
+            kind = optional[0]
+    return names, kind
+
+
+def _members(union: Any) -> dict[str, type[BaseModel]]:
+    """The models of a discriminated union by the value of the key that tells them apart."""
+    found = {}
+    for member in get_args(union):
+        if isinstance(member, type) and issubclass(member, BaseModel):
+            for key in {"kind", "architecture"} & member.model_fields.keys():
+                found[get_args(member.model_fields[key].annotation)[0]] = member
+    return found

@@ -1,46 +1,115 @@
-"""What the dense model is and where its weights come from."""
+"""What the dense model is and where its weights come from, for each architecture."""
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from d2dmoe.config.base import Strict
 
-WEIGHTS_FORMS = "'scratch', 'torchvision:MODEL:WEIGHTS' or 'path:FILE.safetensors'"
 
+class TransformerConfig(Strict):
+    """What all architectures share."""
 
-class ModelConfig(Strict):
-    """A vision Transformer with torchvision's structure."""
+    forms: ClassVar[dict[str, int]]  # kinds of `weights`: how many colons follow the kind at least
+    forms_text: ClassVar[str]
+    data_kind: ClassVar[str]  # of the data that the architecture takes
 
-    architecture: Literal["vit"] = Field("vit", description="torchvision's VisionTransformer")
-    weights: str = Field("scratch", description=f"Initial weights: {WEIGHTS_FORMS}")
-    patch_size: int = Field(gt=0, description="Side of a patch, pixels")
-    stem: list[int] = Field(
-        [],
-        description="Output channels of the stride-2 3x3 convolutions that replace plain patches; "
-        "they must reach the same grid. Empty: plain patches",
-    )
+    weights: str = Field("scratch", description="Initial weights: scratch, or pretrained ones")
     layers: int = Field(gt=0, description="Transformer blocks")
     d_model: int = Field(gt=0, description="Width of a token")
     heads: int = Field(gt=0, description="Attention heads")
     d_ff: int = Field(gt=0, description="Hidden neurons of an FFN")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate in every block")
+    activation: Literal["gelu", "relu"] = Field(
+        "gelu", description="Of the FFNs of the dense model; gelu: the architecture's own form"
+    )
 
     @field_validator("weights")
     @classmethod
     def _known_weights(cls, value: str) -> str:
         kind, _, rest = value.partition(":")
-        known = (
-            value == "scratch"
-            or (kind == "path" and rest)
-            or (kind == "torchvision" and rest.count(":") == 1)
-        )
-        if not known:
-            raise ValueError(f"must be {WEIGHTS_FORMS}")
+        if value != "scratch" and (not rest or rest.count(":") < cls.forms.get(kind, 99)):
+            raise ValueError(f"must be {cls.forms_text}")
         return value
+
+    @property
+    def name(self) -> str:
+        """The tables' model column."""
+        return f"{self.architecture}-{self.layers}x{self.d_model}"
+
+
+class DividedHeads(TransformerConfig):
+    """Architectures whose heads share the width of a token."""
 
     @model_validator(mode="after")
     def _heads_divide(self):
         if self.d_model % self.heads:
             raise ValueError(f"heads = {self.heads} must divide d_model = {self.d_model}")
         return self
+
+
+class ViTConfig(DividedHeads):
+    """torchvision's VisionTransformer."""
+
+    forms = {"torchvision": 1, "path": 0}
+    forms_text = "'scratch', 'torchvision:MODEL:WEIGHTS' or 'path:FILE.safetensors'"
+    data_kind = "images"
+
+    architecture: Literal["vit"]
+    patch_size: int = Field(gt=0, description="Side of a patch, pixels")
+    stem: list[int] = Field(
+        [],
+        description="Output channels of the stride-2 3x3 convolutions that replace plain patches; "
+        "they must reach the same grid. Empty: plain patches",
+    )
+
+
+class LanguageConfig(TransformerConfig):
+    """Architectures of transformers, which read tokens."""
+
+    forms = {"hub": 0, "path": 0}
+    forms_text = "'scratch', 'hub:NAME' or 'hub:NAME@REVISION' (Hugging Face), or 'path:FOLDER'"
+
+    positions: int = Field(gt=0, description="Longest sequence, tokens")
+
+
+class BertConfig(LanguageConfig, DividedHeads):
+    """transformers' BertForSequenceClassification."""
+
+    data_kind = "texts"
+    architecture: Literal["bert"]
+
+
+class GPT2Config(LanguageConfig, DividedHeads):
+    """transformers' GPT2LMHeadModel."""
+
+    data_kind = "corpus"
+    architecture: Literal["gpt2"]
+
+
+class GemmaConfig(LanguageConfig):
+    """transformers' GemmaForCausalLM: gated FFNs, rotary positions, grouped queries."""
+
+    data_kind = "corpus"
+    architecture: Literal["gemma"]
+    head_dim: int = Field(gt=0, description="Width of an attention head")
+    key_value_heads: int = Field(gt=0, description="Heads of keys and values; must divide heads")
+
+    @model_validator(mode="after")
+    def _groups_divide(self):
+        if self.heads % self.key_value_heads:
+            raise ValueError(
+                f"key_value_heads = {self.key_value_heads} must divide heads = {self.heads}"
+            )
+        return self
+
+
+ModelConfig = Annotated[
+    ViTConfig | BertConfig | GPT2Config | GemmaConfig, Field(discriminator="architecture")
+]
+
+
+def model_config(values: Mapping[str, Any]) -> TransformerConfig:
+    """The model's configuration of plain values, as rules hand them to scripts."""
+    return TypeAdapter(ModelConfig).validate_python(dict(values))

@@ -59,7 +59,7 @@ class SparsifyChange(Strict):
     mode: PenaltyMode | None = None
     alpha: float | None = Field(None, ge=0)
     schedule: Schedule | None = None
-    epochs: int | None = Field(None, ge=0)
+    epochs: float | None = Field(None, ge=0)
     lr: float | None = Field(None, gt=0)
 
 
@@ -75,7 +75,7 @@ class RouterChange(Strict):
 
     kind: RouterKind | None = None
     width: int | None = Field(None, gt=0)
-    epochs: int | None = Field(None, ge=0)
+    epochs: float | None = Field(None, ge=0)
     lr: float | None = Field(None, gt=0)
 
 

@@ -13,7 +13,9 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class TrainingConfig(Strict):
     """AdamW, cosine decay after a linear warm-up."""
 
-    epochs: int = Field(ge=0, description="Passes over the training images")
+    epochs: float = Field(
+        ge=0, description="Passes over the training samples; the last may be a part of one"
+    )
     lr: float = Field(gt=0, description="Peak learning rate")
     min_lr: float = Field(0.0, ge=0, description="Learning rate at the end of the cosine")
     warmup: float = Field(0.1, ge=0, le=1, description="Share of the steps that warm up linearly")
@@ -28,7 +30,9 @@ class TrainingConfig(Strict):
     threads: int = Field(
         1, gt=0, description="CPU threads; sums depend on it, so it is a part of the result"
     )
-    workers: int = Field(0, ge=0, description="Processes that decode images (in_memory: false)")
+    workers: int = Field(
+        0, ge=0, description="Processes that read samples (for images with in_memory: false)"
+    )
 
     @model_validator(mode="after")
     def _rate_falls(self):

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DataLoader
 
-from d2dmoe.data.splits import ImageSplit
+from d2dmoe.data.splits import Raw, Split
 from d2dmoe.seeding import seed_for
 
 
 def iterate(
-    split: ImageSplit,
+    split: Split,
     batch_size: int,
     *,
     seed: int | None,
@@ -18,21 +18,21 @@ def iterate(
     start: int = 0,
     drop_last: bool = False,
     num_workers: int = 0,
-) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Batches of one pass over `split`: images uint8 [B, 3, H, W] and labels int64 [B].
+) -> Iterator[Raw]:
+    """What `split.read` gives of each batch of one pass over `split`.
 
     Args:
-        split: the images.
+        split: the samples.
         batch_size: B; the last batch may be smaller.
         seed: None for the stored order, else that of the shuffle, new in each epoch.
         epoch: which pass this is, from 0.
-        start: leave out so many batches; their images are not read.
+        start: leave out so many batches; their samples are not read.
         drop_last: leave out a last batch that is smaller.
         num_workers: processes that decode images (0: this one); they change no batch. Of use for
             sets that are not kept in memory.
 
     Raises:
-        DataError: an image cannot be decoded.
+        DataError: a sample cannot be read.
     """
     batches = epoch_order(len(split), seed, epoch).split(batch_size)[start:]
     if drop_last and batches and len(batches[-1]) < batch_size:
@@ -50,7 +50,7 @@ def iterate(
 
 
 def epoch_order(count: int, seed: int | None, epoch: int) -> torch.Tensor:
-    """The order of `count` images in an epoch, int64 [count]: a pure function of its arguments."""
+    """The order of `count` samples in an epoch, int64 [count]: a pure function of its arguments."""
     if seed is None:
         return torch.arange(count)
     generator = torch.Generator().manual_seed(seed_for("order", seed, epoch))
@@ -60,8 +60,8 @@ def epoch_order(count: int, seed: int | None, epoch: int) -> torch.Tensor:
 class _Reader:
     """What a DataLoader worker needs: from the indices of a batch to the batch."""
 
-    def __init__(self, split: ImageSplit):
+    def __init__(self, split: Split):
         self.split = split
 
-    def __getitem__(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.split.batch(indices), self.split.labels[indices]
+    def __getitem__(self, indices: torch.Tensor) -> Raw:
+        return self.split.read(indices)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from d2dmoe.config.data import TEST_NAMES, check_source, find_test_folder
+from d2dmoe.config.sources import TEST_NAMES, check_images, find_test_folder
 from d2dmoe.data.vendored import vendored_file
 from d2dmoe.errors import DataError
 
@@ -62,7 +62,7 @@ def load_images(source: str, part: Part, root: Path) -> Images:
     Raises:
         DataError: the source is missing, damaged, cannot be fetched, or holds no labelled images.
     """
-    check_source(source, root)
+    check_images(source, root)
     kind, _, name = source.partition(":")
     load = {
         "vendored": _vendored,

@@ -1,48 +1,183 @@
-"""Read what rule `dataset` prepared: one object per split, its pixels kept or decoded on demand."""
+"""Read what rule `dataset` prepared: one object per split, the same calls for all kinds of data.
+
+A sample takes two steps: `read` gets it as it is stored, on the CPU and in worker processes;
+`batch` or `training_batch` makes of it what a model is called with, on the device.
+"""
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any, Protocol
 
 import torch
+from torch import Generator, Tensor, device
+from torch.nn.functional import one_hot
+from torch.nn.utils.rnn import pad_sequence
 
-from d2dmoe.data.sources import Images, load_images
+from d2dmoe.config.training import TrainingConfig
+from d2dmoe.data.augment import augment, mix, normalise
+from d2dmoe.data.image_sources import Images, load_images
 from d2dmoe.errors import DataError
 from d2dmoe.files import sha256
 from d2dmoe.tensors import load_tensors
 
 RERUN = "Rerun rule `dataset` (`snakemake --forcerun dataset`)."
 
+Raw = tuple[Tensor, ...]  # samples as stored, each tensor [B, ...]
+Batch = tuple[dict[str, Tensor], Tensor]  # keyword arguments of the model's forward, and targets
+
+
+class Split(Protocol):
+    """The samples of one split, whatever their kind."""
+
+    about: dict[str, Any]  # dataset.json
+
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """Tokens of each sample without padding, int64 [N]; None where samples have none."""
+
+    def read(self, indices: Tensor) -> Raw:
+        """The samples of int64 [B] indices.
+
+        Raises:
+            DataError: a sample cannot be read.
+        """
+
+    def batch(self, raw: Raw, device: device) -> Batch:
+        """Samples as a model is evaluated with them."""
+
+    def training_batch(
+        self, raw: Raw, cfg: TrainingConfig, generator: Generator, device: device
+    ) -> Batch:
+        """Samples as a model is trained with them; all random changes come from `generator`."""
+
 
 @dataclass(frozen=True)
 class ImageSplit:
-    """The images of one split; `read` turns int64 [B] indices into uint8 [B, C, H, W]."""
+    """The images of one split; `decode` turns int64 [B] indices into uint8 [B, C, H, W]."""
 
-    labels: torch.Tensor  # int64 [N]
+    labels: Tensor  # int64 [N]
     classes: list[str]
     mean: list[float]
     std: list[float]
-    read: Callable[[torch.Tensor], torch.Tensor]
+    decode: Callable[[Tensor], Tensor]
+    about: dict[str, Any] = field(default_factory=dict)
+
+    lengths = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, indices: torch.Tensor) -> torch.Tensor:
+    def pixels(self, indices: Tensor) -> Tensor:
         """The images of int64 [B] indices as uint8 [B, 3, H, W], grey ones in three channels.
 
         Raises:
             DataError: an image cannot be decoded.
         """
-        return self.read(indices).expand(-1, 3, -1, -1).contiguous()
+        return self.decode(indices).expand(-1, 3, -1, -1).contiguous()
+
+    def read(self, indices: Tensor) -> Raw:
+        """Pixels, uint8 [B, 3, H, W], and labels, int64 [B]."""
+        return self.pixels(indices), self.labels[indices]
+
+    def batch(self, raw: Raw, device: device) -> Batch:
+        """Normalised pixels, float [B, 3, H, W], and labels, int64 [B]."""
+        pixels, labels = raw
+        return {"x": normalise(pixels.to(device), self.mean, self.std)}, labels.to(device)
+
+    def training_batch(
+        self, raw: Raw, cfg: TrainingConfig, generator: Generator, device: device
+    ) -> Batch:
+        """Augmented and mixed pixels, float [B, 3, H, W]; class probabilities [B, classes]."""
+        pixels, labels = raw
+        pixels = augment(pixels, cfg.augment, generator)
+        inputs = normalise(pixels.to(device), self.mean, self.std)
+        targets = one_hot(labels, len(self.classes)).to(inputs)
+        inputs, targets = mix(inputs, targets, cfg.mixup, cfg.cutmix, generator)
+        return {"x": inputs}, targets
 
 
-def open_split(folder: Path, name: str, root: Path = Path(".")) -> ImageSplit:
+@dataclass(frozen=True)
+class TextSplit:
+    """Labelled texts; text i is `tokens[offsets[i] : offsets[i + 1]]`."""
+
+    tokens: Tensor  # int32 [all tokens], special ones included
+    offsets: Tensor  # int64 [N + 1]
+    labels: Tensor  # int64 [N]
+    about: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each text, special ones included, int64 [N]."""
+        return self.offsets.diff()
+
+    def read(self, indices: Tensor) -> Raw:
+        """Tokens, int64 [B, T], padded to the batch's longest text; which of them are real, int64
+        [B, T] of 1 and 0; labels, int64 [B]."""
+        starts, ends = self.offsets[indices].tolist(), self.offsets[indices + 1].tolist()
+        texts = [self.tokens[a:b].long() for a, b in zip(starts, ends, strict=True)]
+        tokens = pad_sequence(texts, batch_first=True, padding_value=self.about["pad_id"])
+        mask = torch.arange(tokens.shape[1]) < self.lengths[indices, None]
+        return tokens, mask.long(), self.labels[indices]
+
+    def batch(self, raw: Raw, device: device) -> Batch:
+        """Tokens and mask, int64 [B, T], and labels, int64 [B]."""
+        tokens, mask, labels = (x.to(device) for x in raw)
+        return {"input_ids": tokens, "attention_mask": mask}, labels
+
+    def training_batch(
+        self, raw: Raw, cfg: TrainingConfig, generator: Generator, device: device
+    ) -> Batch:
+        """The same as `batch`: texts are trained on as they are."""
+        return self.batch(raw, device)
+
+
+@dataclass(frozen=True)
+class CorpusSplit:
+    """Blocks of running text. The last token of a block is the first of the one that follows it."""
+
+    tokens: Tensor  # int32 [N, length + 1]
+    about: dict[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def lengths(self) -> Tensor:
+        """Tokens of each block that a model reads, int64 [N]: all `length`."""
+        return torch.full((len(self),), self.tokens.shape[1] - 1)
+
+    def read(self, indices: Tensor) -> Raw:
+        """Tokens, int64 [B, length + 1]."""
+        return (self.tokens[indices].long(),)
+
+    def batch(self, raw: Raw, device: device) -> Batch:
+        """Tokens, int64 [B, length], and the token after each, int64 [B, length]."""
+        tokens = raw[0].to(device)
+        return {"input_ids": tokens[:, :-1]}, tokens[:, 1:]
+
+    def training_batch(
+        self, raw: Raw, cfg: TrainingConfig, generator: Generator, device: device
+    ) -> Batch:
+        """The same as `batch`: text is trained on as it is."""
+        return self.batch(raw, device)
+
+
+def open_split(
+    folder: Path, name: str, root: Path = Path(".")
+) -> ImageSplit | TextSplit | CorpusSplit:
     """Open the train, validation or test split that `prepare` wrote into `folder`.
 
-    `root` is the repository root, as for `prepare`; it matters only for sets that are not kept in
-    memory, whose images are read from the source.
+    `root` is the repository root, as for `prepare`; it matters only for images that are not kept in
+    memory, which are read from the source.
 
     Raises:
         DataError: a prepared file is missing, truncated or altered, or the source has changed.
@@ -59,28 +194,39 @@ def open_split(folder: Path, name: str, root: Path = Path(".")) -> ImageSplit:
             f"{expected}, found {found}. {RERUN}"
         )
     tensors, _ = load_tensors(path, RERUN)
-    if about["in_memory"]:
-        read = partial(torch.Tensor.index_select, tensors["images"], 0)
-    else:
-        images = load_images(about["source"], "test" if name == "test" else "train", root)
-        _check_unchanged(images, tensors["indices"], tensors["labels"])
-        read = partial(_decode, images, tensors["indices"], about["image_size"])
-    return ImageSplit(tensors["labels"], about["classes"], about["mean"], about["std"], read)
+    if about["kind"] == "texts":
+        return TextSplit(**tensors, about=about)
+    if about["kind"] == "corpus":
+        return CorpusSplit(**tensors, about=about)
+    return _image_split(tensors, about, "test" if name == "test" else "train", root)
 
 
-def _description(path: Path) -> dict:
+def _description(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        about = json.loads(path.read_text())
+        about["kind"], about["sha256"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"{path} cannot be read ({error}). {RERUN}") from error
+    return about
 
 
-def _check_unchanged(images: Images, indices: torch.Tensor, labels: torch.Tensor) -> None:
+def _image_split(tensors: dict[str, Tensor], about: dict, part: str, root: Path) -> ImageSplit:
+    if about["in_memory"]:
+        decode = partial(Tensor.index_select, tensors["images"], 0)
+    else:
+        images = load_images(about["source"], part, root)
+        _check_unchanged(images, tensors["indices"], tensors["labels"])
+        decode = partial(_decode, images, tensors["indices"], about["image_size"])
+    statistics = about["classes"], about["mean"], about["std"]
+    return ImageSplit(tensors["labels"], *statistics, decode, about)
+
+
+def _check_unchanged(images: Images, indices: Tensor, labels: Tensor) -> None:
     inside = int(indices.max()) < len(images.labels)
     if not inside or not torch.equal(images.labels[indices], labels):
         raise DataError(f"{images.source} has changed since it was split. {RERUN}")
 
 
-def _decode(images: Images, indices: torch.Tensor, size: int, chosen: torch.Tensor) -> torch.Tensor:
+def _decode(images: Images, indices: Tensor, size: int, chosen: Tensor) -> Tensor:
     pixels = [images.pixels(i, size) for i in indices[chosen].tolist()]
     return torch.stack([p.expand(3, -1, -1) for p in pixels])  # [B, 3, H, W]

@@ -1,4 +1,4 @@
-"""Figure 8a: how many experts each layer executes, for each base model and operating point.
+"""Figures 8a (base models) and 16 (thresholds): how many experts each layer executes.
 
 The differences between layers, and the spread between tokens, are what dynamic-k makes use of
 (claim C7).
@@ -7,7 +7,6 @@ The differences between layers, and the spread between tokens, are what dynamic-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from pandas import DataFrame
 
 from d2dmoe.errors import UserError
@@ -16,6 +15,7 @@ from d2dmoe.figures.select import by_variant, count_seeds
 from d2dmoe.figures.style import Look
 
 TABLE = "results/tables/layers.csv"
+TICKS = 13  # at most: more numbers of layers would touch
 SYMBOLS = {"dynamic_k": "τ", "top_k": "k", "coverage": "p"}
 
 
@@ -52,12 +52,14 @@ def draw(
         knobs = sorted({SYMBOLS[knob] for rows in chosen.values() for knob in rows["knob"]})
         axes.set_title(f"{', '.join(knobs)} = {value:g}")
         axes.grid(axis="y", linewidth=0.4, color="#dddddd")
-    axes.set_xticks(sorted(set().union(*(rows["layer"] for rows in chosen.values()))))
+    numbers = sorted(set().union(*(rows["layer"] for rows in chosen.values())))
+    axes.set_xticks(numbers[:: -(-len(numbers) // TICKS)])
     axes.set_ylim(bottom=0)
     axes.set_xlabel("layer (0 is nearest to the input)")
     figure.supylabel("executed experts (%)", fontsize=8)
     figure.suptitle(f"Executed experts per layer\n{task}, {count_seeds(chosen)}", fontsize=8)
-    style.legend(figure, [_handle(labels.get(v, v), style.look(i)) for i, v in enumerate(chosen)])
+    handles = [style.handle(labels.get(v, v), style.look(i)) for i, v in enumerate(chosen)]
+    style.legend(figure, handles)
     return figure
 
 
@@ -93,7 +95,3 @@ def _profile(axes: Axes, profile: DataFrame, offset: float, look: Look) -> None:
         x, mean, yerr=profile["seeds"], color=look.colour, linestyle=look.line, linewidth=0.8,
         marker=look.marker, elinewidth=0.9, capsize=2,
     )  # fmt: skip
-
-
-def _handle(label: str, look: Look) -> Line2D:
-    return Line2D([], [], label=label, color=look.colour, marker=look.marker, linestyle=look.line)

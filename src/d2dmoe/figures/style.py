@@ -11,8 +11,10 @@ from typing import Any
 import matplotlib.style
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 WIDTH = 3.6  # inches: one column of a paper
+WIDE = 7.1  # inches: both columns
 RC = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -59,10 +61,15 @@ def look(index: int) -> Look:
     )
 
 
+def handle(label: str, look: Look) -> Line2D:
+    """The legend's entry of a variant that is drawn as a line with markers."""
+    return Line2D([], [], label=label, color=look.colour, marker=look.marker, linestyle=look.line)
+
+
 def legend(figure: Figure, handles: list[Artist]) -> None:
     """A legend below the panels, where it hides nothing; the figure grows by its height."""
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    columns = 2 if longest <= 24 else 1
+    longest = max(len(str(entry.get_label())) for entry in handles)
+    columns = (2 if longest <= 24 else 1) * round(figure.get_figwidth() / WIDTH)
     lines = -(-len(handles) // columns)
     figure.set_figheight(figure.get_figheight() + 0.15 * lines)
     figure.legend(handles=handles, loc="outside lower center", ncols=columns)

@@ -1,18 +1,20 @@
-"""Cost against quality: figures 2a (sparsity of the base), 2c (selection rules), 4 (methods) and
-9d (expert sizes).
+"""Cost against quality: figures 2a (sparsity of the base), 2c (selection rules), 4 (methods), 9b
+(sparsity levels), 9c (activation functions) and 9d (expert sizes).
 
 Seeds reach different costs at the same operating point. So each seed's curve is interpolated on one
 grid of costs, and mean and standard deviation are taken across seeds at equal cost.
 """
 
+from typing import TypedDict
+
 import numpy as np
-from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame
 
+from d2dmoe.errors import UserError
 from d2dmoe.figures import style
 from d2dmoe.figures.select import by_variant, count_seeds
 from d2dmoe.figures.style import Look
@@ -23,44 +25,55 @@ DENSE = {
     "dense_finetuned": {"marker": "X", "markersize": 7},
 }
 DENSE_LABELS = {"dense": "dense", "dense_finetuned": "dense, fine-tuned"}
+INVERTED = ("loss", "perplexity")  # metrics that the table relates as dense / converted
+REFERENCES = {  # %: how the line is drawn
+    100: {"linestyle": "--", "linewidth": 0.9, "label": "better dense (100 %)"},
+    99: {"linestyle": "-", "linewidth": 0.5, "label": "99 % of it"},
+}
 GRID = 200  # costs between the ends of a mean curve, besides the measured ones
 LOWEST = 85.0  # %: cheap points that collapse must not flatten the rest
 
 
+class Panel(TypedDict):
+    """What one panel shows."""
+
+    task: str
+    metric: str  # the only one of the task's metrics that is drawn
+    variants: list[str]  # the curves, in the legend's order; both dense models are always drawn
+    labels: dict[str, str]  # legend texts by variant; one without is labelled by its name
+
+
 @style.styled
-def draw(
-    tradeoff: DataFrame, task: str, variants: list[str], labels: dict[str, str], title: str
-) -> Figure:
+def draw(tradeoff: DataFrame, panels: list[Panel], title: str) -> Figure:
     """Quality relative to the dense model over FLOPs relative to it.
+
+    One panel makes a figure of one column's width, several one of two columns' with a common
+    legend, in which variants of the same label share one look.
 
     Args:
         tradeoff: rows of `results/tables/tradeoff.csv`.
-        task: the task drawn.
-        variants: the curves, in the legend's order; both dense models are always drawn.
-        labels: legend texts by variant; a variant without one is labelled by its name.
-        title: first line of the title; the task and the number of seeds form the second.
+        panels: what each panel shows, line by line.
+        title: the figure's title; tasks and numbers of seeds follow it.
 
     Raises:
-        UserError: a variant or a dense model is missing in the table.
+        UserError: a metric, a variant or a dense model is missing in the table.
     """
-    chosen = by_variant(tradeoff, TABLE, task, variants)
-    dense = by_variant(tradeoff, TABLE, task, list(DENSE))
-    labels = DENSE_LABELS | labels
-    figure = Figure(figsize=(style.WIDTH, 2.9), layout="constrained")
-    axes = figure.subplots()
-    handles = [
-        _curve(axes, rows, labels.get(variant, variant), style.look(index))
-        for index, (variant, rows) in enumerate(chosen.items())
-    ]
-    handles += [_dense(axes, rows, labels[name], name) for name, rows in dense.items()]
-    handles += _references(axes)
-    below = _limit(axes, chosen | dense)
-    metric = chosen[variants[0]]["metric"].iloc[0]
-    note = f"\n{below} operating point{'s' * (below > 1)} below the axis" if below else ""
-    axes.set_xlabel("FLOPs relative to the dense model (multiply–add = 2)" + note)
-    axes.set_ylabel(f"{metric} relative to dense (%)")
-    axes.set_title(f"{title}\n{task}, {count_seeds(chosen | dense)}")
-    style.legend(figure, handles)
+    looks = _looks(panels)
+    columns = min(len(panels), 2)
+    lines = -(-len(panels) // 2)
+    size = (style.WIDTH, 2.9) if columns == 1 else (style.WIDE, 0.2 + 2.7 * lines)
+    figure = Figure(figsize=size, layout="constrained")
+    cells = figure.subplots(lines, columns, squeeze=False).ravel()
+    for axes in cells[len(panels) :]:
+        axes.remove()
+    for axes, panel in zip(cells, panels, strict=False):
+        seeds = _panel(axes, tradeoff, panel, looks)
+        measured = f"{panel['task']} – {panel['metric']} relative to dense, {seeds}"
+        axes.set_title(f"{title}\n{panel['task']}, {seeds}" if columns == 1 else measured)
+    if columns > 1:
+        figure.suptitle(title, fontsize=9)
+        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # inches: keep panels apart
+    style.legend(figure, _handles(looks))
     return figure
 
 
@@ -87,16 +100,67 @@ def mean_curve(rows: DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return ratios, quality.mean(0), deviation
 
 
-def _curve(axes: Axes, rows: DataFrame, label: str, look: Look) -> Line2D:
+def _looks(panels: list[Panel]) -> dict[str, Look]:
+    """A look for each label, in the order of the panels."""
+    labels = dict.fromkeys(_label(panel, name) for panel in panels for name in panel["variants"])
+    return {label: style.look(index) for index, label in enumerate(labels)}
+
+
+def _label(panel: Panel, variant: str) -> str:
+    return panel["labels"].get(variant, variant)
+
+
+def _panel(axes: Axes, tradeoff: DataFrame, panel: Panel, looks: dict[str, Look]) -> str:
+    """Draw one panel.
+
+    Returns:
+        How many seeds it has, as words.
+    """
+    rows = _of_metric(tradeoff, panel)
+    chosen = by_variant(rows, TABLE, panel["task"], panel["variants"])
+    dense = by_variant(rows, TABLE, panel["task"], list(DENSE))
+    for variant, points in chosen.items():
+        label = _label(panel, variant)
+        _curve(axes, points, label, looks[label])
+    for name, points in dense.items():
+        _dense(axes, points, name)
+    for quality, line in REFERENCES.items():
+        axes.axhline(quality, color=style.FAINT, zorder=0, **line)
+    below = _limit(axes, chosen | dense)
+    note = f"\n{below} operating point{'s' * (below > 1)} below the axis" if below else ""
+    axes.set_xlabel("FLOPs relative to the dense model (multiply–add = 2)" + note)
+    axes.set_ylabel(_shown(panel["metric"]))
+    return count_seeds(chosen | dense)
+
+
+def _shown(metric: str) -> str:
+    """What the vertical axis shows, in words."""
+    inverted = metric in INVERTED
+    return f"dense {metric} / {metric} (%)" if inverted else f"{metric} relative to dense (%)"
+
+
+def _of_metric(tradeoff: DataFrame, panel: Panel) -> DataFrame:
+    """The rows of a panel's task and metric."""
+    of_task = tradeoff[tradeoff["task"] == panel["task"]]
+    rows = of_task[of_task["metric"] == panel["metric"]]
+    if rows.empty:
+        known = ", ".join(sorted(of_task["metric"].unique())) or "nothing of this task"
+        raise UserError(
+            f"metric '{panel['metric']}' of task '{panel['task']}' is missing in {TABLE}; "
+            f"it holds: {known}"
+        )
+    return rows
+
+
+def _curve(axes: Axes, rows: DataFrame, label: str, look: Look) -> None:
     ratios, mean, deviation = mean_curve(rows)
     axes.plot(ratios, mean, color=look.colour, linestyle=look.line, label=label)
     if rows["seed"].nunique() > 1:
         band = {"color": look.colour, "alpha": 0.18, "linewidth": 0}
         axes.fill_between(ratios, mean - deviation, mean + deviation, **band)
     points = _points(rows)
-    marker = {"color": look.colour, "marker": look.marker}
-    axes.plot(points["flops_ratio"], 100 * points["relative_value"], linestyle="", **marker)
-    return Line2D([], [], linestyle=look.line, label=label, **marker)
+    marker = {"color": look.colour, "marker": look.marker, "linestyle": ""}
+    axes.plot(points["flops_ratio"], 100 * points["relative_value"], **marker)
 
 
 def _points(rows: DataFrame) -> DataFrame:
@@ -104,22 +168,24 @@ def _points(rows: DataFrame) -> DataFrame:
     return rows.groupby("knob_value")[["flops_ratio", "relative_value"]].mean()
 
 
-def _dense(axes: Axes, rows: DataFrame, label: str, name: str) -> Line2D:
+def _dense(axes: Axes, rows: DataFrame, name: str) -> None:
     quality = 100 * rows["relative_value"]
     deviation = quality.std() if len(quality) > 1 else 0.0
-    marker = {"color": style.INK, "linestyle": "", "markeredgewidth": 0.4} | DENSE[name]
-    marker |= {"markeredgecolor": "white", "zorder": 4}
-    error = {"elinewidth": 0.8, "capsize": 2, "ecolor": style.INK}
-    axes.errorbar(rows["flops_ratio"].mean(), quality.mean(), yerr=deviation, **error, **marker)
-    return Line2D([], [], label=label, **marker)
+    error = {"yerr": deviation, "elinewidth": 0.8, "capsize": 2, "ecolor": style.INK}
+    axes.errorbar(rows["flops_ratio"].mean(), quality.mean(), **error, **_dense_marker(name))
 
 
-def _references(axes: Axes) -> list[Artist]:
-    line = {"color": style.FAINT, "zorder": 0}
-    return [
-        axes.axhline(100, linestyle="--", linewidth=0.9, label="better dense (100 %)", **line),
-        axes.axhline(99, linestyle="-", linewidth=0.5, label="99 % of it", **line),
-    ]
+def _dense_marker(name: str) -> dict:
+    outline = {"markeredgecolor": "white", "markeredgewidth": 0.4}
+    return {"color": style.INK, "linestyle": "", "zorder": 4} | outline | DENSE[name]
+
+
+def _handles(looks: dict[str, Look]) -> list[Line2D]:
+    """The legend's entries."""
+    curves = [style.handle(label, look) for label, look in looks.items()]
+    dense = [Line2D([], [], label=DENSE_LABELS[name], **_dense_marker(name)) for name in DENSE]
+    lines = [Line2D([], [], color=style.FAINT, **line) for line in REFERENCES.values()]
+    return curves + dense + lines
 
 
 def _limit(axes: Axes, tables: dict[str, DataFrame]) -> int:

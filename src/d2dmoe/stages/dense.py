@@ -11,14 +11,14 @@ from torch import nn
 from d2dmoe.checkpoint import ModelSpec, Trained, load_dense_model
 from d2dmoe.config.model import ModelConfig
 from d2dmoe.config.training import TrainingConfig
-from d2dmoe.data import open_split
-from d2dmoe.evaluate import validation_accuracy
-from d2dmoe.models import build_model, load_pretrained
+from d2dmoe.data import Batch, open_split
+from d2dmoe.evaluate import validation_metrics
+from d2dmoe.inputs import logits_of
+from d2dmoe.models import create_model
 from d2dmoe.run import Run
 from d2dmoe.seeding import seed_for
-from d2dmoe.training import Batch, Losses, TrainingBatches, fit, task_loss
-
-VALIDATION_BATCH = 250  # samples per forward
+from d2dmoe.sparsity import set_activation
+from d2dmoe.training import Losses, TrainingBatches, cross_entropy_loss, fit
 
 
 def train_dense(model_cfg: ModelConfig, cfg: TrainingConfig, data: Path, run: Run) -> Trained:
@@ -27,17 +27,15 @@ def train_dense(model_cfg: ModelConfig, cfg: TrainingConfig, data: Path, run: Ru
     Raises:
         UserError: data, weights or disk are not in order, or the training was stopped.
     """
-    train = open_split(data, "train")
-    size = train.batch(torch.zeros(1, dtype=torch.int64)).shape[-1]
+    about = open_split(data, "train").about
     torch.manual_seed(seed_for("weights", run.seed))
-    model = build_model(model_cfg, size, len(train.classes))
-    load_pretrained(model, model_cfg, len(train.classes))
+    options, model = create_model(model_cfg, about)
+    activation = None
+    if model_cfg.activation == "relu":
+        activation = "relu"
+        set_activation(model, activation)
     spec = ModelSpec(
-        model=model_cfg,
-        image_size=size,
-        classes=train.classes,
-        mean=train.mean,
-        std=train.std,
+        architecture=model_cfg.architecture, options=options, data=about, activation=activation
     )
     return model, spec, fit_task(model, cfg, data, run, "dense")
 
@@ -56,7 +54,8 @@ def fit_task(model: nn.Module, cfg: TrainingConfig, data: Path, run: Run, name: 
     """Train all of the model, in place, on the task's loss; returns the history."""
 
     def losses(batch: Batch, _progress: float) -> Losses:
-        return {"loss": task_loss(model(batch[0]), batch[1], cfg)}
+        inputs, targets = batch
+        return {"loss": cross_entropy_loss(logits_of(model, inputs), targets, cfg.label_smoothing)}
 
     return fit_model(model, losses, cfg, data, run, name)
 
@@ -80,7 +79,7 @@ def fit_model(
         name=name,
         state=run.state,
         log_every_s=run.log_every_s,
-        validate=partial(validation_accuracy, model, validation, VALIDATION_BATCH, run.device),
+        validate=partial(validation_metrics, model, validation, cfg.batch_size, run.device),
     )
     model.eval()
     return history

@@ -66,7 +66,7 @@ def load_maps(
     set_selection(model, rule, value)
     samples = open_split(data, split)
     indices = torch.arange(min(MEASURED, len(samples)))
-    pixels = samples.batch(indices)
+    pixels = samples.pixels(indices)
     loads = _patch_loads(model, samples, len(indices), run)
     grid = loads.shape[-1]
     bright = (pixels.amax(1, keepdim=True) > FOREGROUND).float()  # [N, 1, H, W]
@@ -88,7 +88,7 @@ def _patch_loads(model: nn.Module, samples: ImageSplit, count: int, run: Run) ->
     loads = []
     with torch.inference_mode(), watch_selections(model) as masks:
         for inputs, _ in batches_of(samples, 500, run.device):
-            model(inputs)
+            model(**inputs)
             shares = [m.sum(-1) / n for m, n in zip(masks.values(), num_experts, strict=True)]
             loads.append(torch.stack(shares).mean(0)[:, 1:].cpu())  # without the class token
             if sum(map(len, loads)) >= count:

@@ -9,13 +9,14 @@ from d2dmoe.baselines.moefication import classification_loss
 from d2dmoe.checkpoint import RouterSpec, Trained
 from d2dmoe.config.stages import RouterConfig
 from d2dmoe.conversion import add_routers, load_model
-from d2dmoe.data import open_split
+from d2dmoe.data import Batch, open_split
+from d2dmoe.inputs import real_tokens
 from d2dmoe.moe import MoE, watch_inputs
 from d2dmoe.router import norm_regression_loss
 from d2dmoe.run import Run
 from d2dmoe.seeding import seed_for
 from d2dmoe.surgery import find
-from d2dmoe.training import Batch, Losses, TrainingBatches, fit
+from d2dmoe.training import Losses, TrainingBatches, fit
 
 
 def train_routers(parent: Path, cfg: RouterConfig, data: Path, run: Run) -> Trained:
@@ -35,8 +36,10 @@ def train_routers(parent: Path, cfg: RouterConfig, data: Path, run: Run) -> Trai
 
         def losses(batch: Batch, _progress: float) -> Losses:
             with torch.no_grad():
-                model(batch[0])
-            return {"loss": _loss(moes, routers, inputs)}
+                model(**batch[0])
+            real = real_tokens(batch[0])
+            tokens = {name: z if real is None else z[real] for name, z in inputs.items()}
+            return {"loss": _loss(moes, routers, tokens)}
 
         train = TrainingBatches(open_split(data, "train"), cfg, run.seed, run.device)
         history = fit(
@@ -62,11 +65,12 @@ def _detached_routers(model: nn.Module, cfg: RouterConfig) -> nn.ModuleList:
     return routers
 
 
-def _loss(moes: dict[str, MoE], routers: nn.ModuleList, inputs: dict[str, Tensor]) -> Tensor:
-    """Sum over the layers of each router's loss; the routers share no weights."""
+def _loss(moes: dict[str, MoE], routers: nn.ModuleList, tokens: dict[str, Tensor]) -> Tensor:
+    """Sum over the layers of each router's loss for the layer's tokens [..., d_model]; the routers
+    share no weights."""
     total = torch.zeros((), device=routers[0].layers[0].weight.device)
     for (name, moe), router in zip(moes.items(), routers, strict=True):
-        z = inputs[name]
+        z = tokens[name]
         if router.kind == "regression":
             total = total + norm_regression_loss(router, z, moe.output_norms(z))
         else:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from d2dmoe.checkpoint import Trained, load_dense_model
 from d2dmoe.config.stages import SparsifyConfig
-from d2dmoe.data import open_split
+from d2dmoe.data import Batch, open_split
 from d2dmoe.evaluate import batches_of
+from d2dmoe.inputs import logits_of, real_tokens
 from d2dmoe.run import Run
 from d2dmoe.sparsity import (
     alpha_at,
@@ -16,7 +17,7 @@ from d2dmoe.sparsity import (
     watch_activations,
 )
 from d2dmoe.stages.dense import fit_model
-from d2dmoe.training import Batch, Losses, task_loss
+from d2dmoe.training import Losses, cross_entropy_loss
 
 
 def sparsify(parent: Path, cfg: SparsifyConfig, data: Path, run: Run) -> Trained:
@@ -32,8 +33,9 @@ def sparsify(parent: Path, cfg: SparsifyConfig, data: Path, run: Run) -> Trained
     with watch_activations(model) as activations:
 
         def losses(batch: Batch, progress: float) -> Losses:
-            task = task_loss(model(batch[0]), batch[1], cfg)
-            sparsity = penalty(cfg.mode, activations.values())
+            inputs, targets = batch
+            task = cross_entropy_loss(logits_of(model, inputs), targets, cfg.label_smoothing)
+            sparsity = penalty(cfg.mode, activations.values(), real_tokens(inputs))
             alpha = alpha_at(cfg.schedule, cfg.alpha, progress)
             return {"loss": task + alpha * sparsity, "task": task, "sparsity": sparsity}
 

@@ -1,0 +1,61 @@
+"""transformers' BertForSequenceClassification.
+
+Its FFN lies in two modules: `intermediate` (W1, GELU) and the first map of `output`, which also
+adds the residual and normalises. Here `intermediate` becomes the whole FFN, `output` the rest.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import BertForSequenceClassification
+from transformers.models.bert.modeling_bert import BertLayer
+
+from d2dmoe.config.model import BertConfig
+from d2dmoe.ffn import FFN
+from d2dmoe.models import pretrained
+from d2dmoe.surgery import find
+
+
+class AddAndNorm(nn.Module):
+    """The end of a block: LayerNorm(FFN output + FFN input)."""
+
+    def __init__(self, norm: nn.LayerNorm):
+        super().__init__()
+        self.LayerNorm = norm
+
+    def forward(self, out: Tensor, residual: Tensor) -> Tensor:  # both [batch, tokens, d_model]
+        return self.LayerNorm(out + residual)
+
+
+def create(cfg: BertConfig, about: dict[str, Any]) -> tuple[dict[str, Any], nn.Module]:
+    """The model's options for `build`, and the model; see `models.create_model`."""
+    sizes = {
+        "num_hidden_layers": cfg.layers,
+        "hidden_size": cfg.d_model,
+        "num_attention_heads": cfg.heads,
+        "intermediate_size": cfg.d_ff,
+        "max_position_embeddings": cfg.positions,
+    }
+    others = {
+        "id2label": dict(enumerate(about["classes"])),
+        "label2id": {name: i for i, name in enumerate(about["classes"])},
+        "pad_token_id": about["pad_id"],
+        "hidden_dropout_prob": cfg.dropout,
+        "attention_probs_dropout_prob": cfg.dropout,
+    }
+    options, model = pretrained.create(cfg, about, BertForSequenceClassification, sizes, others)
+    return options, _with_ffns(model)
+
+
+def build(options: dict[str, Any]) -> nn.Module:
+    """The modules with fresh weights; takes `input_ids` and `attention_mask` [batch, tokens]."""
+    return _with_ffns(pretrained.build(BertForSequenceClassification, options))
+
+
+def _with_ffns(model: nn.Module) -> nn.Module:
+    activation = pretrained.activation_name(model.config.hidden_act)
+    for layer in find(model, BertLayer).values():
+        up, output = layer.intermediate.dense, layer.output
+        layer.intermediate = FFN(up, output.dense, activation, dropout=output.dropout.p)
+        layer.output = AddAndNorm(output.LayerNorm)
+    return model

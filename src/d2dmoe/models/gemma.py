@@ -1,0 +1,44 @@
+"""transformers' GemmaForCausalLM; its FFNs, the layers' `mlp`, are gated and have no biases."""
+
+from typing import Any
+
+from torch import nn
+from transformers import GemmaForCausalLM
+from transformers.models.gemma.modeling_gemma import GemmaMLP
+
+from d2dmoe.config.model import GemmaConfig
+from d2dmoe.ffn import FFN
+from d2dmoe.models import pretrained
+from d2dmoe.surgery import replace
+
+
+def create(cfg: GemmaConfig, about: dict[str, Any]) -> tuple[dict[str, Any], nn.Module]:
+    """The model's options for `build`, and the model; see `models.create_model`."""
+    sizes = {
+        "num_hidden_layers": cfg.layers,
+        "hidden_size": cfg.d_model,
+        "num_attention_heads": cfg.heads,
+        "num_key_value_heads": cfg.key_value_heads,
+        "head_dim": cfg.head_dim,
+        "intermediate_size": cfg.d_ff,
+        "max_position_embeddings": cfg.positions,
+    }
+    others = {"eos_token_id": about["end_of_text_id"], "attention_dropout": cfg.dropout}
+    if cfg.weights == "scratch":  # one token ends a text, begins the next and fills up
+        others |= {"bos_token_id": about["end_of_text_id"], "pad_token_id": about["end_of_text_id"]}
+    options, model = pretrained.create(cfg, about, GemmaForCausalLM, sizes, others)
+    return options, _with_ffns(model)
+
+
+def build(options: dict[str, Any]) -> nn.Module:
+    """The modules with fresh weights; takes `input_ids` [batch, tokens]."""
+    return _with_ffns(pretrained.build(GemmaForCausalLM, options))
+
+
+def _with_ffns(model: nn.Module) -> nn.Module:
+    activation = pretrained.activation_name(model.config.hidden_act)
+
+    def to_ffn(mlp: GemmaMLP, _: int) -> FFN:
+        return FFN(mlp.up_proj, mlp.down_proj, activation, gate=mlp.gate_proj)
+
+    return replace(model, GemmaMLP, to_ffn)

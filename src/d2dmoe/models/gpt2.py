@@ -1,0 +1,52 @@
+"""transformers' GPT2LMHeadModel; its FFNs are the blocks' `mlp`, their maps stored transposed."""
+
+from typing import Any
+
+from torch import nn
+from transformers import GPT2LMHeadModel
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
+from transformers.pytorch_utils import Conv1D
+
+from d2dmoe.config.model import GPT2Config
+from d2dmoe.ffn import FFN
+from d2dmoe.models import pretrained
+from d2dmoe.surgery import replace
+
+
+def create(cfg: GPT2Config, about: dict[str, Any]) -> tuple[dict[str, Any], nn.Module]:
+    """The model's options for `build`, and the model; see `models.create_model`."""
+    sizes = {
+        "n_layer": cfg.layers,
+        "n_embd": cfg.d_model,
+        "n_head": cfg.heads,
+        "n_inner": cfg.d_ff,
+        "n_positions": cfg.positions,
+    }
+    others = {
+        "bos_token_id": about["end_of_text_id"],
+        "eos_token_id": about["end_of_text_id"],
+        "resid_pdrop": cfg.dropout,
+        "embd_pdrop": cfg.dropout,
+        "attn_pdrop": cfg.dropout,
+    }
+    options, model = pretrained.create(cfg, about, GPT2LMHeadModel, sizes, others)
+    return options, _with_ffns(model)
+
+
+def build(options: dict[str, Any]) -> nn.Module:
+    """The modules with fresh weights; takes `input_ids` [batch, tokens]."""
+    return _with_ffns(pretrained.build(GPT2LMHeadModel, options))
+
+
+def _with_ffns(model: nn.Module) -> nn.Module:
+    activation = pretrained.activation_name(model.config.activation_function)
+
+    def to_ffn(mlp: GPT2MLP, _: int) -> FFN:
+        return FFN(_linear(mlp.c_fc), _linear(mlp.c_proj), activation, dropout=mlp.dropout.p)
+
+    return replace(model, GPT2MLP, to_ffn)
+
+
+def _linear(conv: Conv1D) -> nn.Linear:
+    weight = nn.Parameter(conv.weight.detach().T.contiguous())
+    return pretrained.linear(weight, conv.bias)

@@ -1,0 +1,186 @@
+"""Checkpoints of transformers: found by hub name or folder, checked, loaded without pickle."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging
+
+from d2dmoe.config.model import LanguageConfig
+from d2dmoe.errors import CheckpointError, ConfigError
+
+logging.disable_progress_bar()  # it would fill the jobs' logs
+logging.set_verbosity_error()
+
+
+def create(
+    cfg: LanguageConfig,
+    about: dict[str, Any],
+    model_class: type[PreTrainedModel],
+    sizes: dict[str, Any],
+    others: dict[str, Any],
+) -> tuple[dict[str, Any], PreTrainedModel]:
+    """A model of transformers as it is there, with fresh or pretrained weights, and its options.
+
+    Args:
+        cfg: what is asked for.
+        about: description of the data, with `length`, `vocab_size` and `tokenizer_sha256`.
+        model_class: its class.
+        sizes: options of the class that a checkpoint must agree with.
+        others: options that it need not.
+
+    Raises:
+        CheckpointError: the weights cannot be had, or have other sizes.
+        ConfigError: the data's samples are too long, or its tokenizer is another.
+    """
+    if cfg.weights == "scratch":
+        options = sizes | {"vocab_size": about["vocab_size"]} | others
+        config = model_class.config_class(**options, initializer_range=initial_std(cfg.d_model))
+        model = model_class(config)
+    else:
+        config = _checked_config(cfg, sizes)
+        _check_tokenizer(cfg.weights, config, about)
+        config.update({k: v for k, v in others.items() if v is not None})
+        model = _load(model_class, cfg.weights, config)
+    longest = config.max_position_embeddings
+    if about["length"] > longest:
+        raise ConfigError(
+            f"data.length = {about['length']} tokens exceeds the {longest} positions of the model. "
+            f"Lower it, or raise model.positions where the model is trained from scratch."
+        )
+    return json.loads(config.to_json_string(use_diff=False)), model
+
+
+def build(model_class: type[PreTrainedModel], options: dict[str, Any]) -> PreTrainedModel:
+    """The class's modules with fresh weights."""
+    return model_class(model_class.config_class.from_dict(options))
+
+
+def initial_std(d_model: int) -> float:
+    """Standard deviation of fresh weights: √(2 / (5 d_model)), "small init" (Nguyen and Salazar
+    2019). At d_model 768 it is the usual 0.02; narrow models train far better with it."""
+    return math.sqrt(2 / (5 * d_model))
+
+
+ACTIVATIONS = {  # names of transformers: ours
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+}
+
+
+def activation_name(name: str) -> str:
+    """Our name of a checkpoint's activation.
+
+    Raises:
+        CheckpointError: it is none that the conversion knows.
+    """
+    if name not in ACTIVATIONS:
+        raise CheckpointError(
+            f"the checkpoint's activation '{name}' is not described; described are "
+            f"{', '.join(ACTIVATIONS)} (d2dmoe/models/pretrained.py)."
+        )
+    return ACTIVATIONS[name]
+
+
+def linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
+    """A linear map that uses a given weight [out, in] and bias [out]."""
+    layer = nn.Linear(1, 1, bias=bias is not None, device="meta")
+    layer.out_features, layer.in_features = weight.shape
+    layer.weight, layer.bias = weight, bias
+    return layer
+
+
+def _place(weights: str) -> tuple[str, dict[str, str]]:
+    """What `from_pretrained` is called with."""
+    kind, _, name = weights.partition(":")
+    if kind == "path":
+        if not (Path(name) / "config.json").is_file():
+            raise CheckpointError(
+                f"{weights} holds no config.json. Give the folder that save_pretrained wrote."
+            )
+        return name, {"local_files_only": True}
+    name, _, revision = name.partition("@")
+    return name, {"revision": revision} if revision else {}
+
+
+def _checked_config(cfg: LanguageConfig, sizes: dict[str, Any]) -> PretrainedConfig:
+    place, options = _place(cfg.weights)
+    try:
+        config = AutoConfig.from_pretrained(place, **options)
+    except (OSError, ValueError) as error:
+        raise _not_loaded(cfg.weights, error) from error
+    if config.model_type != cfg.architecture:
+        raise CheckpointError(
+            f"{cfg.weights} is a checkpoint of the architecture '{config.model_type}', but "
+            f"model.architecture is {cfg.architecture}. Described are bert, gpt2 and gemma."
+        )
+    found = {key: getattr(config, key) for key in sizes}
+    if config.model_type == "gpt2" and found["n_inner"] is None:
+        found["n_inner"] = 4 * config.n_embd
+    wrong = [f"{k} {found[k]} (configured: {v})" for k, v in sizes.items() if found[k] != v]
+    if wrong:
+        raise CheckpointError(
+            f"{cfg.weights} does not fit the configured model: {', '.join(wrong)}. Give the model "
+            "section the sizes of the checkpoint."
+        )
+    return config
+
+
+def _check_tokenizer(weights: str, config: PretrainedConfig, about: dict[str, Any]) -> None:
+    """The data's tokenizer must be the checkpoint's: other ids are other words."""
+    if about["vocab_size"] > config.vocab_size:
+        raise ConfigError(
+            f"the tokenizer has {about['vocab_size']} tokens, but {weights} knows only "
+            f"{config.vocab_size}. Set data.tokenizer.source to the checkpoint's own tokenizer."
+        )
+    for name, key in (("pad_id", "pad_token_id"), ("end_of_text_id", "eos_token_id")):
+        ours, theirs = about.get(name), getattr(config, key, None)
+        allowed = theirs if isinstance(theirs, list) else [theirs]
+        if None not in (ours, theirs) and ours not in allowed:
+            raise ConfigError(
+                f"the tokenizer's {name} is {ours}, but {weights} has {key} = {theirs}: it was "
+                "trained with another tokenizer. Set data.tokenizer.source to the checkpoint's own."
+            )
+    _check_vocabulary(weights, about)
+
+
+def _check_vocabulary(weights: str, about: dict[str, Any]) -> None:
+    kind, _, name = weights.partition(":")
+    path = Path(name) / "tokenizer.json"
+    if kind != "path" or not path.is_file():
+        return
+    from tokenizers import Tokenizer
+
+    from d2dmoe.data.tokenizer import vocabulary_digest
+
+    if vocabulary_digest(Tokenizer.from_file(str(path))) != about["vocabulary_sha256"]:
+        raise ConfigError(
+            f"the data were tokenised with another vocabulary than {path}. Set "
+            f"data.tokenizer.source to path:{name}."
+        )
+
+
+def _load(
+    model_class: type[PreTrainedModel], weights: str, config: PretrainedConfig
+) -> PreTrainedModel:
+    place, options = _place(weights)
+    try:
+        return model_class.from_pretrained(
+            place, config=config, use_safetensors=True, dtype="float32", **options,
+            ignore_mismatched_sizes=True,  # a classifier of another number of classes
+        )  # fmt: skip
+    except Exception as error:  # OSError, RuntimeError, SafetensorError, the hub client's own
+        raise _not_loaded(weights, error) from error
+
+
+def _not_loaded(weights: str, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{weights} cannot be loaded ({type(error).__name__}: {str(error).splitlines()[0]}). Check "
+        "the name, the network and, for a gated model, `hf auth login`; or fetch it elsewhere and "
+        "give its folder, with config.json and model.safetensors, as path:FOLDER."
+    )

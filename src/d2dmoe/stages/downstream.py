@@ -1,0 +1,91 @@
+"""Zero-shot BoolQ of a saved model at each compute budget."""
+
+import math
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from torch import nn
+
+from d2dmoe.conversion import load_model
+from d2dmoe.data import open_split
+from d2dmoe.downstream import BoolQ, Point, calibrate, check_installed, load_boolq
+from d2dmoe.evaluate import evaluate_routed
+from d2dmoe.moe import set_selection
+from d2dmoe.progress import Progress
+from d2dmoe.run import Run
+
+MEASURED = ("flops_ratio", "accuracy", "stderr", "samples")
+UNREACHABLE = dict.fromkeys(("knob_value", "flops_ratio_validation", *MEASURED), math.nan)
+
+
+def boolq(
+    model_path: Path,
+    tokenizer: Path,
+    points_path: Path,
+    dense_path: Path,
+    data: Path,
+    cfg: dict[str, Any],
+    run: Run,
+) -> list[dict]:
+    """A row per budget; one that even the cheapest operating point exceeds has no numbers.
+
+    Args:
+        model_path: dense, or converted with routers.
+        tokenizer: the task's tokenizer.json.
+        points_path: the model's operating points on validation data.
+        dense_path: the dense model's one on the same data.
+        data: folder of the prepared dataset.
+        cfg: source, budgets, limit and batch_size (of the measurements on validation data).
+        run: where to compute.
+
+    Returns:
+        Rows budget, knob, knob_value, flops_ratio_validation, and of the BoolQ run flops_ratio,
+        accuracy, stderr (the standard error of the accuracy), samples.
+
+    Raises:
+        UserError: lm-eval is not installed, or model, data or questions are not in order.
+    """
+    check_installed()
+    rows = load_boolq(cfg["source"], Path.cwd())
+    model, _spec = load_model(model_path)
+    model.to(run.device)
+    task = BoolQ(model, tokenizer, rows)
+    knob, points, dense_flops = _read_points(points_path, dense_path)
+    split = open_split(data, "validation")
+
+    def measure(value: float) -> float:
+        measured, _ = evaluate_routed(model, split, knob, [value], cfg["batch_size"], run.device)
+        return measured[0]["flops"] / dense_flops
+
+    @cache  # budgets may share an operating point
+    def ask(point: Point | None) -> dict[str, float]:
+        return _ask(task, model, knob, point, cfg["limit"])
+
+    progress = Progress("BoolQ at budget", len(cfg["budgets"]), every_s=run.log_every_s)
+    continuous = knob in ("dynamic_k", "coverage")
+    results = []
+    for budget in cfg["budgets"]:
+        point = calibrate(points, budget, measure if continuous else None)
+        results.append({"budget": budget, "knob": knob} | ask(point))
+        progress.update(len(results))
+    return results
+
+
+def _read_points(points_path: Path, dense_path: Path) -> tuple[str, list[Point], float]:
+    """The knob, the measured operating points, and the FLOPs per sample of the dense model."""
+    table = pd.read_csv(points_path)
+    dense = float(pd.read_csv(dense_path)["flops"][0])
+    rows = table[["knob_value", "flops"]].astype(float).itertuples(index=False)
+    return table["knob"][0], [Point(value, flops / dense) for value, flops in rows], dense
+
+
+def _ask(
+    task: BoolQ, model: nn.Module, knob: str, point: Point | None, limit: int | None
+) -> dict[str, float]:
+    if point is None:
+        return UNREACHABLE
+    set_selection(model, knob, point.value)  # does nothing to a dense model
+    known = {"knob_value": point.value, "flops_ratio_validation": point.ratio}
+    return known | task.ask(limit)
