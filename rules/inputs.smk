@@ -140,7 +140,8 @@ def boolq_entries():
 
 def boolq_inputs(wildcards):
     """What BoolQ at compute budgets reads: a model, its operating points, and the questions."""
-    task, dense = wildcards.model.split("/")[2], "/".join(wildcards.model.split("/")[:6])
+    task = wildcards.model.split("/")[2]
+    dense = Path(*Path(wildcards.model).parts[:6])  # as of DENSE
     kind, _, name = CONFIG.tasks[task].boolq.source.partition(":")
     files = ("dataset.json", "validation.safetensors")
     return {

@@ -20,6 +20,9 @@ class TrainingConfig(Strict):
     min_lr: float = Field(0.0, ge=0, description="Learning rate at the end of the cosine")
     warmup: float = Field(0.1, ge=0, le=1, description="Share of the steps that warm up linearly")
     batch_size: int = Field(128, gt=0, description="Samples per step")
+    accumulate: int = Field(
+        1, gt=0, description="Parts that a batch is computed in, to save memory; divides batch_size"
+    )
     weight_decay: float = Field(0.05, ge=0, description="On matrices; never on biases and norms")
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), strict=False, description="AdamW's betas")
     clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; null: no clipping")
@@ -38,4 +41,8 @@ class TrainingConfig(Strict):
     def _rate_falls(self):
         if self.min_lr > self.lr:
             raise ValueError(f"min_lr = {self.min_lr} must not exceed lr = {self.lr}")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"accumulate = {self.accumulate} must divide batch_size = {self.batch_size}"
+            )
         return self

@@ -31,7 +31,7 @@ def split(parent: Path, cfg: SplitConfig, seed: int) -> tuple[nn.Module, ModelSp
                 f"neurons of {name}"
             )
         num_experts = ffn.d_ff // cfg.expert_size
-        layer_seed = seed_for("split", seed, layer) % 2**31  # scikit-learn's range
+        layer_seed = seed_for("split", seed, layer)
         rows = ffn.activated.weight
         experts.append(assign_neurons(rows, num_experts, cfg.method, layer_seed))
         logger.info("%s: %d experts of %d neurons", name, num_experts, cfg.expert_size)
