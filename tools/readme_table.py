@@ -1,17 +1,17 @@
-"""The README's table, from a summary: python tools/readme_table.py results/reference/miniature"""
+"""The README's table, from results: python tools/readme_table.py results/reference/miniature"""
 
 import sys
 from pathlib import Path
 
 import pandas as pd
 
-SHOWN = ["dense", "dense_finetuned", "d2dmoe", "moefication"]
-NAMES = {
+SHOWN = {
     "dense": "dense",
     "dense_finetuned": "dense, fine-tuned as long",
     "d2dmoe": "**D2DMoE**",
     "moefication": "MoEfication",
 }
+BUDGETS = ("0.5", "0.6", "0.7", "0.8")
 
 
 def cell(row: pd.Series, measure: str, scale: float = 1, digits: int = 3) -> str:
@@ -23,24 +23,37 @@ def cell(row: pd.Series, measure: str, scale: float = 1, digits: int = 3) -> str
     return f"{scale * mean:.{digits}f}{spread}"
 
 
+def lines(task: str, summary: pd.DataFrame, tradeoff: pd.DataFrame) -> list[str]:
+    """A task's lines of the table, by its main metric."""
+    points = tradeoff[tradeoff["task"] == task]
+    metric = points["metric"].iloc[0]
+    points = points[points["metric"] == metric]
+    rows = summary[(summary["task"] == task) & (summary["metric"] == metric)].set_index("variant")
+    scale, unit = (100, " %") if metric == "accuracy" else (1, "")
+    found = []
+    for variant, name in SHOWN.items():
+        row, cells = rows.loc[variant], ["", "1", *("–" for _ in BUDGETS)]
+        if row["method"] == "dense":
+            values = scale * points.loc[points["variant"] == variant, "value"]
+            spread = f" ± {values.std():.2f}" if len(values) > 1 else ""
+            cells[0] = f"{metric} {values.mean():.2f}{spread}{unit}"
+        else:
+            qualities = [cell(row, f"quality_at_{budget}", 100, 2) for budget in BUDGETS]
+            cells = ["", cell(row, "flops_ratio_at_99"), *qualities]
+        found.append(f"| {task} | {name} | " + " | ".join(cells) + " |")
+    return found
+
+
 def main(folder: Path) -> None:
     """Print the table in Markdown."""
-    summary = pd.read_csv(folder / "tables/summary.csv").set_index("variant")
+    summary = pd.read_csv(folder / "tables/summary.csv")
     tradeoff = pd.read_csv(folder / "tables/tradeoff.csv")
-    accuracy = tradeoff[tradeoff["method"] == "dense"].groupby("variant")["value"]
-    budgets = ["0.5", "0.6", "0.7", "0.8"]
-    print("| | test accuracy, % | FLOPs for 99 % of the dense accuracy |", end="")
-    print("".join(f" quality at {b} |" for b in budgets))
-    print("| --- | --- | --- |" + " --- |" * len(budgets))
-    for variant in SHOWN:
-        row = summary.loc[variant]
-        if row["method"] == "dense":
-            values = 100 * accuracy.get_group(variant)
-            cells = [f"{values.mean():.2f} ± {values.std():.2f}", "1", *("–" for _ in budgets)]
-        else:
-            qualities = [cell(row, f"quality_at_{b}", 100, 2) for b in budgets]
-            cells = ["", cell(row, "flops_ratio_at_99"), *qualities]
-        print(f"| {NAMES[variant]} | " + " | ".join(cells) + " |")
+    header = ["task", "model", "on test samples", "FLOPs for 99 % of the dense quality"]
+    header += [f"quality at {budget}" for budget in BUDGETS]
+    print("| " + " | ".join(header) + " |")
+    print("|" + " --- |" * len(header))
+    for task in tradeoff["task"].unique():
+        print("\n".join(lines(task, summary, tradeoff)))
 
 
 if __name__ == "__main__":

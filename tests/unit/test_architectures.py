@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small import randomise
 from small_language import (
     ABOUT_OF,
@@ -17,9 +18,13 @@ from small_language import (
     make_tokens,
     split_language,
 )
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from torch import nn
 from transformers import BertForSequenceClassification, GemmaForCausalLM, GPT2LMHeadModel
 
 from d2dmoe.conversion import to_moe
+from d2dmoe.data.tokenizer import vocabulary_digest
 from d2dmoe.errors import CheckpointError, ConfigError
 from d2dmoe.evaluate import count_executed
 from d2dmoe.experts import assign_neurons
@@ -35,17 +40,35 @@ ORIGINAL = {
 }
 
 
+def both_forms(name: str, folder, **changes) -> tuple[nn.Module, nn.Module]:
+    """The class of transformers as it is, and ours from its checkpoint."""
+    cls, cfg = ORIGINAL[name], TINY[name].model_copy(update=changes)
+    options, _ = create_model(cfg, ABOUT_OF[name])
+    theirs = randomise(cls(cls.config_class.from_dict(options)))
+    theirs.save_pretrained(folder)
+    pretrained = cfg.model_copy(update={"weights": f"path:{folder}"})
+    return theirs, create_model(pretrained, ABOUT_OF[name])[1].eval()
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_our_form_of_the_ffn_equals_the_original_class(name, tmp_path):
-    cls = ORIGINAL[name]
-    options, _ = create_model(TINY[name], ABOUT_OF[name])
-    theirs = randomise(cls(cls.config_class.from_dict(options)))
-    theirs.save_pretrained(tmp_path)
-    weights = f"path:{tmp_path}"
-    _, ours = create_model(TINY[name].model_copy(update={"weights": weights}), ABOUT_OF[name])
+    theirs, ours = both_forms(name, tmp_path)
     ids = make_tokens()
     with torch.no_grad():
-        torch.testing.assert_close(ours.eval()(ids).logits, theirs(ids).logits, rtol=0, atol=1e-6)
+        torch.testing.assert_close(ours(ids).logits, theirs(ids).logits, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_dropout_falls_where_the_original_class_drops(name, tmp_path):
+    theirs, ours = both_forms(name, tmp_path, dropout=0.3)
+    ids, outputs = make_tokens(), []
+    for model in (theirs, ours):
+        torch.manual_seed(3)
+        with torch.no_grad():
+            outputs.append(model.train()(ids).logits)
+    torch.testing.assert_close(outputs[1], outputs[0], rtol=0, atol=1e-5)
+    with torch.no_grad():
+        assert not torch.allclose(ours(ids).logits, outputs[0], atol=0.1)  # it does drop
 
 
 @pytest.mark.parametrize("activation", [None, "relu"])
@@ -198,6 +221,70 @@ def test_truncated_weights_are_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CheckpointError, match="cannot be loaded"):
         create_model(wanting("gpt2", weights=weights), CORPUS)
+
+
+def without(folder, part: str) -> str:
+    """Take a tensor out of a saved checkpoint, the first whose name has the part; its name."""
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    name = next(key for key in tensors if part in key)
+    del tensors[name]
+    save_file(tensors, path, {"format": "pt"})
+    return name
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [("bert", "intermediate.dense.bias"), ("gpt2", "1.mlp.c_fc.weight"), ("gemma", "up_proj")]
+    + [("bert", "word_embeddings"), ("gpt2", "wte"), ("gemma", "embed_tokens")],
+)
+def test_weights_that_lack_a_tensor_are_refused(tmp_path, name, part):
+    weights = saved(name, tmp_path)
+    lacking = without(tmp_path, part)
+    with pytest.raises(CheckpointError, match=f"does not fit .* 1 tensors .*{lacking}"):
+        create_model(wanting(name, weights=weights), ABOUT_OF[name])
+
+
+def test_a_tensor_of_another_shape_is_refused(tmp_path):
+    weights = saved("gpt2", tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    tensors["transformer.h.0.mlp.c_fc.bias"] = torch.ones(3)
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="does not fit .* 1 tensors .*h.0.mlp.c_fc.bias"):
+        create_model(wanting("gpt2", weights=weights), CORPUS)
+
+
+@pytest.mark.parametrize("part", ["classifier.weight", "pooler.dense.weight", None])
+def test_what_a_task_trains_itself_may_be_fresh_and_all_else_is_the_checkpoints(tmp_path, part):
+    """Another number of classes, and checkpoints of masked language models."""
+    weights = saved("bert", tmp_path)
+    about = TEXTS | ({} if part else {"classes": ["a", "b", "c", "d", "e"]})
+    if part:
+        without(tmp_path, part)
+    theirs = load_file(tmp_path / "model.safetensors")
+    _, ours = create_model(wanting("bert", weights=weights), about)
+    assert ours.classifier.out_features == len(about["classes"])
+    attention = "bert.encoder.layer.1.attention.self.query.weight"
+    assert torch.equal(ours.state_dict()[attention], theirs[attention])
+    up = ours.bert.encoder.layer[1].intermediate.up.weight
+    assert torch.equal(up, theirs["bert.encoder.layer.1.intermediate.dense.weight"])
+
+
+def tokenizer_of(folder, words: list[str]) -> str:
+    """Save a tokenizer; the digest of its vocabulary."""
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, words[0]))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return vocabulary_digest(tokenizer)
+
+
+def test_a_vocabulary_that_is_not_the_checkpoints_is_refused(tmp_path):
+    weights = saved("gpt2", tmp_path)
+    other = tokenizer_of(tmp_path, ["a", "c"])
+    own = tokenizer_of(tmp_path, ["a", "b"])
+    create_model(wanting("gpt2", weights=weights), CORPUS | {"vocabulary_sha256": own})
+    with pytest.raises(ConfigError, match="another vocabulary than .*tokenizer.json. Set data.tok"):
+        create_model(wanting("gpt2", weights=weights), CORPUS | {"vocabulary_sha256": other})
 
 
 @pytest.mark.parametrize(

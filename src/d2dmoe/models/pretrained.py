@@ -65,6 +65,8 @@ def initial_std(d_model: int) -> float:
     return math.sqrt(2 / (5 * d_model))
 
 
+HEADS = ("classifier.", "bert.pooler.")  # a checkpoint may lack them: the task trains them
+
 ACTIVATIONS = {  # names of transformers: ours
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -170,12 +172,21 @@ def _load(
 ) -> PreTrainedModel:
     place, options = _place(weights)
     try:
-        return model_class.from_pretrained(
+        model, found = model_class.from_pretrained(
             place, config=config, use_safetensors=True, dtype="float32", **options,
             ignore_mismatched_sizes=True,  # a classifier of another number of classes
+            output_loading_info=True,
         )  # fmt: skip
     except Exception as error:  # OSError, RuntimeError, SafetensorError, the hub client's own
         raise _not_loaded(weights, error) from error
+    fresh = {*found["missing_keys"], *(key for key, *_ in found["mismatched_keys"])}
+    wrong = sorted(key for key in fresh if not key.startswith(HEADS))
+    if wrong:
+        raise CheckpointError(
+            f"{weights} does not fit the configured model: {len(wrong)} tensors are missing or of "
+            f"another shape, first {wrong[:3]}. Fetch the checkpoint again, or give another."
+        )
+    return model
 
 
 def _not_loaded(weights: str, error: Exception) -> CheckpointError:
