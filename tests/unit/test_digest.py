@@ -109,6 +109,12 @@ def test_only_modules_of_the_package_are_found(package):
     assert names == {"__init__.py", "alone.py"}
 
 
+def test_an_architecture_that_is_imported_when_asked_for_is_a_part_of_the_stages():
+    found = imported_modules(ROOT / "scripts" / "dense.py", ROOT / "src")
+    models = set((ROOT / "src" / "d2dmoe" / "models").glob("*.py"))
+    assert len(models) >= 5 and models <= found
+
+
 def test_the_package_imports_itself_by_absolute_names_only():
     """The digest follows no others."""
     for path in (ROOT / "src" / "d2dmoe").rglob("*.py"):
