@@ -76,7 +76,8 @@ class Lineage:
 def finetune_config(task: TaskConfig) -> TrainingConfig:
     """The dense reference's extra training: as long as all of a conversion's stages together."""
     options = {key: getattr(task.sparsify, key) for key in TrainingConfig.model_fields}
-    return TrainingConfig(**options | {"epochs": task.sparsify.epochs + task.router.epochs})
+    total = round(task.sparsify.epochs + task.router.epochs, 10)  # 0.3, not 0.30000000000000004
+    return TrainingConfig(**options | {"epochs": total})
 
 
 def lineages(config: Config) -> Iterator[Lineage]:

@@ -32,8 +32,8 @@ class TrainingBatches:
 
     @property
     def total(self) -> int:
-        """Steps of the whole training."""
-        return round(self.cfg.epochs * self.per_epoch)
+        """Steps of the whole training; at least one, unless no epochs are asked for."""
+        return max(round(self.cfg.epochs * self.per_epoch), min(1, math.ceil(self.cfg.epochs)))
 
     def stream(self, start: int) -> Iterator[Batch]:
         """The batches of the training, from step `start` on."""
@@ -166,9 +166,10 @@ def _train_step(
     for part in _parts(batch, cfg.accumulate):
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             values = losses(part, step / total)
-        (values["loss"] / cfg.accumulate).backward()
+        share = len(part[1]) / len(batch[1])
+        (values["loss"] * share).backward()
         for key, value in values.items():
-            means[key] = means.get(key, 0.0) + value.detach().double() / cfg.accumulate
+            means[key] = means.get(key, 0.0) + value.detach().double() * share
     if cfg.clip is not None:
         nn.utils.clip_grad_norm_(trained.parameters(), cfg.clip)
     optimizer.step()
@@ -176,7 +177,7 @@ def _train_step(
 
 
 def _parts(batch: Batch, count: int) -> Iterator[Batch]:
-    """The batch in equal parts, whose gradients add up to its own with less memory."""
+    """The batch in parts, whose weighted gradients add up to its own with less memory."""
     inputs, targets = batch
     split = {name: values.chunk(count) for name, values in inputs.items()}
     for index, part in enumerate(targets.chunk(count)):

@@ -237,6 +237,7 @@ ANY = [  # what is wrong alike in every architecture: key, value, the message
     (T + "data", "cifar", T + "data = 'cifar': Input should be a valid dictionary"),
     (T + "model.weights", "imagenet", T + "model.weights = 'imagenet': must be 'scratch', '"),
     (T + "model.activation", "silu", T + "model.activation = 'silu': Input should be 'gelu' or"),
+    (T + "router.accumulate", 3, T + "router: accumulate = 3 must divide batch_size = 8"),
     (T + "dense.epochs", -0.5, T + "dense.epochs = -0.5: Input should be greater than or equal"),
 ]
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from small import OPTIONS, SPEC, make_images, make_routed
+from small import OPTIONS, SPEC, make_images, make_routed, randomise
 from small_language import TINY, make_corpus_split, make_language, make_text_split
 from torch import nn
 
@@ -270,6 +270,42 @@ def test_history_of_a_partial_epoch_holds_the_mean_over_its_own_steps():
     history = fit(holder, losses, batches, cfg, name="test")
     assert [(row["epoch"], row["loss"]) for row in history] == [(1, 3.0), (1.6667, 5.5)]
     assert history[-1]["lr"] == lr_at(4, 5, cfg)
+
+
+@pytest.mark.parametrize("count", [8, 5], ids=["a whole batch", "a set smaller than a batch"])
+@pytest.mark.parametrize("accumulate", [2, 4, 8])
+def test_the_gradients_of_a_batch_in_parts_add_up_to_its_own(accumulate, count):
+    def one_step(accumulate: int) -> tuple[dict[str, torch.Tensor], list[dict]]:
+        cfg = config(epochs=1, accumulate=accumulate, clip=None)
+        model = randomise(dense_model(SPEC))
+
+        def losses(batch, _progress):
+            loss = cross_entropy_loss(model(**batch[0]), batch[1], cfg.label_smoothing)
+            return {"loss": 2 * loss, "task": loss}
+
+        batches = TrainingBatches(make_images(count), cfg, 0, CPU)
+        history = fit(model, losses, batches, cfg, name="test")
+        return {name: p.grad for name, p in model.named_parameters()}, history
+
+    (whole, (row,)), (parts, (its,)) = one_step(1), one_step(accumulate)
+    assert its == pytest.approx(row, rel=1e-5)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_parts_of_a_batch_hold_its_samples_once_and_in_order():
+    sizes, seen, cfg, holder = [], [], config(accumulate=4), nn.Linear(1, 1)
+
+    def losses(batch, _progress):
+        sizes.append(len(batch[1]))
+        seen.append(batch[0]["x"])
+        return {"loss": holder.weight.sum() * 0}
+
+    batches = TrainingBatches(make_images(24), cfg, 0, CPU)
+    fit(holder, losses, batches, cfg, name="test")
+    assert sizes == [2] * 4 * STEPS
+    whole = [inputs["x"] for inputs, _ in batches.stream(0)]
+    assert torch.equal(torch.cat(seen), torch.cat(whole))
 
 
 def test_progress_runs_from_0_towards_1_in_equal_steps():

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from d2dmoe.config.data import CorpusConfig, ImagesConfig, TextsConfig
 from d2dmoe.data.images import prepare_images
-from d2dmoe.data.tokenizer import load_tokenizer
+from d2dmoe.data.tokenizer import load_tokenizer, vocabulary_digest
 from d2dmoe.data.tokens import prepare_corpus, prepare_texts
 from d2dmoe.files import sha256, write_atomically
 from d2dmoe.tensors import save_tensors
@@ -44,8 +44,9 @@ def prepare(
         splits, described = prepare_images(cfg, root, seed)
     else:
         encode = prepare_texts if cfg.kind == "texts" else prepare_corpus
-        splits, described = encode(cfg, root, load_tokenizer(cfg, tokenizer), seed)
-        about["tokenizer"] = sha256(tokenizer)
+        loaded = load_tokenizer(cfg, tokenizer)
+        splits, described = encode(cfg, root, loaded, seed)
+        about |= {"tokenizer": sha256(tokenizer), "vocabulary_sha256": vocabulary_digest(loaded)}
     for name, tensors in splits.items():
         save_tensors(folder / f"{name}.safetensors", tensors)
     about |= described

@@ -1,5 +1,7 @@
 """A task's tokenizer, one tokenizer.json: trained on its training texts alone, or ready-made."""
 
+import hashlib
+import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -94,6 +96,12 @@ def load_tokenizer(cfg: TextsConfig | CorpusConfig, path: Path | None):
 def vocab_size(tokenizer) -> int:
     """Rows that an embedding of all its tokens needs; numbers may be left out between them."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+
+
+def vocabulary_digest(tokenizer) -> str:
+    """SHA-256 of all its tokens and their numbers: the same for all that share a vocabulary."""
+    vocabulary = sorted(tokenizer.get_vocab(with_added_tokens=True).items())
+    return hashlib.sha256(json.dumps(vocabulary).encode()).hexdigest()
 
 
 def _published(source: str, root: Path) -> Path:

@@ -27,7 +27,8 @@ def create(
 
     Args:
         cfg: what is asked for.
-        about: description of the data, with `length`, `vocab_size` and `tokenizer_sha256`.
+        about: description of the data, with `length`, `vocab_size` and, where the
+            vocabulary is to be compared with the checkpoint's, `vocabulary_sha256`.
         model_class: its class.
         sizes: options of the class that a checkpoint must agree with.
         others: options that it need not.
@@ -154,7 +155,7 @@ def _check_tokenizer(weights: str, config: PretrainedConfig, about: dict[str, An
 def _check_vocabulary(weights: str, about: dict[str, Any]) -> None:
     kind, _, name = weights.partition(":")
     path = Path(name) / "tokenizer.json"
-    if kind != "path" or not path.is_file():
+    if kind != "path" or "vocabulary_sha256" not in about or not path.is_file():
         return
     from tokenizers import Tokenizer
 
