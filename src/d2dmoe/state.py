@@ -110,8 +110,12 @@ class TrainingState:
             )
 
     def remove(self) -> None:
-        """Delete the state: the training is complete and its result saved."""
-        self.path.unlink(missing_ok=True)
+        """Delete the state: the training is complete and its result saved.
+
+        With it goes what a process that was killed while it saved left beside it.
+        """
+        for path in (self.path, *self.path.parent.glob(f".{self.path.name}.*")):
+            path.unlink(missing_ok=True)
 
     @contextmanager
     def catching_signals(self):
