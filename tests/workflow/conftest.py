@@ -1,24 +1,28 @@
-"""A copy of the project in which the tests run the workflow on a tiny configuration."""
+"""Copies of the project in which the tests run the workflow on small configurations."""
 
 import os
 import re
 import shutil
 import subprocess
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import yaml
+
+from workflow import language
 
 ROOT = Path(__file__).parents[2]
 PARTS = ["Snakefile", "rules", "scripts", "src", "profiles", "report", "config.yaml"]
 
 
 class Workspace:
-    """A folder with the project's code, its configuration and what the workflow made there."""
+    """A folder with the project's code, a configuration and what the workflow made there."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, config: dict | None = None):
         self.folder = folder
+        self.config = config or yaml.safe_load((ROOT / "tests/workflow/tiny.yaml").read_text())
         folder.mkdir()
         for part in PARTS:
             source = ROOT / part
@@ -28,16 +32,16 @@ class Workspace:
             else:
                 shutil.copy(source, folder / part)
         (folder / "resources").symlink_to(ROOT / "resources")
-        self.config = yaml.safe_load((ROOT / "tests/workflow/tiny.yaml").read_text())
 
     def command(self, *arguments: str) -> list[str]:
-        (self.folder / "tiny.yaml").write_text(yaml.safe_dump(self.config, allow_unicode=True))
-        options = ["--cores", "2", "--configfile", "tiny.yaml"]  # last: it takes several files
+        text = yaml.safe_dump(self.config, allow_unicode=True, sort_keys=False)
+        (self.folder / "small.yaml").write_text(text)
+        options = ["--cores", "2", "--configfile", "small.yaml"]  # last: it takes several files
         return [sys.executable, "-m", "snakemake", *arguments, *options]
 
     @property
     def environment(self) -> dict[str, str]:
-        return os.environ | {"PYTHONPATH": str(self.folder / "src")}
+        return os.environ | {"PYTHONPATH": str(self.folder / "src"), "HF_HUB_OFFLINE": "1"}
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess:
         """Call snakemake; standard output and error come together in `stdout`."""
@@ -48,16 +52,39 @@ class Workspace:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=600,
+            timeout=800,  # below that of a test
         )
 
-    def planned(self) -> set[str]:
-        """Names of the rules that a call would run."""
-        result = self.run("all", "--dry-run")
+    def plan(self, target: str = "all") -> dict[str, int]:
+        """How many jobs of each rule a call would run."""
+        result = self.run(target, "--dry-run")
         assert result.returncode == 0, result.stdout
         table = re.search(r"^job +count\n-[- ]+\n(.*?)\n\n", result.stdout, re.M | re.S)
-        rules = {line.split()[0] for line in table[1].splitlines()} if table else set()
-        return rules - {"all", "total"}
+        rows = [line.split() for line in table[1].splitlines()] if table else []
+        return {rule: int(count) for rule, count in rows if rule not in (target, "total")}
+
+    def planned(self) -> set[str]:
+        """Names of the rules that `all` would run."""
+        return set(self.plan())
+
+    def outputs(self, target: str) -> set[str]:
+        """All files that a target is made of, there or not."""
+        result = self.run(target, "--summary")
+        assert result.returncode == 0, result.stdout
+        return set(re.findall(r"^results/[^\t]+", result.stdout, re.M))
+
+    def tables(self, task: str = "") -> set[str]:
+        """Names of a task's tables, or of those over all tasks."""
+        return {path.name for path in self.find(f"tables/{task}/*.csv")}
+
+    def figures(self, task: str = "") -> set[str]:
+        """Names of a task's figures, or of those over all tasks, that are there as PNG and PDF."""
+        begins = {".png": b"\x89PNG", ".pdf": b"%PDF"}
+        files = self.find(f"figures/{task}/*.p*")
+        assert all(file.read_bytes()[:4] == begins[file.suffix] for file in files)
+        both = {end: {file.stem for file in files if file.suffix == end} for end in begins}
+        assert both[".png"] == both[".pdf"]
+        return both[".png"]
 
     def find(self, pattern: str) -> list[Path]:
         return sorted((self.folder / "results").glob(pattern))
@@ -66,15 +93,38 @@ class Workspace:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Workspace:
     """A workspace in which `all` has run once; tests leave its results and code as they were."""
-    workspace = Workspace(tmp_path_factory.mktemp("finished") / "project")
-    result = workspace.run("all")
-    assert result.returncode == 0, result.stdout[-5000:]
-    return workspace
+    return _run_all(Workspace(tmp_path_factory.mktemp("finished") / "project"))
 
 
 @pytest.fixture
 def configured(finished):
     """The finished workspace, whose configuration a test may change."""
-    before = yaml.safe_load(yaml.safe_dump(finished.config))
-    yield finished
-    finished.config = before
+    yield from _restored(finished)
+
+
+@pytest.fixture(scope="session")
+def finished_language(tmp_path_factory):
+    """As `finished`, for the language tasks of configs/paper.yaml."""
+    workspace = Workspace(tmp_path_factory.mktemp("language") / "project", language.config())
+    language.save_sources(workspace.folder, workspace.config)
+    yield _run_all(workspace)
+    for checkpoint in workspace.find("models/**/*.safetensors"):  # hundreds of megabytes
+        checkpoint.unlink()
+
+
+@pytest.fixture
+def configured_language(finished_language):
+    """Its workspace, whose configuration a test may change."""
+    yield from _restored(finished_language)
+
+
+def _run_all(workspace: Workspace) -> Workspace:
+    result = workspace.run("all")
+    assert result.returncode == 0, result.stdout[-5000:]
+    return workspace
+
+
+def _restored(workspace: Workspace):
+    before = deepcopy(workspace.config)
+    yield workspace
+    workspace.config = before

@@ -1,22 +1,62 @@
 """What the documents show works as they show it."""
 
 import re
+from importlib import import_module
 
 import pytest
 
+from d2dmoe.checkpoint import ModelSpec, dense_model
 from workflow.conftest import ROOT
 
 pytestmark = pytest.mark.workflow
 
 
-def test_the_library_example_runs(finished, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/library.md").read_text(), re.S)
+LIBRARY = (ROOT / "docs/library.md").read_text()
+EXAMPLES = re.findall(r"```python\n(.*?)```", LIBRARY, re.S)
+
+
+def run_example(code: str) -> dict:
+    names = {}
+    exec(compile(code, "docs/library.md", "exec"), names)
+    return names
+
+
+def test_the_library_example_runs(finished_language, capsys, tmp_path, monkeypatch):
+    code = EXAMPLES[0]
     for stage in ("sparsify", "router"):
-        model = finished.find(f"models/**/{stage}/*/model.safetensors")[0]
-        code = code.replace(f"results/models/…/{stage}/…/model.safetensors", str(model))
+        shown = f"results/models/gpt2/…/{stage}/…/model.safetensors"
+        assert shown in code
+        model = finished_language.find(f"models/gpt2/**/{stage}/*/model.safetensors")[0]
+        code = code.replace(shown, str(model))
     assert "…/" not in code
-    exec(compile(code, "docs/library.md", "exec"), {})
-    assert int(capsys.readouterr().out) > 0
+    monkeypatch.chdir(tmp_path)
+    names = run_example(code)
+    assert float(capsys.readouterr().out) > 0
+    converted, spec = names["load_model"]("converted.safetensors")
+    assert type(converted).__name__ == "GPT2LMHeadModel" and spec == names["spec"]
+
+
+def test_the_example_of_a_published_checkpoint_runs_but_for_the_hub():
+    code = EXAMPLES[1].replace('"hub:openai-community/gpt2"', '"scratch"')
+    code = code.replace('"layers": 12', '"layers": 1')
+    assert "scratch" in code and '"layers": 1,' in code
+    names = run_example(code)
+    (spec,) = re.findall(r"`d2dmoe\.checkpoint\.(ModelSpec\(.*?\))`", LIBRARY)
+    spec = eval(spec, names | {"ModelSpec": ModelSpec})
+    assert dense_model(spec).state_dict().keys() == names["model"].state_dict().keys()
+
+
+def test_the_tokenizer_opens_as_shown(finished_language, monkeypatch):
+    (opening,) = re.findall(r"`(transformers\.PreTrainedTokenizerFast\(.*?\))`", LIBRARY)
+    monkeypatch.chdir(finished_language.folder)
+    tokenizer = eval(opening, {"transformers": import_module("transformers")})
+    text = "Fellow-Citizens of the Senate"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+
+
+def test_files_that_the_library_page_links_are_there():
+    for path in re.findall(r"\]\((\.\./[^)]+)\)", LIBRARY):
+        assert (ROOT / "docs" / path).is_file()
 
 
 def test_the_readme_opens_with_the_two_commands():

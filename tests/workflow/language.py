@@ -1,0 +1,154 @@
+"""The language tasks of configs/paper.yaml in a minute: the same classes, stages and options, with
+fewer layers, steps, texts and variants, on local files in the forms in which the paper's come."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+ROOT = Path(__file__).parents[2]
+PAPER = ROOT / "configs/paper.yaml"
+
+LENGTH = 24
+SHORT = {"epochs": 1, "batch_size": 16}
+CHANGES = {
+    "bert": {
+        "data": {
+            "source": "path:sources/carer",
+            "subset": None,  # of the hub
+            "length": LENGTH,
+            "validation": 16,
+            "tokenizer": {"source": "path:checkpoints/bert"},
+        },
+        "model": {"weights": "path:checkpoints/bert", "layers": 1},
+        "dense": SHORT,
+        "sparsify": SHORT,
+        "router": SHORT,
+    },
+    "gpt2": {
+        "data": {
+            "source": "path:sources/openwebtext.parquet",
+            "length": LENGTH,
+            "validation": 4,
+            "test": 4,
+            "max_train": 32,
+            "max_validation": 8,
+            "max_test": 8,
+            "tokenizer": {"source": "path:checkpoints/gpt2"},
+        },
+        "model": {"weights": "path:checkpoints/gpt2", "layers": 1},
+        "sparsify": SHORT | {"accumulate": 2},
+        "router": {"epochs": 0.5},
+        "boolq": None,
+    },
+    "gemma": {
+        "data": {
+            "source": "path:sources/c4",
+            "subset": None,
+            "streaming": False,
+            "length": LENGTH,
+            "validation": 8,
+            "test": 8,
+            "max_train": 64,
+            "max_validation": 16,
+            "max_test": 16,
+            "tokenizer": {"source": "train", "vocab_size": 400},
+        },
+        "model": {
+            "weights": "scratch",
+            "layers": 2,
+            "d_model": 64,
+            "head_dim": 16,
+            "d_ff": 512,
+            "positions": 64,
+        },
+        "dense": SHORT,
+        "sparsify": SHORT | {"accumulate": 2},
+        "router": {"epochs": 0.25, "width": 16},
+        "select": {"top_k": [1, 8, 16]},  # of 16 experts
+        "boolq": None,
+    },
+}
+VARIANTS = {
+    "bert": ["d2dmoe", "moefication"],
+    "gpt2": ["d2dmoe"],
+    "gemma": ["d2dmoe"],
+}
+FIGURES = {
+    "bert": ["tradeoff", "layer_thresholds"],
+    "gpt2": ["tradeoff", "activations"],
+    "gemma": ["tradeoff", "active_neurons"],
+}
+
+
+def config() -> dict:
+    """The paper's configuration with these changes."""
+    paper = yaml.safe_load(PAPER.read_text())
+    return paper | {"tasks": {name: _smaller(name, paper["tasks"][name]) for name in CHANGES}}
+
+
+def save_sources(folder: Path, config: dict) -> None:
+    """Write the texts and the checkpoints that the configuration names into a workspace."""
+    topics = _rows("wikipedia-topics", 160)
+    openings = _rows("state-of-the-union", 60)["text"].str.slice(stop=800).tolist()
+    sources = folder / "sources"
+    (sources / "carer").mkdir(parents=True)
+    (sources / "c4").mkdir()
+    topics[:120][["text", "label"]].to_parquet(sources / "carer/train.parquet")
+    topics[120:][["text", "label"]].to_parquet(sources / "carer/test.parquet")
+    pd.DataFrame({"text": openings}).to_parquet(sources / "openwebtext.parquet")
+    for name, texts in {"train": openings[:50], "validation": openings[50:]}.items():
+        rows = [{"text": text, "timestamp": "2019-04-25T12:57:54Z", "url": "u"} for text in texts]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        (sources / f"c4/{name}.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    save_checkpoint("bert", config, topics["text"], folder / "checkpoints/bert")
+    save_checkpoint("gpt2", config, openings, folder / "checkpoints/gpt2")
+
+
+def save_checkpoint(task: str, config: dict, texts, folder: Path) -> None:
+    """Save a model of the published class and width with random weights, and its tokenizer."""
+    import torch
+    from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
+
+    from d2dmoe.config.data import data_config
+    from d2dmoe.data.tokenizer import train_tokenizer
+
+    cfg = config["tasks"][task]
+    data = {key: cfg["data"][key] for key in ("kind", "source", "length", "validation")}
+    trained = {"source": "train", "vocab_size": 400}
+    tokenizer = train_tokenizer(data_config(data | {"tokenizer": trained}), texts)
+    size, layers = len(json.loads(tokenizer)["model"]["vocab"]), cfg["model"]["layers"]
+    torch.manual_seed(0)
+    if task == "bert":
+        options = BertConfig(vocab_size=size, num_hidden_layers=layers, pad_token_id=0)
+        model = BertForMaskedLM(options)
+    else:
+        options = GPT2Config(vocab_size=size, n_layer=layers, bos_token_id=0, eos_token_id=0)
+        model = GPT2LMHeadModel(options)
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text(tokenizer)
+
+
+def _smaller(name: str, task: dict) -> dict:
+    variants, figures = VARIANTS[name], FIGURES[name]
+    task = _merged(task, CHANGES[name])
+    task["variants"] = {variant: task["variants"][variant] for variant in variants}
+    drawn = {key: task["figures"][key] for key in figures}
+    for key, value in drawn.items():
+        if isinstance(value, list):
+            drawn[key] = [variant for variant in value if variant in variants]
+    return task | {"figures": drawn}
+
+
+def _merged(options: dict, changes: dict) -> dict:
+    both = dict(options)
+    for key, value in changes.items():
+        keep = isinstance(value, dict) and key != "tokenizer"
+        both[key] = _merged(options[key], value) if keep else value
+    return both
+
+
+def _rows(name: str, count: int) -> pd.DataFrame:
+    return pd.read_parquet(ROOT / "resources" / name / "train.parquet")[:count]

@@ -1,0 +1,231 @@
+"""The paper's language tasks as a user runs them, with fewer layers, steps and texts."""
+
+import json
+import re
+import shutil
+
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from d2dmoe.claims import COLUMNS
+from d2dmoe.conversion import load_model
+from d2dmoe.data import open_split
+from d2dmoe.inputs import logits_of
+from d2dmoe.moe import MoE
+from d2dmoe.surgery import find
+from d2dmoe.tables import TRADEOFF_COLUMNS
+from workflow.conftest import Workspace
+from workflow.language import FIGURES, PAPER, VARIANTS, save_checkpoint
+
+pytestmark = pytest.mark.workflow
+
+CLASSES = {
+    "bert": "BertForSequenceClassification",
+    "gpt2": "GPT2LMHeadModel",
+    "gemma": "GemmaForCausalLM",
+}
+METRICS = {
+    "bert": ["accuracy", "loss"],
+    "gpt2": ["loss", "perplexity"],
+    "gemma": ["loss", "perplexity"],
+}
+TABLES = {"tradeoff", "summary", "layers", "activity"}
+DRAWN = {
+    "tradeoff": "figure_4",
+    "layer_thresholds": "figure_16",
+    "activations": "figure_9c",
+    "active_neurons": "figure_2b",
+}
+
+
+def table(workspace: Workspace, name: str) -> pd.DataFrame:
+    return pd.read_csv(workspace.folder / f"results/tables/{name}.csv")
+
+
+# Results
+
+
+def test_every_task_has_its_tables_and_the_figures_that_are_configured(finished_language):
+    for task, figures in FIGURES.items():
+        simple = {"reference"} if task != "gpt2" else set()  # streamed: too large
+        assert finished_language.tables(task) == {f"{name}.csv" for name in TABLES | simple}
+        assert finished_language.figures(task) == {DRAWN[key] for key in figures}
+    assert finished_language.tables() == {
+        f"{name}.csv" for name in TABLES | {"reference", "claims"}
+    }
+    assert finished_language.figures() == {"figure_4", "figure_10"}
+
+
+@pytest.mark.parametrize("name", sorted({*TABLES, "reference"}))
+def test_the_tables_of_all_tasks_are_those_of_each_after_the_other(finished_language, name):
+    of_tasks = [
+        f"{task}/{name}" for task in CLASSES if f"{name}.csv" in finished_language.tables(task)
+    ]
+    together = pd.concat([table(finished_language, path) for path in of_tasks], ignore_index=True)
+    pd.testing.assert_frame_equal(table(finished_language, name), together)
+
+
+@pytest.mark.parametrize("task", CLASSES)
+def test_the_tradeoff_has_the_metrics_of_the_kind_at_every_operating_point(finished_language, task):
+    rows = table(finished_language, f"{task}/tradeoff")
+    select = finished_language.config["tasks"][task]["select"]
+    assert list(rows.columns) == TRADEOFF_COLUMNS
+    assert list(dict.fromkeys(rows["metric"])) == METRICS[task]
+    assert set(rows["variant"]) == {"dense", "dense_finetuned", *VARIANTS[task]}
+    for (variant, _), points in rows.groupby(["variant", "metric"]):
+        assert sorted(set(points["seed"])) == finished_language.config["seeds"]
+        if variant in VARIANTS[task]:
+            values = select["top_k" if variant == "moefication" else "dynamic_k"]
+            assert all(sorted(p["knob_value"]) == sorted(values) for _, p in points.groupby("seed"))
+    assert rows["value"].notna().all() and (rows["relative_value"] > 0).all()
+
+
+@pytest.mark.parametrize("task", CLASSES)
+def test_all_experts_cost_what_the_dense_model_does_and_the_routers(finished_language, task):
+    rows = table(finished_language, f"{task}/tradeoff")
+    everything = rows[(rows["method"] == "d2dmoe") & (rows["knob_value"] == 0)]["flops_ratio"]
+    assert len(everything) and (everything > 1).all() and (everything < 1.1).all()
+    assert (rows[rows["method"] != "dense"].groupby("variant")["flops_ratio"].min() < 1).all()
+
+
+def test_simple_models_stand_beside_the_dense_ones(finished_language):
+    rows = table(finished_language, "reference")
+    simple = {"bert": ("TF-IDF", "accuracy"), "gemma": ("byte-level 5-gram", "loss_per_byte")}
+    for task, (model, metric) in simple.items():
+        own = rows[rows["task"] == task]
+        assert list(own["model"]) == [model, "dense", "dense_finetuned"]
+        assert set(own["metric"]) == {metric} and (own["value"] >= 0).all()
+    dense = table(finished_language, "bert/tradeoff").query(
+        "metric == 'accuracy' and variant == 'dense'"
+    )
+    assert (
+        rows.query("task == 'bert' and model == 'dense'")["value"].item() == dense["value"].item()
+    )
+
+
+def test_the_claims_are_decided_for_every_task(finished_language):
+    claims = table(finished_language, "claims")
+    assert list(claims.columns) == COLUMNS
+    for claim in ("C1", "C2", "C3", "C4", "C7", "C8"):
+        assert list(claims[claims["claim"] == claim]["where"]) == sorted(CLASSES)
+
+
+@pytest.mark.parametrize("task", CLASSES)
+def test_a_saved_model_is_of_its_own_class_with_experts_for_ffns(finished_language, task):
+    path = finished_language.find(f"models/{task}/**/router/*/model.safetensors")[0]
+    model, spec = load_model(path)
+    assert type(model).__name__ == CLASSES[task]
+    assert type(model).__module__.startswith("transformers.")
+    layers = find(model, MoE).values()
+    assert len(layers) == finished_language.config["tasks"][task]["model"]["layers"]
+    split = open_split(finished_language.folder / f"results/data/{task}", "test")
+    inputs, _ = split.batch(split.read(torch.arange(2)), torch.device("cpu"))
+    outputs = spec.data["classes"] if task == "bert" else range(spec.data["vocab_size"])
+    with torch.no_grad():
+        assert logits_of(model, inputs).shape[-1] == len(outputs)
+
+
+# Plans
+
+
+def test_a_second_call_has_nothing_to_do(finished_language):
+    assert finished_language.planned() == set()
+
+
+def test_other_thresholds_of_one_task_repeat_its_evaluation_alone(configured_language):
+    configured_language.config["tasks"]["bert"]["select"]["dynamic_k"] = [0.0, 0.1, 0.01, 0.001]
+    once = ("evaluate", "tradeoff", "layers", "summary", "figure_4", "figure_16")
+    after_all_tasks = {"all_tasks": 3, "claims": 1, "figure_4_all_tasks": 1}
+    assert configured_language.plan() == dict.fromkeys(once, 1) | after_all_tasks
+
+
+def test_an_edit_of_the_simple_models_repeats_the_references_alone(finished_language):
+    path = finished_language.folder / "src/d2dmoe/baselines/text.py"
+    source = path.read_text()
+    try:
+        path.write_text(source + "\nADDED = 1\n")
+        assert finished_language.plan() == {"reference": 2, "all_tasks": 1}
+    finally:
+        path.write_text(source)
+
+
+def test_the_papers_configuration_plans_all_four_experiments(tmp_path):
+    """Without the hub: sources and weights are fetched by the jobs."""
+    workspace = Workspace(tmp_path / "project", yaml.safe_load(PAPER.read_text()))
+    plan = workspace.plan()
+    assert plan["dataset"] == plan["dense"] == plan["summary"] == plan["figure_4"] == 4
+    assert plan["tokenizer"] == 3 and plan["reference"] == plan["load_maps"] == 1
+    assert plan["boolq"] == 8 and plan["table_1"] == plan["claims"] == 1
+    assert {f"figure_{n}" for n in ("9b", "9c", "9d", "16", "4_all_tasks")} <= plan.keys()
+    bert = workspace.outputs("bert")
+    assert bert and all("/bert/" in path for path in bert)
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("task", "section", "change", "message"),
+    [
+        ("bert", "data", {"length": 513}, "data.length = 513 tokens exceeds model.positions = 512"),
+        ("gpt2", "model", {"architecture": "llama"}, "allowed are vit, bert, gpt2, gemma"),
+        ("gpt2", "data", {"tokenizer": {"source": "path:nowhere"}}, "tokenizer path:nowhere"),
+    ],
+)
+def test_what_the_configuration_shows_ends_the_run_before_its_first_job(
+    configured_language, task, section, change, message
+):
+    configured_language.config["tasks"][task][section].update(change)
+    result = configured_language.run("all")
+    assert result.returncode != 0
+    assert message in result.stdout
+    assert "Traceback" not in result.stdout and "Building DAG" not in result.stdout
+
+
+UNUSABLE = {  # a task's change: what its first job that reads it says
+    "column": "there is no column 'body'; the columns are text, timestamp, url",
+    "empty": "path:sources/empty, train.jsonl: the text of row 1 (from 0) is empty",
+    "foreign": "the data were tokenised with another vocabulary than checkpoints/foreign",
+    "llama": "checkpoints/llama is a checkpoint of the architecture 'llama', but",
+}
+
+
+@pytest.fixture(scope="module")
+def failed(finished_language) -> str:
+    """What a call says that runs the four failing jobs, and those alone."""
+    folder, original = finished_language.folder, finished_language.config
+    sources, checkpoints = folder / "sources", folder / "checkpoints"
+    tasks = dict(original["tasks"])
+    (sources / "empty").mkdir()
+    rows = [json.dumps({"text": text}) for text in ("A text.", " \n")]
+    (sources / "empty/train.jsonl").write_text("\n".join(rows))
+    for name, change in (("column", {"text": "body"}), ("empty", {"source": "path:sources/empty"})):
+        tasks[name] = tasks["gemma"] | {"data": tasks["gemma"]["data"] | change}
+    topics = pd.read_parquet(sources / "carer/train.parquet")["text"]
+    save_checkpoint("gpt2", original, topics, checkpoints / "foreign")
+    (checkpoints / "llama").mkdir()
+    (checkpoints / "llama/config.json").write_text('{"model_type": "llama"}')
+    for name in ("foreign", "llama"):
+        weights = {"weights": f"path:checkpoints/{name}"}
+        tasks[name] = tasks["gpt2"] | {"model": tasks["gpt2"]["model"] | weights}
+        shutil.copytree(folder / "results/data/gpt2", folder / "results/data" / name)
+    dense = finished_language.find("models/gpt2/seed~0/dense/*/model.safetensors")[0].parent.name
+    targets = [f"results/data/{name}/tokenizer.json" for name in ("column", "empty")]
+    for name in ("foreign", "llama"):
+        targets.append(f"results/models/{name}/seed~0/dense/{dense}/model.safetensors")
+    finished_language.config = original | {"tasks": tasks}
+    try:
+        result = finished_language.run(*targets)
+    finally:
+        finished_language.config = original
+    assert result.returncode != 0
+    assert re.search(r"^total +4$", result.stdout, re.M)
+    return result.stdout
+
+
+@pytest.mark.parametrize("task", UNUSABLE)
+def test_what_cannot_be_used_is_named_by_the_job_that_reads_it(failed, task):
+    assert UNUSABLE[task] in failed
+    assert "Traceback" not in failed
