@@ -71,6 +71,7 @@ def fit_model(
     """Train all of the model, in place, with validation after each epoch; returns the history."""
     model.to(run.device).train()
     validation = open_split(data, "validation")
+    part = cfg.batch_size // cfg.accumulate  # what fits into memory in training fits here
     history = fit(
         model,
         losses,
@@ -79,7 +80,7 @@ def fit_model(
         name=name,
         state=run.state,
         log_every_s=run.log_every_s,
-        validate=partial(validation_metrics, model, validation, cfg.batch_size, run.device),
+        validate=partial(validation_metrics, model, validation, part, run.device),
     )
     model.eval()
     return history
