@@ -1,0 +1,16 @@
+from pathlib import Path
+
+from d2dmoe.csvfile import write_rows
+from d2dmoe.run import stage_run
+from d2dmoe.stages.avit import evaluate_halting
+
+with stage_run(snakemake) as run:
+    points, layers = evaluate_halting(
+        Path(snakemake.input.model),
+        Path(snakemake.input.data[0]).parent,
+        snakemake.wildcards.part,
+        snakemake.params.cfg["batch_size"],
+        run,
+    )
+    write_rows(Path(snakemake.output.points), points)
+    write_rows(Path(snakemake.output.layers), layers)

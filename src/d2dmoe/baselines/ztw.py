@@ -1,0 +1,175 @@
+"""ZTW, "Zero Time Waste" (Wołczyk et al. 2021, arXiv 2106.05409): early exits on a frozen model.
+
+A head after a block classifies by the class token and by what the head before it said (cascade).
+The heads so far are combined by a weighted geometric mean, whose confidence decides on leaving.
+
+The model's own classifier is no member of an ensemble: who passes every exit gets its answer alone.
+So the last operating point is the dense model exactly. The authors' code does the same.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, suppress
+
+import torch
+from torch import Tensor, nn
+
+from d2dmoe.checkpoint import ModelSpec
+from d2dmoe.errors import ConfigError
+from d2dmoe.ffn import FFN
+from d2dmoe.inputs import logits_of
+from d2dmoe.models import blocks_of
+from d2dmoe.surgery import find, watch
+
+
+class Head(nn.Module):
+    """LayerNorm → (Linear → GELU →) Linear, which also sees the previous head's logits."""
+
+    def __init__(self, d_model: int, num_classes: int, width: int | None, first: bool):
+        """`width` is that of the hidden layer; None: there is none."""
+        super().__init__()
+        self.state_norm = nn.LayerNorm(d_model)  # a ViT's tokens are not normalised between blocks
+        self.hidden = nn.Sequential(nn.Linear(d_model, width), nn.GELU()) if width else None
+        self.cascade_norm = None if first else nn.LayerNorm(num_classes)
+        inputs = (width or d_model) + (0 if first else num_classes)
+        self.out = nn.Linear(inputs, num_classes)
+
+    def forward(self, state: Tensor, previous: Tensor | None) -> Tensor:
+        """Logits from the class token [batch, d_model] and the previous head's logits.
+
+        `previous` (of the first head None) and the result are [batch, classes]. As in the paper the
+        logits are normalised, and no gradient reaches the previous head.
+        """
+        z = self.state_norm(state)
+        if self.hidden is not None:
+            z = self.hidden(z)
+        if self.cascade_norm is not None:
+            z = torch.cat([z, self.cascade_norm(previous.detach())], -1)
+        return self.out(z)
+
+
+class Ensemble(nn.Module):
+    """q ∝ b ∏_j p_j^w_j over the first heads; w > 0, and at first their geometric mean.
+
+    Parameters: `log_weights` [heads] is log w, `bias` [classes] is log b. Vectors, so that weight
+    decay leaves them alone.
+    """
+
+    def __init__(self, heads: int, num_classes: int):
+        super().__init__()
+        self.log_weights = nn.Parameter(torch.full((heads,), -math.log(heads)))
+        self.bias = nn.Parameter(torch.zeros(num_classes))
+
+    def forward(self, log_probs: Tensor) -> Tensor:  # [heads, batch, classes] -> [batch, classes]
+        """Logits of q, from the heads' log-probabilities."""
+        return (self.log_weights.exp()[:, None, None] * log_probs).sum(0) + self.bias
+
+
+class Exits(nn.Module):
+    """The heads of a model, and for each the ensemble of it and those before it."""
+
+    def __init__(self, exits: int, d_model: int, num_classes: int, width: int | None):
+        super().__init__()
+        heads = (Head(d_model, num_classes, width, first=i == 0) for i in range(exits))
+        self.heads = nn.ModuleList(heads)
+        self.ensembles = nn.ModuleList(Ensemble(i + 1, num_classes) for i in range(exits))
+
+    def forward(self, states: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits of the heads and of the ensembles, both [m, batch, classes].
+
+        The gradients of the ensembles reach no head.
+
+        Args:
+            states: the class token after the blocks of the first m exits, each [batch, d_model].
+        """
+        logits: list[Tensor] = []
+        for head, state in zip(self.heads, states, strict=False):
+            logits.append(head(state, logits[-1] if logits else None))
+        heads = torch.stack(logits)
+        log_probs = heads.detach().float().log_softmax(-1)
+        ensembles = [self.ensembles[i](log_probs[: i + 1]) for i in range(len(logits))]
+        return heads, torch.stack(ensembles)
+
+
+def add_exits(model: nn.Module, spec: ModelSpec) -> nn.Module:
+    """Give a model, in place, fresh heads as `model.exits`; its forward does not use them.
+
+    Raises:
+        CheckpointError: the architecture has no class token.
+        ConfigError: the model has too few blocks for an exit.
+    """
+    count = len(exit_blocks(model, spec))
+    d_model = next(iter(find(model, FFN).values())).d_model
+    model.exits = Exits(count, d_model, len(spec.data["classes"]), spec.exits.width)
+    return model
+
+
+def exit_blocks(model: nn.Module, spec: ModelSpec) -> dict[str, nn.Module]:
+    """The blocks that an exit follows, by name: every so many, without the last, after which the
+    model's own classifier costs next to nothing.
+
+    Raises:
+        CheckpointError: the architecture has no class token.
+        ConfigError: there is no such block.
+    """
+    blocks = blocks_of(spec.architecture, model)
+    chosen = dict(list(blocks.items())[spec.exits.every - 1 : -1 : spec.exits.every])
+    if not chosen:
+        raise ConfigError(
+            f"every = {spec.exits.every} leaves no exit before the last of {len(blocks)} blocks; "
+            f"allowed: 1 to {len(blocks) - 1}"
+        )
+    return chosen
+
+
+def watch_states(blocks: Mapping[str, nn.Module]) -> AbstractContextManager[dict[str, Tensor]]:
+    """Record the class token after each block, [batch, d_model], by the block's name."""
+    return watch(blocks, lambda _block, _z, output: output[:, 0])
+
+
+def leave_at(confidence: Tensor, threshold: float) -> Tensor:
+    """The first exit that is confident enough: [exits, samples] -> integers [samples].
+
+    `exits`, the number of them, stands for the model's own classifier.
+    """
+    confident = confidence >= threshold
+    end = torch.ones_like(confident[:1])
+    return torch.cat([confident, end]).int().argmax(0)  # of equal ones the first
+
+
+class UpTo(nn.Module):
+    """A model as a sample runs it that leaves at an exit: nothing after the exit's block."""
+
+    def __init__(self, model: nn.Module, blocks: Mapping[str, nn.Module], index: int):
+        """The exit after `blocks[index]`; an index of `len(blocks)`: the end of the model."""
+        super().__init__()
+        self.model, self.training = model, model.training
+        self.passed = dict(list(blocks.items())[: index + 1])  # their heads run
+        self.early = index < len(blocks)
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        """Logits [batch, classes] of the exit's ensemble, or at the end of the model."""
+        with watch_states(self.passed) as states:
+            logits = self._run(inputs)
+        _, ensembles = self.model.exits(states.values())
+        return ensembles[-1] if logits is None else logits
+
+    def _run(self, inputs: dict[str, Tensor]) -> Tensor | None:
+        if not self.early:
+            return logits_of(self.model, inputs)
+        *_, last = self.passed.values()
+        handle = last.register_forward_hook(_leave)  # runs after that of `watch_states`
+        try:
+            with suppress(_Left):
+                self.model(**inputs)
+        finally:
+            handle.remove()
+        return None
+
+
+class _Left(Exception):
+    """A sample left; no fault."""
+
+
+def _leave(*_) -> None:
+    raise _Left

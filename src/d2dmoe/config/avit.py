@@ -1,0 +1,18 @@
+"""Options of the baseline A-ViT (arXiv 2112.07658); the defaults are its paper's."""
+
+from pydantic import Field
+
+from d2dmoe.config.training import TrainingConfig
+
+
+class AViTConfig(TrainingConfig):
+    """Fine-tuning of a ViT whose tokens halt; each target depth is a training of its own."""
+
+    depth: float = Field(gt=0, description="Target depth: centre of the prior, in blocks from 1 on")
+    ponder_weight: float = Field(5e-4, ge=0, description="Weight of the ponder loss, alpha_p")
+    prior_weight: float = Field(0.1, ge=0, description="Weight of the prior's KL loss, alpha_d")
+    prior_std: float = Field(1.0, gt=0, description="Standard deviation of the prior, in blocks")
+    gamma: float = Field(5.0, gt=0, description="Slope of the halting score in its channel")
+    beta: float = Field(
+        -10.0, description="Offset of the halting score; low, so that no token halts at first"
+    )

@@ -1,0 +1,190 @@
+"""The baseline ZTW: heads trained on the frozen dense model, and its early exits measured."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from d2dmoe.baselines.ztw import UpTo, add_exits, exit_blocks, leave_at, watch_states
+from d2dmoe.checkpoint import ExitSpec, Trained, load_dense_model
+from d2dmoe.config.stages import ZTWConfig
+from d2dmoe.conversion import load_model
+from d2dmoe.data import Batch, Split, open_split
+from d2dmoe.errors import CheckpointError
+from d2dmoe.evaluate import MAX_LOSS, batches_of, cost_on, validation_metrics
+from d2dmoe.flops import count
+from d2dmoe.inputs import Inputs, logits_of
+from d2dmoe.progress import Progress
+from d2dmoe.run import Run
+from d2dmoe.seeding import seed_for
+from d2dmoe.training import Losses, TrainingBatches, cross_entropy_loss, fit
+
+
+def train_ztw(parent: Path, cfg: ZTWConfig, data: Path, run: Run) -> Trained:
+    """Train heads and ensembles for a saved dense model, which stays as it is.
+
+    The paper trains the ensembles after the heads. Here both learn in the same steps: the gradients
+    of the ensembles reach no head, and while the rate falls to its end the ensembles see heads
+    that hardly change any more. So no share of the steps has to be chosen for either.
+
+    The history's validation columns are those of the last exit's ensemble.
+
+    Raises:
+        UserError: model, data or disk are not in order, the training was stopped, or the model has
+            no class token, or too few blocks for an exit.
+    """
+    model, spec = load_dense_model(parent)
+    spec = spec.with_(exits=ExitSpec(every=cfg.every, width=cfg.width))
+    torch.manual_seed(seed_for("exits", run.seed))
+    add_exits(model, spec).to(run.device).requires_grad_(False)
+    exits, blocks = model.exits.requires_grad_(True), exit_blocks(model, spec)
+    last = UpTo(model, blocks, len(blocks) - 1)
+    part = cfg.batch_size // cfg.accumulate
+    validation = open_split(data, "validation")
+    with watch_states(blocks) as states:
+
+        def losses(batch: Batch, _progress: float) -> Losses:
+            inputs, targets = batch
+            with torch.no_grad():
+                model(**inputs)
+
+            def mean_loss(logits: Tensor) -> Tensor:  # [exits, batch, classes] -> scalar
+                each = [cross_entropy_loss(x, targets, cfg.label_smoothing) for x in logits]
+                return torch.stack(each).mean()
+
+            heads, ensembles = map(mean_loss, exits(states.values()))
+            return {"loss": heads + ensembles, "heads": heads, "ensembles": ensembles}
+
+        history = fit(
+            exits,
+            losses,
+            TrainingBatches(open_split(data, "train"), cfg, run.seed, run.device),
+            cfg,
+            name="ztw",
+            state=run.state,
+            log_every_s=run.log_every_s,
+            validate=partial(validation_metrics, last, validation, part, run.device),
+        )
+    return model, spec, history
+
+
+def evaluate_exits(
+    model_path: Path, values: list[float], data: Path, split: str, batch_size: int, run: Run
+) -> list[dict]:
+    """Quality and cost of a model with exits at every threshold of the confidence.
+
+    The model runs once; a threshold then chooses among the stored outcomes of all exits. At 0 every
+    sample leaves at the first exit, above 1 none leaves early.
+
+    Args:
+        model_path: what `train_ztw` made.
+        values: thresholds.
+        data: prepared data.
+        split: whose samples all count.
+        batch_size: samples per step.
+        run: device and log.
+
+    Returns:
+        Rows of operating points, with the columns of `evaluate.evaluate_routed`.
+
+    Raises:
+        UserError: model or data are not in order.
+    """
+    model, spec = load_model(model_path)
+    if spec.exits is None:
+        raise CheckpointError(f"{model_path} holds a model without exits; ztw trains them")
+    model.to(run.device)
+    blocks, samples = exit_blocks(model, spec), open_split(data, split)
+    outcomes = _outcomes(model, blocks, samples, batch_size, run)
+    costs = exit_costs(model, blocks, samples, run.device)
+    counted = {"params": sum(p.numel() for p in model.parameters())}
+    counted["tokens"] = cost_on(model, samples, run.device).tokens
+    points = []
+    for value in values:
+        left = leave_at(outcomes.confidence, value)
+        flops = {"flops": _mean_at(costs, left)}
+        points.append(
+            {"knob": "confidence", "knob_value": value} | flops | counted | outcomes.quality(left)
+        )
+    return points
+
+
+@dataclass(frozen=True)
+class _Outcomes:
+    """What became, or would have become, of each sample at each exit, the end being the last.
+
+    Not the logits: those of many classes would not fit into memory.
+    """
+
+    confidence: Tensor  # float [exits, samples]; none of the end
+    correct: Tensor  # boolean [exits + 1, samples]
+    loss: Tensor  # nats, float64 [exits + 1, samples]
+
+    def quality(self, left: Tensor) -> dict[str, float]:
+        """The metrics of `evaluate.quality` when the samples leave at those exits [samples]."""
+        loss = _mean_at(self.loss, left)
+        perplexity = math.exp(min(loss, MAX_LOSS))
+        return {"accuracy": _mean_at(self.correct, left), "loss": loss, "perplexity": perplexity}
+
+
+def _mean_at(values: Tensor, left: Tensor) -> float:
+    """Mean over the samples of [exits + 1, samples] at the exits [samples] where they leave."""
+    return values.gather(0, left[None]).sum().item() / len(left)
+
+
+def _outcomes(
+    model: nn.Module, blocks: Mapping[str, nn.Module], samples: Split, batch_size: int, run: Run
+) -> _Outcomes:
+    total = math.ceil(len(samples) / batch_size)
+    progress = Progress("evaluating exits", total, every_s=run.log_every_s)
+    batches = []
+    with torch.inference_mode(), watch_states(blocks) as states:
+        for index, (inputs, targets) in enumerate(batches_of(samples, batch_size, run.device), 1):
+            end = logits_of(model, inputs).float()
+            _, ensembles = model.exits(states.values())
+            batches.append(_outcomes_of(torch.cat([ensembles, end[None]]), targets))
+            progress.update(index)
+    return _Outcomes(*(torch.cat(parts, 1).cpu() for parts in zip(*batches, strict=True)))
+
+
+def _outcomes_of(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Confidence, correctness and loss, from logits [exits + 1, batch, classes]."""
+    confidence = logits[:-1].softmax(-1).amax(-1)
+    correct = logits.argmax(-1) == targets
+    # Not cross_entropy, which has no deterministic form on the GPU for three dimensions.
+    chosen = targets.expand(len(logits), -1).unsqueeze(-1)  # [exits + 1, batch, 1]
+    loss = -logits.log_softmax(-1).gather(-1, chosen).squeeze(-1)
+    return confidence, correct, loss.double()
+
+
+def exit_costs(
+    model: nn.Module, blocks: Mapping[str, nn.Module], samples: Split, device: torch.device
+) -> Tensor:
+    """FLOPs of every sample, without padding, for leaving at each exit and at the end.
+
+    What is counted is the model up to the exit's block and all heads passed, as it really runs.
+    Ensembles are element-wise and so cost nothing (see `flops`).
+
+    Returns:
+        int64 [exits + 1, samples].
+    """
+    exits = [UpTo(model, blocks, index) for index in range(len(blocks) + 1)]
+
+    def costs(inputs: Inputs) -> Tensor:  # [exits + 1, 1]
+        return torch.tensor([[count(exit_, inputs)] for exit_ in exits])
+
+    if samples.lengths is None:  # all are alike
+        inputs, _ = next(batches_of(samples, 1, device))
+        return costs(inputs).expand(-1, len(samples))
+
+    def of_length(length: int) -> Tensor:
+        return costs({"input_ids": torch.zeros(1, length, dtype=torch.int64, device=device)})
+
+    first, second, third = map(of_length, (1, 2, 3))
+    steps = samples.lengths.long() - 1  # the interpolation of `flops.mean_cost`
+    curvature = third - 2 * second + first
+    return first + steps * (second - first) + steps * (steps - 1) // 2 * curvature
