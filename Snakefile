@@ -14,10 +14,12 @@ include: "rules/common.smk"
 include: "rules/inputs.smk"
 include: "rules/dataset.smk"
 include: "rules/dense.smk"
+include: "rules/projections.smk"
 include: "rules/sparsify.smk"
 include: "rules/split.smk"
 include: "rules/routers.smk"
 include: "rules/evaluate.smk"
+include: "rules/baselines.smk"
 include: "rules/downstream.smk"
 include: "rules/tables.smk"
 include: "rules/figures.smk"
@@ -44,6 +46,7 @@ localrules:  # seconds each: on a cluster they run where snakemake runs
     figure_4_all_tasks,
     figure_8a,
     figure_8b,
+    figure_9a,
     figure_9b,
     figure_9c,
     figure_9d,
@@ -59,7 +62,12 @@ rule all:
 
 rule validation:
     input:
-        f"{TABLES}/validation.csv",
+        "results/tables/validation.csv",
+
+
+rule ablations:
+    input:
+        suite_results("ablations"),
 
 
 for task in CONFIG.tasks:  # one target per task: snakemake --cores 2 vision
@@ -68,4 +76,4 @@ for task in CONFIG.tasks:  # one target per task: snakemake --cores 2 vision
         name:
             task
         input:
-            task_results(task),
+            task_results("main", task),

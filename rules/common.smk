@@ -1,32 +1,45 @@
 # What all rules share: the checked configuration, the lineages' folders, the digests of the code.
-from d2dmoe.config.experiment import load_config
+import re
+
+from d2dmoe.config.experiment import SUITES, load_config
 from d2dmoe.digest import code_digest
 from d2dmoe.lineage import lineages, plain, stage_configs
 
 ROOT = Path(workflow.basedir)
 CONFIG = load_config(config, ROOT)  # ends the run with one message if anything is wrong
-LINEAGES = list(lineages(CONFIG))
+LINEAGES = {suite: list(lineages(CONFIG, suite)) for suite in SUITES}
 STEPS = stage_configs(CONFIG)
 
 # Folders of the stages, each inside its parent's.
 DENSE = "results/models/{task}/seed~{seed}/dense/{dense}"
 FINETUNE = f"{DENSE}/finetune/{{finetune}}"
-SPARSIFY = f"{DENSE}/sparsify/{{sparsify}}"
+PROJECTIONS = f"{DENSE}/projections/{{projections}}"
+BASE = "results/models/{task}/seed~{seed}/{base}"  # what is sparsified: either of these two
+SPARSIFY = f"{BASE}/sparsify/{{sparsify}}"
 SPLIT = f"{SPARSIFY}/split/{{split}}"
 ROUTER = f"{SPLIT}/router/{{router}}"
+ZTW = f"{DENSE}/ztw/{{ztw}}"
+AVIT = f"{DENSE}/avit/{{avit}}"
 
-TABLES = "results/tables"  # what figures, claims and the report read
-FIGURES = "results/figures"
+# Each suite's tables, which figures, claims and the report read, lie in a folder of their own, but for
+# the main one's. The wildcard `suite` is that folder with its slash, or empty.
+TABLES = "results/tables/{suite}"
+FIGURES = "results/figures/{suite}"
 
 
 wildcard_constraints:
-    task="[^/]+",
+    suite="|".join(["", *(f"{suite}/" for suite in SUITES[1:])]),
+    task="|".join(map(re.escape, CONFIG.tasks)),
     seed=r"\d+",
     dense="[^/]+",
     finetune="[^/]+",
+    projections="[^/]+",
+    base="dense/[^/]+(/projections/[^/]+)?",
     sparsify="[^/]+",
     split="[^/]+",
     router="[^/]+",
+    ztw="[^/]+",
+    avit="[^/]+",
     model=r"results/models/.+",
     part="validation|test",
     knob="dynamic_k|top_k|coverage",
@@ -41,6 +54,16 @@ def stage_cfg(folder):
 def stage_threads(folder):
     """CPU threads that a stage's training asks for."""
     return lambda wildcards: STEPS[folder.format(**wildcards)]["threads"]
+
+
+def folder_of(suite):
+    """The value of the wildcard `suite`."""
+    return "" if suite == "main" else f"{suite}/"
+
+
+def suite_of(wildcards):
+    """The suite that a path belongs to."""
+    return wildcards.suite.rstrip("/") or "main"
 
 
 def code(script):

@@ -28,7 +28,7 @@ if boolq_entries():
         input:
             [entry["path"] for entry in boolq_entries()],
         output:
-            report(f"{TABLES}/boolq.csv", caption="../report/table_1.rst", category="Tables"),
+            report("results/tables/boolq.csv", caption="../report/table_1.rst", category="Tables"),
         log:
             "results/logs/tables/boolq.log",
         localrule: True

@@ -7,12 +7,12 @@ for figure, (key, title) in TRADEOFF_FIGURES.items():
         name:
             figure
         input:
-            f"{TABLES}/{{task}}/tradeoff.csv",
+            f"{TABLES}{{task}}/tradeoff.csv",
         output:
-            png=figure_png(f"{FIGURES}/{{task}}", figure),
-            pdf=f"{FIGURES}/{{task}}/{figure}.pdf",
+            png=figure_png(f"{FIGURES}{{task}}/", figure),
+            pdf=f"{FIGURES}{{task}}/{figure}.pdf",
         log:
-            f"results/logs/figures/{{task}}/{figure}.log",
+            f"results/logs/figures/{{suite}}{{task}}/{figure}.log",
         params:
             panels=figure_panels(key),
             title=title,
@@ -23,28 +23,28 @@ for figure, (key, title) in TRADEOFF_FIGURES.items():
 
 use rule figure_4 as figure_4_all_tasks with:
     input:
-        f"{TABLES}/tradeoff.csv",
+        "results/tables/tradeoff.csv",
     output:
-        png=figure_png(FIGURES, "figure_4"),
-        pdf=f"{FIGURES}/figure_4.pdf",
+        png=figure_png("results/figures/", "figure_4"),
+        pdf="results/figures/figure_4.pdf",
     log:
         "results/logs/figures/figure_4.log",
     params:
-        panels=[panel_of(task, "tradeoff") for task in CONFIG.tasks],
+        panels=[panel_of("main", task, "tradeoff") for task in CONFIG.tasks],
         title=TRADEOFF_FIGURES["figure_4"][1],
         code=code("figure_tradeoff"),
 
 
 rule figure_2b:
     input:
-        f"{TABLES}/{{task}}/activity.csv",
+        f"{TABLES}{{task}}/activity.csv",
     output:
-        png=figure_png(f"{FIGURES}/{{task}}", "figure_2b"),
-        pdf=f"{FIGURES}/{{task}}/figure_2b.pdf",
+        png=figure_png(f"{FIGURES}{{task}}/", "figure_2b"),
+        pdf=f"{FIGURES}{{task}}/figure_2b.pdf",
     log:
-        "results/logs/figures/{task}/figure_2b.log",
+        "results/logs/figures/{suite}{task}/figure_2b.log",
     params:
-        cfg=lambda w: panel_of(w.task, "active_neurons"),
+        cfg=lambda w: panel_of(suite_of(w), w.task, "active_neurons"),
         code=code("figure_activity"),
     script:
         "../scripts/figure_activity.py"
@@ -56,12 +56,12 @@ for figure, key in LAYER_FIGURES.items():
         name:
             figure
         input:
-            f"{TABLES}/{{task}}/layers.csv",
+            f"{TABLES}{{task}}/layers.csv",
         output:
-            png=figure_png(f"{FIGURES}/{{task}}", figure),
-            pdf=f"{FIGURES}/{{task}}/{figure}.pdf",
+            png=figure_png(f"{FIGURES}{{task}}/", figure),
+            pdf=f"{FIGURES}{{task}}/{figure}.pdf",
         log:
-            f"results/logs/figures/{{task}}/{figure}.log",
+            f"results/logs/figures/{{suite}}{{task}}/{figure}.log",
         params:
             cfg=layers_cfg(key),
             code=code("figure_layers"),
@@ -74,10 +74,10 @@ rule figure_8b:
         tensors=load_map_tensors,
         about="results/data/{task}/dataset.json",
     output:
-        png=figure_png(f"{FIGURES}/{{task}}", "figure_8b"),
-        pdf=f"{FIGURES}/{{task}}/figure_8b.pdf",
+        png=figure_png(f"{FIGURES}{{task}}/", "figure_8b"),
+        pdf=f"{FIGURES}{{task}}/figure_8b.pdf",
     log:
-        "results/logs/figures/{task}/figure_8b.log",
+        "results/logs/figures/{suite}{task}/figure_8b.log",
     params:
         code=code("figure_load_maps"),
     script:
@@ -86,8 +86,8 @@ rule figure_8b:
 
 rule figure_10:
     output:
-        png=figure_png(FIGURES, "figure_10"),
-        pdf=f"{FIGURES}/figure_10.pdf",
+        png=figure_png("results/figures/", "figure_10"),
+        pdf="results/figures/figure_10.pdf",
     log:
         "results/logs/figures/figure_10.log",
     params:

@@ -5,6 +5,7 @@ TRADEOFF_FIGURES = {
     "figure_4": ("tradeoff", "Cost against quality"),
     "figure_2a": ("base_sparsity", "Sparsity of the base model"),
     "figure_2c": ("selection_rules", "Selection rules"),
+    "figure_9a": ("phases", "Each phase added in turn"),
     "figure_9b": ("sparsity_levels", "Sparsity level"),
     "figure_9c": ("activations", "ReLU and GELU bases"),
     "figure_9d": ("expert_sizes", "Size of the experts"),
@@ -39,6 +40,12 @@ def select_cfg(wildcards):
     }
 
 
+def data_of_part(wildcards):
+    """The one split of a task that an evaluation reads."""
+    names = ("dataset.json", f"{wildcards.part}.safetensors")
+    return [f"results/data/{wildcards.task}/{name}" for name in names]
+
+
 def data_of_model(wildcards):
     """The one split that an evaluation reads."""
     task = wildcards.model.split("/")[2]
@@ -58,13 +65,13 @@ def labels_of(lineage):
     }
 
 
-def point_entries(task, part):
+def point_entries(suite, task, part):
     """Every operating-point table of a task, with what its rows belong to."""
     cfg = CONFIG.tasks[task]
     dataset = {"model": cfg.model.name, "dataset": cfg.data.source.partition(":")[2]}
     return [
         {"path": str(x.evaluation(part))} | dataset | labels_of(x)
-        for x in LINEAGES
+        for x in LINEAGES[suite]
         if x.task == task
     ]
 
@@ -73,61 +80,71 @@ def dense_entries(task):
     """The dense models' test tables of a task."""
     return [
         {"path": str(x.evaluation("test"))} | labels_of(x)
-        for x in LINEAGES
+        for x in LINEAGES["main"]
         if x.task == task and x.method == "dense"
     ]
 
 
-def layer_entries(task):
+def conversions(suite, task):
+    """A task's lineages that lead to experts."""
+    return [x for x in LINEAGES[suite] if x.task == task and x.method in ("d2dmoe", "moefication")]
+
+
+def layer_entries(suite, task):
     """Every table of executed experts per layer of a task."""
     return [
         {"path": str(x.evaluation("test")).replace(".csv", "_layers.csv")} | labels_of(x)
-        for x in LINEAGES
-        if x.task == task and x.method != "dense"
+        for x in conversions(suite, task)
     ]
 
 
-def activity_entries(task):
+def activity_entries(suite, task):
     """Every histogram of active neurons of a task."""
     return [
         {"path": f"{x.folder_of('sparsify')}/activity/test.csv"} | labels_of(x)
-        for x in LINEAGES
-        if x.task == task and x.method != "dense"
+        for x in conversions(suite, task)
     ]
 
 
-def load_map_lineage(task):
+def load_map_lineage(suite, task):
     """The variant whose load maps are drawn, of the first seed."""
-    wanted = (task, CONFIG.tasks[task].figures.load_maps.variant, CONFIG.seeds[0])
-    return next(x for x in LINEAGES if (x.task, x.variant, x.seed) == wanted)
+    wanted = (task, CONFIG.tasks[task].figures_of(suite).load_maps.variant, CONFIG.seeds[0])
+    return next(x for x in LINEAGES[suite] if (x.task, x.variant, x.seed) == wanted)
 
 
-def patch_load_entries(task):
+def patch_load_entries(suite, task):
     """The table of load per patch."""
-    x = load_map_lineage(task)
+    x = load_map_lineage(suite, task)
     return [{"path": f"{x.folder}/load_maps/{x.rule}.csv"} | labels_of(x)]
 
 
-def task_tables(task):
+def tasks_of(suite):
+    """The tasks that have a part in a suite."""
+    return [task for task in CONFIG.tasks if CONFIG.tasks[task].variants_of(suite)]
+
+
+def task_tables(suite, task):
     """Names of a task's tables."""
     cfg = CONFIG.tasks[task]
     names = ["tradeoff", "summary", "layers", "activity"]
-    if cfg.figures.load_maps:
+    if cfg.figures_of(suite).load_maps:
         names.append("patch_load")
-    if cfg.data.kind != "images" and not getattr(cfg.data, "streaming", False):
-        names.append("reference")  # small enough to count words, or bytes
+    small = cfg.data.kind != "images" and not getattr(cfg.data, "streaming", False)
+    if suite == "main" and small:  # enough to count words, or bytes
+        names.append("reference")
     return names
 
 
-def task_entries(table):
+def task_entries(suite, table):
     """A table of every task that has one."""
-    with_it = [task for task in CONFIG.tasks if table in [*task_tables(task), "validation"]]
-    return [{"path": f"{TABLES}/{task}/{table}.csv"} for task in with_it]
+    with_it = [x for x in tasks_of(suite) if table in [*task_tables(suite, x), "validation"]]
+    folder = TABLES.format(suite=folder_of(suite))
+    return [{"path": f"{folder}{task}/{table}.csv"} for task in with_it]
 
 
 def boolq_lineages():
     """The lineages of table 1: dense models and chosen variants of the tasks that have `boolq`."""
-    for x in LINEAGES:
+    for x in LINEAGES["main"]:
         boolq = CONFIG.tasks[x.task].boolq
         if boolq and (x.method == "dense" or x.variant in boolq.variants):
             yield x
@@ -166,66 +183,90 @@ def boolq_cfg(wildcards):
 
 
 def claim_tables(wildcards):
-    """What the claims are decided by."""
-    names = {name for task in CONFIG.tasks for name in task_tables(task)}
+    """What a suite's claims are decided by."""
+    suite = suite_of(wildcards)
+    names = {name for task in tasks_of(suite) for name in task_tables(suite, task)}
     names -= {"summary", "reference"}
-    return {name: f"{TABLES}/{name}.csv" for name in sorted(names)}
+    return {name: f"{TABLES.format(**wildcards)}{name}.csv" for name in sorted(names)}
 
 
-def task_figures(task):
+def claims_cfg(wildcards):
+    """Which variants the claims compare, by task."""
+    suite = suite_of(wildcards)
+    return {
+        task: {
+            "figures": plain(CONFIG.tasks[task].figures_of(suite)),
+            "metric": CONFIG.tasks[task].data.metrics[0],
+        }
+        for task in sorted(tasks_of(suite))
+    }
+
+
+def task_figures(suite, task):
     """Names of a task's figures: those that its configuration describes."""
     keys = {name: key for name, (key, _) in TRADEOFF_FIGURES.items()}
     keys |= LAYER_FIGURES | OTHER_FIGURES
-    return [name for name, key in keys.items() if getattr(CONFIG.tasks[task].figures, key)]
+    figures = CONFIG.tasks[task].figures_of(suite)
+    return [name for name, key in keys.items() if getattr(figures, key)]
 
 
-def task_results(task):
+def task_results(suite, task):
     """All tables and figures of one task: its own target."""
-    tables = [f"{TABLES}/{task}/{name}.csv" for name in task_tables(task)]
-    figures = [f"{FIGURES}/{task}/{name}.{end}" for name in task_figures(task) for end in ENDINGS]
-    return tables + figures
+    folders = {"suite": folder_of(suite)}
+    tables = [f"{TABLES}{task}/{name}.csv" for name in task_tables(suite, task)]
+    names = task_figures(suite, task)
+    figures = [f"{FIGURES}{task}/{name}.{end}" for name in names for end in ENDINGS]
+    return [path.format(**folders) for path in tables + figures]
+
+
+def suite_results(suite):
+    """All tables and figures of a suite."""
+    tasks = tasks_of(suite)
+    names = {name for task in tasks for name in task_tables(suite, task)} | {"claims"}
+    results = [f"{TABLES}{name}.csv".format(suite=folder_of(suite)) for name in sorted(names)]
+    return results + [path for task in tasks for path in task_results(suite, task)]
 
 
 def all_results():
-    """All tables and figures."""
-    names = {name for task in CONFIG.tasks for name in task_tables(task)} | {"claims"}
-    results = [f"{TABLES}/{name}.csv" for name in sorted(names)]
-    results += [f"{TABLES}/boolq.csv"] if boolq_entries() else []
-    results += [f"{FIGURES}/{name}.{end}" for name in ("figure_4", "figure_10") for end in ENDINGS]
-    return results + [path for task in CONFIG.tasks for path in task_results(task)]
+    """All that `snakemake all` makes."""
+    results = ["results/tables/boolq.csv"] if boolq_entries() else []
+    names = ("figure_4", "figure_10")
+    results += [f"results/figures/{name}.{end}" for name in names for end in ENDINGS]
+    return suite_results("main") + results
 
 
 def figure_png(folder, name):
     """The PNG of a figure, with its caption in the HTML report."""
-    category = "Figures" if folder == FIGURES else "Figures: {task}"
-    return report(f"{folder}/{name}.png", caption=f"../report/{name}.rst", category=category)
+    category = "Figures: {task}" if "{task}" in folder else "Figures"
+    return report(f"{folder}{name}.png", caption=f"../report/{name}.rst", category=category)
 
 
-def panel_of(task, key, variants=None):
+def panel_of(suite, task, key, variants=None):
     """What a panel shows: a task's variants and their names in the legend."""
-    cfg = CONFIG.tasks[task]
-    variants = variants or getattr(cfg.figures, key)
-    labels = {name: cfg.variants[name].label for name in variants}
-    labels |= cfg.figures.labels.get(key, {})
+    cfg, figures = CONFIG.tasks[task], CONFIG.tasks[task].figures_of(suite)
+    variants = variants or getattr(figures, key)
+    labels = {name: cfg.all_variants[name].label for name in variants}
+    labels |= figures.labels.get(key, {})
     return {"labels": labels, "metric": cfg.data.metrics[0], "task": task, "variants": variants}
 
 
 def figure_panels(key):
     """The one panel of a task's cost–quality figure."""
-    return lambda wildcards: [panel_of(wildcards.task, key)]
+    return lambda wildcards: [panel_of(suite_of(wildcards), wildcards.task, key)]
 
 
 def layers_cfg(key):
     """Variants and operating points of a figure of executed experts per layer."""
 
     def cfg(wildcards):
-        layers = getattr(CONFIG.tasks[wildcards.task].figures, key)
-        return panel_of(wildcards.task, key, layers.variants) | {"values": layers.values}
+        suite, task = suite_of(wildcards), wildcards.task
+        layers = getattr(CONFIG.tasks[task].figures_of(suite), key)
+        return panel_of(suite, task, key, layers.variants) | {"values": layers.values}
 
     return cfg
 
 
 def load_map_tensors(wildcards):
     """Images and load maps that are drawn."""
-    lineage = load_map_lineage(wildcards.task)
+    lineage = load_map_lineage(suite_of(wildcards), wildcards.task)
     return f"{lineage.folder}/load_maps/{lineage.rule}.safetensors"

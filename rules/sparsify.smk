@@ -3,7 +3,7 @@
 
 rule sparsify:
     input:
-        model=f"{DENSE}/model.safetensors",
+        model=f"{BASE}/model.safetensors",
         data=data_files,
     output:
         model=f"{SPARSIFY}/model.safetensors",

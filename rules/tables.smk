@@ -3,13 +3,13 @@
 
 rule tradeoff:
     input:
-        lambda w: [entry["path"] for entry in point_entries(w.task, "test")],
+        lambda w: [entry["path"] for entry in point_entries(suite_of(w), w.task, "test")],
     output:
-        f"{TABLES}/{{task}}/tradeoff.csv",
+        f"{TABLES}{{task}}/tradeoff.csv",
     log:
-        "results/logs/tables/{task}/tradeoff.log",
+        "results/logs/tables/{suite}{task}/tradeoff.log",
     params:
-        entries=lambda w: point_entries(w.task, "test"),
+        entries=lambda w: point_entries(suite_of(w), w.task, "test"),
         metrics=lambda w: CONFIG.tasks[w.task].data.metrics,
         code=code("tradeoff"),
     script:
@@ -19,26 +19,26 @@ rule tradeoff:
 use rule tradeoff as validation_tradeoff with:
     # On validation samples: what options are to be chosen by.
     input:
-        lambda w: [entry["path"] for entry in point_entries(w.task, "validation")],
+        lambda w: [entry["path"] for entry in point_entries(suite_of(w), w.task, "validation")],
     output:
-        f"{TABLES}/{{task}}/validation.csv",
+        f"{TABLES}{{task}}/validation.csv",
     log:
-        "results/logs/tables/{task}/validation.log",
+        "results/logs/tables/{suite}{task}/validation.log",
     params:
-        entries=lambda w: point_entries(w.task, "validation"),
+        entries=lambda w: point_entries(suite_of(w), w.task, "validation"),
         metrics=lambda w: CONFIG.tasks[w.task].data.metrics,
         code=code("tradeoff"),
 
 
 rule layers:
     input:
-        lambda w: [entry["path"] for entry in layer_entries(w.task)],
+        lambda w: [entry["path"] for entry in layer_entries(suite_of(w), w.task)],
     output:
-        f"{TABLES}/{{task}}/layers.csv",
+        f"{TABLES}{{task}}/layers.csv",
     log:
-        "results/logs/tables/{task}/layers.log",
+        "results/logs/tables/{suite}{task}/layers.log",
     params:
-        entries=lambda w: layer_entries(w.task),
+        entries=lambda w: layer_entries(suite_of(w), w.task),
         code=code("gather"),
     script:
         "../scripts/gather.py"
@@ -46,35 +46,35 @@ rule layers:
 
 use rule layers as active_neurons with:
     input:
-        lambda w: [entry["path"] for entry in activity_entries(w.task)],
+        lambda w: [entry["path"] for entry in activity_entries(suite_of(w), w.task)],
     output:
-        f"{TABLES}/{{task}}/activity.csv",
+        f"{TABLES}{{task}}/activity.csv",
     log:
-        "results/logs/tables/{task}/activity.log",
+        "results/logs/tables/{suite}{task}/activity.log",
     params:
-        entries=lambda w: activity_entries(w.task),
+        entries=lambda w: activity_entries(suite_of(w), w.task),
         code=code("gather"),
 
 
 use rule layers as patch_load with:
     input:
-        lambda w: [entry["path"] for entry in patch_load_entries(w.task)],
+        lambda w: [entry["path"] for entry in patch_load_entries(suite_of(w), w.task)],
     output:
-        f"{TABLES}/{{task}}/patch_load.csv",
+        f"{TABLES}{{task}}/patch_load.csv",
     log:
-        "results/logs/tables/{task}/patch_load.log",
+        "results/logs/tables/{suite}{task}/patch_load.log",
     params:
-        entries=lambda w: patch_load_entries(w.task),
+        entries=lambda w: patch_load_entries(suite_of(w), w.task),
         code=code("gather"),
 
 
 rule summary:
     input:
-        f"{TABLES}/{{task}}/tradeoff.csv",
+        f"{TABLES}{{task}}/tradeoff.csv",
     output:
-        f"{TABLES}/{{task}}/summary.csv",
+        f"{TABLES}{{task}}/summary.csv",
     log:
-        "results/logs/tables/{task}/summary.log",
+        "results/logs/tables/{suite}{task}/summary.log",
     params:
         code=code("summary"),
     script:
@@ -84,13 +84,13 @@ rule summary:
 use rule layers as all_tasks with:
     # One table of all tasks' rows.
     input:
-        lambda w: [entry["path"] for entry in task_entries(w.table)],
+        lambda w: [entry["path"] for entry in task_entries(suite_of(w), w.table)],
     output:
-        report(f"{TABLES}/{{table}}.csv", caption="../report/table.rst", category="Tables"),
+        report(f"{TABLES}{{table}}.csv", caption="../report/table.rst", category="Tables"),
     log:
-        "results/logs/tables/{table}.log",
+        "results/logs/tables/{suite}{table}.log",
     params:
-        entries=lambda w: task_entries(w.table),
+        entries=lambda w: task_entries(suite_of(w), w.table),
         code=code("gather"),
 
 
@@ -98,14 +98,11 @@ rule claims:
     input:
         unpack(claim_tables),
     output:
-        report(f"{TABLES}/claims.csv", caption="../report/claims.rst", category="Tables"),
+        report(f"{TABLES}claims.csv", caption="../report/claims.rst", category="Tables"),
     log:
-        "results/logs/tables/claims.log",
+        "results/logs/tables/{suite}claims.log",
     params:
-        cfg={
-            name: {"figures": plain(task.figures), "metric": task.data.metrics[0]}
-            for name, task in sorted(CONFIG.tasks.items())
-        },
+        cfg=claims_cfg,
         code=code("claims"),
     script:
         "../scripts/claims.py"
@@ -118,9 +115,9 @@ rule reference:
         points=lambda w: [entry["path"] for entry in dense_entries(w.task)],
         about="results/data/{task}/dataset.json",
     output:
-        f"{TABLES}/{{task}}/reference.csv",
+        f"{TABLES}{{task}}/reference.csv",
     log:
-        "results/logs/tables/{task}/reference.log",
+        "results/logs/tables/{suite}{task}/reference.log",
     params:
         cfg=lambda w: plain(CONFIG.tasks[w.task].data),
         entries=lambda w: dense_entries(w.task),

@@ -7,14 +7,22 @@ from typing import Any
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
+from d2dmoe.attention import projection_mlps, replace_projections
 from d2dmoe.config.base import Strict
 from d2dmoe.csvfile import write_csv
 from d2dmoe.errors import CheckpointError
-from d2dmoe.models import build_model
+from d2dmoe.models import build_model, separate_projections
 from d2dmoe.sparsity import set_activation
 from d2dmoe.tensors import distinct, load_distinct, load_tensors, save_tensors
 
 REBUILD = "Delete it and run the same command again: the step that makes it is then repeated."
+
+
+class ProjectionsSpec(Strict):
+    """Attention projections that were replaced by MLPs."""
+
+    widths: dict[str, int] = Field(description="Hidden neurons of the MLPs, by role (q, k, v, o)")
+    expert_size: int | None = None  # None before the split
 
 
 class RouterSpec(Strict):
@@ -22,6 +30,22 @@ class RouterSpec(Strict):
 
     kind: str
     width: int
+    projection_width: int | None = None  # of those in projections
+
+
+class ExitSpec(Strict):
+    """Where the early exits lie, and the shape of their heads."""
+
+    every: int
+    width: int | None
+
+
+class HaltingSpec(Strict):
+    """How the tokens of A-ViT halt."""
+
+    depth: float = Field(description="Target depth that it was trained for, in blocks")
+    gamma: float
+    beta: float
 
 
 class ModelSpec(Strict):
@@ -31,8 +55,11 @@ class ModelSpec(Strict):
     options: dict[str, Any] = Field(description="What `models.build_model` needs")
     data: dict[str, Any] = Field(description="What it was trained on: classes, normalisation, …")
     activation: str | None = None  # None: the architecture's own
-    num_experts: int | None = None  # None before the split
+    projections: ProjectionsSpec | None = None  # None: they are linear maps
+    num_experts: int | None = None  # of an FFN; None before the split
     router: RouterSpec | None = None  # None before routers are trained
+    exits: ExitSpec | None = None  # None: there are none
+    halting: HaltingSpec | None = None  # None: every token runs every block
 
     def with_(self, **changes) -> "ModelSpec":
         """A copy with other values."""
@@ -93,6 +120,9 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> No
 def dense_model(spec: ModelSpec) -> nn.Module:
     """The spec's model before any split, with fresh weights."""
     model = build_model(spec.architecture, spec.options)
+    if spec.projections:
+        separate_projections(spec.architecture, model)
+        replace_projections(model, projection_mlps(model, spec.projections.widths))
     if spec.activation:
         set_activation(model, spec.activation)
     return model

@@ -4,6 +4,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from d2dmoe.baselines.avit import add_halting
+from d2dmoe.baselines.ztw import add_exits
 from d2dmoe.checkpoint import ModelSpec, dense_model, load_weights, read_model
 from d2dmoe.ffn import FFN
 from d2dmoe.moe import MoE, skip_padding, split_ffn
@@ -18,10 +20,13 @@ def to_moe(model: nn.Module, experts: list[Tensor]) -> nn.Module:
     return model
 
 
-def add_routers(model: nn.Module, kind: str, width: int) -> nn.Module:
-    """Give every MoE layer, in place, a fresh router."""
+def add_routers(
+    model: nn.Module, kind: str, width: int, projection_width: int | None = None
+) -> nn.Module:
+    """Give every MoE layer, in place, a fresh router, in attention projections of its own width."""
     for moe in find(model, MoE).values():
-        router = Router(moe.d_model, width, moe.num_experts, kind)
+        own = width if moe.role == "ffn" else projection_width or width
+        router = Router(moe.d_model, own, moe.num_experts, kind)
         moe.router = router.to(moe.up.device)
     return model
 
@@ -30,11 +35,19 @@ def build(spec: ModelSpec) -> nn.Module:
     """The modules of a spec of any stage, with fresh weights."""
     model = dense_model(spec)
     if spec.num_experts is not None:
-        replace(model, FFN, lambda ffn, _: MoE(ffn, spec.num_experts))
+        replace(model, FFN, lambda ffn, _: MoE(ffn, _num_experts(ffn, spec)))
         skip_padding(model)
     if spec.router is not None:
-        add_routers(model, spec.router.kind, spec.router.width)
+        add_routers(model, spec.router.kind, spec.router.width, spec.router.projection_width)
+    if spec.exits is not None:
+        add_exits(model, spec)
+    if spec.halting is not None:
+        add_halting(model, spec.halting.gamma, spec.halting.beta)
     return model
+
+
+def _num_experts(ffn: FFN, spec: ModelSpec) -> int:
+    return spec.num_experts if ffn.role == "ffn" else ffn.d_ff // spec.projections.expert_size
 
 
 def load_model(path: Path) -> tuple[nn.Module, ModelSpec]:

@@ -1,6 +1,7 @@
 """The feed-forward block in the one form that every stage works on.
 
-`W2 act(W1 z + b1) + b2`, or, for a gated one (GLU), `W_down (act(W_gate z) ⊙ W_up z)`.
+`W2 act(W1 z + b1) + b2`, or, for a gated one (GLU), `W_down (act(W_gate z) ⊙ W_up z)`. An attention
+projection that was replaced by an MLP has this form too.
 """
 
 from functools import partial
@@ -29,8 +30,11 @@ class FFN(nn.Module):
         gate: nn.Linear | None = None,
         dropout: float = 0.0,
         hidden_dropout: float = 0.0,
+        role: str = "ffn",
     ):
+        """`role` is what the block does: `ffn`, or the projection q, k, v or o of an attention."""
         super().__init__()
+        self.role = role
         self.up, self.down, self.gate = up, down, gate
         self.dropout, self.hidden_dropout = nn.Dropout(dropout), nn.Dropout(hidden_dropout)
         self.set_activation(activation)
@@ -45,6 +49,10 @@ class FFN(nn.Module):
         return self.up.in_features
 
     @property
+    def d_out(self) -> int:
+        return self.down.out_features
+
+    @property
     def d_ff(self) -> int:
         return self.up.out_features
 
@@ -54,7 +62,7 @@ class FFN(nn.Module):
         together, so the split into experts clusters them."""
         return self.up if self.gate is None else self.gate
 
-    def forward(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., d_model]
+    def forward(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., d_out]
         hidden = self.activation(self.activated(z))  # [..., d_ff]
         if self.gate is not None:
             hidden = hidden * self.up(z)

@@ -21,9 +21,9 @@ from d2dmoe.moe import MoE
 from d2dmoe.surgery import find, watch
 
 
-def ffn_flops(d_model: int, d_ff: int, gated: bool = False) -> int:
+def ffn_flops(d_model: int, d_ff: int, gated: bool = False, d_out: int | None = None) -> int:
     """An FFN, or an expert of d_ff neurons, per token: two maps, or three if gated."""
-    return 2 * (3 if gated else 2) * d_model * d_ff
+    return 2 * d_ff * ((2 if gated else 1) * d_model + (d_model if d_out is None else d_out))
 
 
 def router_flops(d_model: int, width: int, num_experts: int) -> int:
@@ -139,11 +139,12 @@ def _mean(values: Tensor) -> float:
 def _layer_cost(layer: FFN | MoE, tokens: int) -> LayerCost:
     gated = layer.gate is not None
     if isinstance(layer, FFN):
-        return LayerCost(tokens, 1, ffn_flops(layer.d_model, layer.d_ff, gated), router=0)
+        expert = ffn_flops(layer.d_model, layer.d_ff, gated, layer.d_out)
+        return LayerCost(tokens, 1, expert, router=0)
     router = layer.router
     return LayerCost(
         tokens,
         layer.num_experts,
-        expert=ffn_flops(layer.d_model, layer.expert_size, gated),
+        expert=ffn_flops(layer.d_model, layer.expert_size, gated, layer.d_out),
         router=router_flops(layer.d_model, router.width, layer.num_experts) if router else 0,
     )

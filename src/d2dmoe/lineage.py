@@ -3,7 +3,8 @@
     results/models/TASK/seed~0/dense/epochs~15,lr~0.002/
         sparsify/mode~relu_hoyer,alpha~0.004,…/split/method~kmeans,expert_size~8/router/…
 
-So variants that share a stage share its folder, and the stage is run once.
+So variants that share a stage share its folder, and the stage is run once. Where attention
+projections are converted, `projections/…` lies between dense and sparsify.
 """
 
 from collections.abc import Iterator
@@ -12,15 +13,19 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from d2dmoe.config.base import Strict
-from d2dmoe.config.experiment import Config, TaskConfig
+from d2dmoe.config.experiment import SUITES, Config, Suite, TaskConfig
 from d2dmoe.config.training import TrainingConfig
+from d2dmoe.config.variants import ConversionVariant, HaltingVariant, Stages
 
 STAGES: dict[str, tuple[str, ...]] = {
     "dense": ("epochs", "lr"),
     "finetune": ("epochs", "lr"),
+    "projections": ("maps", "factor", "alpha", "epochs", "lr"),
     "sparsify": ("mode", "alpha", "schedule", "epochs", "lr"),
-    "split": ("method", "expert_size"),
-    "router": ("kind", "width", "epochs", "lr"),
+    "split": ("method", "expert_size", "projection_expert_size"),
+    "router": ("kind", "width", "projection_width", "epochs", "lr"),
+    "ztw": ("epochs", "lr"),
+    "avit": ("depth", "epochs", "lr"),
 }
 """Each stage's options that name its folder: those that a variant may change."""
 
@@ -29,12 +34,16 @@ DENSE_VARIANTS = {"dense": "dense", "dense_finetuned": "dense, fine-tuned"}  # n
 
 
 def folder_name(stage: str, cfg: Strict) -> str:
-    """A stage's folder name: its naming options as key~value, joined by commas."""
-    return ",".join(f"{key}~{_text(getattr(cfg, key))}" for key in STAGES[stage])
+    """A stage's folder name: its naming options as key~value, joined by commas; those that are None
+    do not apply."""
+    named = {key: getattr(cfg, key) for key in STAGES[stage]}
+    return ",".join(f"{k}~{_text(value)}" for k, value in named.items() if value is not None)
 
 
 def _text(value: Any) -> str:
-    """A value as people write it: 3 for 3.0."""
+    """A value as people write it: 3 for 3.0, qkvo for a list of projections."""
+    if isinstance(value, list):
+        return "".join(value)
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
@@ -57,7 +66,7 @@ class Lineage:
     variant: str
     label: str
     steps: tuple[Step, ...]
-    rule: str  # selection rule; "dense" for the models without routers
+    rule: str  # the knob of the operating points: selection rule, confidence, depth; or "dense"
 
     @property
     def folder(self) -> PurePosixPath:
@@ -76,26 +85,38 @@ class Lineage:
 def finetune_config(task: TaskConfig) -> TrainingConfig:
     """The dense reference's extra training: as long as all of a conversion's stages together."""
     options = {key: getattr(task.sparsify, key) for key in TrainingConfig.model_fields}
-    total = round(task.sparsify.epochs + task.router.epochs, 10)  # 0.3, not 0.30000000000000004
-    return TrainingConfig(**options | {"epochs": total})
+    return TrainingConfig(**options | {"epochs": task.epochs})
 
 
-def lineages(config: Config) -> Iterator[Lineage]:
-    """Dense, its fine-tuned reference and every variant, of each task and seed."""
+def lineages(config: Config, suite: Suite = "main") -> Iterator[Lineage]:
+    """Dense, its fine-tuned reference and every variant of a suite, of each task and seed."""
     for name, task in config.tasks.items():
+        if not task.variants_of(suite):
+            continue
         for seed in config.seeds:
             yield _lineage(name, seed, "dense", "dense", [("dense", task.dense)])
             stages = [("dense", task.dense), ("finetune", finetune_config(task))]
             yield _lineage(name, seed, "dense", "dense_finetuned", stages)
-            for variant, cfg in task.variants.items():
-                resolved = task.stages(variant)
-                stages = [
-                    ("dense", task.dense),
-                    ("sparsify", resolved.sparsify),
-                    ("split", resolved.split),
-                    ("router", resolved.router),
-                ]
-                yield _lineage(name, seed, cfg.method, variant, stages, cfg.label, resolved.rule)
+            for variant in task.variants_of(suite):
+                cfg, rule = task.all_variants[variant], task.rule(variant)
+                for stages in _chains(task, variant):
+                    yield _lineage(name, seed, cfg.method, variant, stages, cfg.label, rule)
+
+
+def _chains(task: TaskConfig, variant: str) -> Iterator[list[tuple[str, Strict]]]:
+    """A variant's stages and their options; several times where one training is one operating
+    point."""
+    cfg, dense = task.all_variants[variant], ("dense", task.dense)
+    if isinstance(cfg, HaltingVariant):
+        for depth in cfg.depths:
+            yield [dense, ("avit", task.avit.model_copy(update={"depth": depth}))]
+    elif isinstance(cfg, ConversionVariant):
+        stages = task.stages(variant)
+        named = (stage for stage in STAGES if stage in Stages.model_fields)
+        found = ((stage, getattr(stages, stage)) for stage in named)
+        yield [dense, *((stage, own) for stage, own in found if own is not None)]
+    else:
+        yield [dense, ("ztw", task.ztw)]
 
 
 def _lineage(
@@ -118,7 +139,8 @@ def _lineage(
 
 def stage_configs(config: Config) -> dict[str, dict[str, Any]]:
     """The options of every stage of a configuration, as `plain`, by the folder of its result."""
-    return {str(s.folder): plain(s.cfg) for line in lineages(config) for s in line.steps}
+    lines = (line for suite in SUITES for line in lineages(config, suite))
+    return {str(s.folder): plain(s.cfg) for line in lines for s in line.steps}
 
 
 def plain(cfg: Strict) -> dict[str, Any]:

@@ -19,14 +19,16 @@ from d2dmoe.surgery import find, watch
 class MoE(nn.Module):
     """n experts of e neurons each; without a router every expert runs.
 
-    Parameters: `up`, `down` and, if gated, `gate` [n, e, d_model]; where the FFN had biases,
-    `up_bias` and `gate_bias` [n, e], `down_bias` [d_model]; else None.
+    Parameters: `up` and, if gated, `gate` [n, e, d_model], `down` [n, e, d_out]; where the FFN had
+    biases, `up_bias` and `gate_bias` [n, e], `down_bias` [d_out]; else None. d_out is d_model, but for
+    some attention projections.
     """
 
     def __init__(self, ffn: FFN, num_experts: int):
         """A layer of the FFN's shape, activation, device and dtype, its weights uninitialised."""
         super().__init__()
-        self.d_model, self.num_experts = ffn.d_model, num_experts
+        self.d_model, self.d_out, self.role = ffn.d_model, ffn.d_out, ffn.role
+        self.num_experts = num_experts
         self.expert_size = ffn.d_ff // num_experts
         for name, layer in (("up", ffn.up), ("gate", ffn.gate), ("down", ffn.down)):
             weight, bias = self._empty(name, layer)
@@ -41,13 +43,14 @@ class MoE(nn.Module):
         if layer is None:
             return None, None
         neurons = (self.num_experts, self.expert_size)
-        weight = nn.Parameter(layer.weight.new_empty(*neurons, self.d_model))
+        width = self.d_out if name == "down" else self.d_model
+        weight = nn.Parameter(layer.weight.new_empty(*neurons, width))
         if layer.bias is None:
             return weight, None
-        shape = (self.d_model,) if name == "down" else neurons
+        shape = (self.d_out,) if name == "down" else neurons
         return weight, nn.Parameter(layer.bias.new_empty(shape))
 
-    def forward(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., d_model]
+    def forward(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., d_out]
         """Computes every expert and masks those that were not selected: exact, not faster."""
         hidden = self.hidden(z)  # [..., n, e]
         if self.router is not None:
@@ -73,15 +76,15 @@ class MoE(nn.Module):
             mask: which experts each token runs, boolean [tokens, num_experts].
 
         Returns:
-            [tokens, d_model], equal to the masked sum over all experts.
+            [tokens, d_out], equal to the masked sum over all experts.
         """
-        out = torch.zeros_like(z)
+        out = z.new_zeros(len(z), self.d_out)
         for expert in range(self.num_experts):
             tokens = mask[:, expert].nonzero().squeeze(-1)
             out.index_add_(0, tokens, self._expert(z[tokens], expert))
         return out if self.down_bias is None else out + self.down_bias
 
-    def _expert(self, z: Tensor, i: int) -> Tensor:  # [tokens, d_model] -> [tokens, d_model]
+    def _expert(self, z: Tensor, i: int) -> Tensor:  # [tokens, d_model] -> [tokens, d_out]
         def neurons(weight: Tensor, bias: Tensor | None) -> Tensor:
             return linear(z, weight[i], None if bias is None else bias[i])
 
@@ -93,7 +96,7 @@ class MoE(nn.Module):
     def output_norms(self, z: Tensor) -> Tensor:
         """‖E_i(z)‖₂ of every expert, b2 left out: [..., d_model] -> [..., n].
 
-        With G_i = W2_i W2_iᵀ the squared norm is h_iᵀ G_i h_i, which needs no [..., n, d_model].
+        With G_i = W2_i W2_iᵀ the squared norm is h_iᵀ G_i h_i, which needs no [..., n, d_out].
         """
         hidden = self.hidden(z)
         gram = self.down @ self.down.transpose(1, 2)  # [n, e, e]
@@ -111,9 +114,9 @@ def split_ffn(ffn: FFN, experts: Tensor) -> MoE:
     moe = MoE(ffn, experts.shape[0])
     experts = experts.to(ffn.up.weight.device)
     with torch.no_grad():
-        moe.down.copy_(ffn.down.weight.T[experts])  # [n, e, d_model]
+        moe.down.copy_(ffn.down.weight.T[experts])  # [n, e, d_out]
         if ffn.down.bias is not None:
-            moe.down_bias.copy_(ffn.down.bias)  # [d_model]
+            moe.down_bias.copy_(ffn.down.bias)  # [d_out]
         for name, layer in (("up", ffn.up), ("gate", ffn.gate)):
             if layer is not None:
                 getattr(moe, name).copy_(layer.weight[experts])  # [n, e, d_model]

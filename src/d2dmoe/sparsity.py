@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,14 @@ GELU_DISPLACEMENT = -10.0
 
 EPSILON = 1e-8
 """Keeps the Hoyer measure of an all-zero token finite."""
+
+
+class Activations(NamedTuple):
+    """What one layer's activation function made of a batch."""
+
+    pre: Tensor  # its input, [..., d_ff]
+    hidden: Tensor  # its output, [..., d_ff]
+    relu: bool  # whether it is ReLU
 
 
 def uses_relu(mode: str) -> bool:
@@ -35,21 +44,22 @@ def square_hoyer(a: Tensor) -> Tensor:
 
 
 def penalty(
-    mode: str, layers: Iterable[tuple[Tensor, Tensor]], real_tokens: Tensor | None = None
+    mode: str, layers: Iterable[Activations], real_tokens: Tensor | None = None
 ) -> Tensor:
     """L_s: the mean over layers and tokens of the mode's measure, a scalar.
 
     Args:
-        mode: `relu_hoyer`, `relu_l1`, `gelu_clamped` or `gelu_hoyer_clamped`.
-        layers: pre-activations and activations of each layer, both [..., d_ff].
+        mode: `relu_hoyer`, `relu_l1`, `gelu_clamped` or `gelu_hoyer_clamped`; the clamped ones
+            measure ReLU layers, such as those in attention projections, as those without.
+        layers: activations of each layer.
         real_tokens: boolean [...], false for padding; None: all are real.
     """
-    measures = torch.stack([_measure(mode, pre, hidden) for pre, hidden in layers])
+    measures = torch.stack([_measure(mode, layer) for layer in layers])
     return (measures if real_tokens is None else measures[:, real_tokens]).mean()
 
 
-def _measure(mode: str, pre: Tensor, hidden: Tensor) -> Tensor:  # [..., d_ff] -> [...]
-    a = hidden if uses_relu(mode) else (pre - GELU_DISPLACEMENT).clamp(min=0)
+def _measure(mode: str, layer: Activations) -> Tensor:  # [..., d_ff] -> [...]
+    a = layer.hidden if layer.relu else (layer.pre - GELU_DISPLACEMENT).clamp(min=0)
     return square_hoyer(a) if "hoyer" in mode else a.abs().sum(-1)
 
 
@@ -59,34 +69,38 @@ def alpha_at(schedule: str, alpha: float, progress: float) -> float:
     return alpha * ramp[schedule]
 
 
-def watch_activations(model: nn.Module) -> AbstractContextManager[dict]:
-    """Record each FFN's (pre-activations, activations), both [..., d_ff], by the FFN's name."""
+def watch_activations(model: nn.Module) -> AbstractContextManager[dict[str, Activations]]:
+    """Record each FFN's `Activations` by the FFN's name."""
     activations = {name: ffn.activation for name, ffn in find(model, FFN).items()}
-    return watch(activations, lambda _module, pre, hidden: (pre, hidden))
+
+    def see(module: nn.Module, pre: Tensor, hidden: Tensor) -> Activations:
+        return Activations(pre, hidden, isinstance(module, nn.ReLU))
+
+    return watch(activations, see)
 
 
-def active_neurons(pre: Tensor, hidden: Tensor, activation: str) -> Tensor:
+def active_neurons(layer: Activations) -> Tensor:
     """Active neurons of each token: [..., d_ff] -> integers [...].
 
     ReLU neurons are active above 0. GELU is never exactly 0, so a GELU neuron counts as active when
     its pre-activation exceeds the displacement, below which its output is 0 to single precision.
     """
-    active = hidden > 0 if activation == "relu" else pre > GELU_DISPLACEMENT
+    active = layer.hidden > 0 if layer.relu else layer.pre > GELU_DISPLACEMENT
     return active.sum(-1)
 
 
 def count_active(model: nn.Module, batches: Iterable[Inputs]) -> Tensor:
     """Histogram of active neurons per token, integers [layers, d_ff + 1]: entry [l, m] is the
-    number of tokens, padding left out, with m active neurons in layer l."""
-    ffns = find(model, FFN)
+    number of tokens, padding left out, with m active neurons in the FFN of block l."""
+    ffns = {name: ffn for name, ffn in find(model, FFN).items() if ffn.role == "ffn"}
     d_ff = next(iter(ffns.values())).d_ff
     histogram = torch.zeros(len(ffns), d_ff + 1, dtype=torch.int64)
     with torch.inference_mode(), watch_activations(model) as activations:
         for inputs in batches:
             model(**inputs)
             real = real_tokens(inputs)
-            for layer, (name, ffn) in enumerate(ffns.items()):
-                count = active_neurons(*activations[name], ffn.activation_name)
+            for layer, name in enumerate(ffns):
+                count = active_neurons(activations[name])
                 count = count.flatten() if real is None else count[real]
-                histogram[layer] += torch.bincount(count.cpu(), minlength=ffn.d_ff + 1)
+                histogram[layer] += torch.bincount(count.cpu(), minlength=d_ff + 1)
     return histogram

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from d2dmoe.config.base import Strict
 from d2dmoe.config.training import TrainingConfig
@@ -11,6 +11,7 @@ PenaltyMode = Literal["relu_hoyer", "relu_l1", "gelu_clamped", "gelu_hoyer_clamp
 Schedule = Literal["constant", "linear", "linear_warmup"]
 SplitMethod = Literal["kmeans", "random", "contiguous"]
 RouterKind = Literal["regression", "classification"]
+ProjectionRole = Literal["q", "k", "v", "o"]
 Rule = Literal["dynamic_k", "top_k", "coverage"]
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -24,11 +25,35 @@ class SparsifyConfig(TrainingConfig):
     schedule: Schedule = Field("linear_warmup", description="How alpha is reached in training")
 
 
+class ProjectionsConfig(TrainingConfig):
+    """Attention projections into MLPs, by imitation (section 3.5)."""
+
+    maps: list[ProjectionRole] = Field(
+        ["q", "k", "v", "o"], min_length=1, description="Which projections are replaced"
+    )
+    factor: float = Field(1.0, gt=0, description="Cost of an MLP relative to its projection")
+    multiple: int = Field(
+        8, gt=0, description="Hidden widths are rounded to a multiple of it: expert sizes divide it"
+    )
+    alpha: float = Field(0.001, ge=0, description="Weight of the sparsity penalty, rising linearly")
+    dropout: float = Field(0.05, ge=0, lt=1, description="Dropout rate of the hidden neurons")
+
+    @field_validator("maps")
+    @classmethod
+    def _distinct(cls, maps: list[str]) -> list[str]:
+        if len(set(maps)) != len(maps):
+            raise ValueError("must not repeat a projection")
+        return maps
+
+
 class SplitConfig(Strict):
     """The split of each FFN into experts (section 3.2)."""
 
     method: SplitMethod = Field("kmeans", description="kmeans: balanced; the others: ablations")
     expert_size: int = Field(gt=0, description="Hidden neurons per expert; must divide d_ff")
+    projection_expert_size: int | None = Field(
+        None, gt=0, description="Hidden neurons per expert of an attention projection's MLP"
+    )
 
 
 class RouterConfig(TrainingConfig):
@@ -36,6 +61,9 @@ class RouterConfig(TrainingConfig):
 
     kind: RouterKind = Field("regression", description="Predicts norms, or whether to run")
     width: int = Field(gt=0, description="Hidden width h of a router")
+    projection_width: int | None = Field(
+        None, gt=0, description="Hidden width of an attention projection's router"
+    )
 
 
 class SelectConfig(Strict):
@@ -44,8 +72,9 @@ class SelectConfig(Strict):
     dynamic_k: list[Share] = Field(min_length=1, description="Thresholds tau in [0, 1]")
     top_k: list[Annotated[int, Field(gt=0)]] = Field(min_length=1, description="Experts a token")
     coverage: list[Share] = Field(min_length=1, description="Shares p of the predicted norms")
+    confidence: list[Share] = Field([], description="ZTW: least probability of the class to exit")
 
-    @field_validator("dynamic_k", "top_k", "coverage")
+    @field_validator("dynamic_k", "top_k", "coverage", "confidence")
     @classmethod
     def _distinct(cls, values: list) -> list:
         if len(set(values)) != len(values):
@@ -53,49 +82,12 @@ class SelectConfig(Strict):
         return values
 
 
-class SparsifyChange(Strict):
-    """What a variant may change in sparsification."""
+class ZTWConfig(TrainingConfig):
+    """The baseline ZTW (arXiv 2106.05409): early exits of the dense model, which stays frozen."""
 
-    mode: PenaltyMode | None = None
-    alpha: float | None = Field(None, ge=0)
-    schedule: Schedule | None = None
-    epochs: float | None = Field(None, ge=0)
-    lr: float | None = Field(None, gt=0)
-
-
-class SplitChange(Strict):
-    """What a variant may change in the split."""
-
-    method: SplitMethod | None = None
-    expert_size: int | None = Field(None, gt=0)
-
-
-class RouterChange(Strict):
-    """What a variant may change in the routers."""
-
-    kind: RouterKind | None = None
-    width: int | None = Field(None, gt=0)
-    epochs: float | None = Field(None, ge=0)
-    lr: float | None = Field(None, gt=0)
-
-
-class VariantConfig(Strict):
-    """One composition to run: a method, and how it differs from the task's stages."""
-
-    method: Literal["d2dmoe", "moefication"] = Field(
-        description="moefication: no penalty, classification router, static top-k"
+    every: int = Field(
+        1, gt=0, description="Blocks from one exit to the next; the last block has none"
     )
-    label: str = Field(min_length=1, description="Name in the legends")
-    sparsify: SparsifyChange = SparsifyChange()
-    split: SplitChange = SplitChange()
-    router: RouterChange = RouterChange()
-    select: Rule | None = Field(None, description="Selection rule; default: the method's own")
-
-    @model_validator(mode="after")
-    def _method_is_itself(self):
-        if self.method == "moefication":
-            if self.sparsify.alpha not in (None, 0.0):
-                raise ValueError("moefication has no penalty: leave sparsify.alpha out")
-            if self.router.kind not in (None, "classification"):
-                raise ValueError("moefication routes by classification: leave router.kind out")
-        return self
+    width: int | None = Field(
+        None, gt=0, description="Hidden neurons of a head; null: it is one linear map"
+    )

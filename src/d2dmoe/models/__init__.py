@@ -11,6 +11,7 @@ from torch import nn
 
 from d2dmoe.config.model import ModelConfig
 from d2dmoe.errors import CheckpointError
+from d2dmoe.surgery import find
 
 
 def create_model(cfg: ModelConfig, about: dict[str, Any]) -> tuple[dict[str, Any], nn.Module]:
@@ -38,6 +39,29 @@ def build_model(architecture: str, options: dict[str, Any]) -> nn.Module:
     return _architecture(architecture).build(options)
 
 
+def separate_projections(architecture: str, model: nn.Module) -> nn.Module:
+    """Give every attention of a model, in place, its maps Q, K, V and O as modules of the type
+    `attention.Projection`, of which fused ones are taken apart; returns the model, its outputs as
+    before."""
+    return _architecture(architecture).separate_projections(model)
+
+
+def blocks_of(architecture: str, model: nn.Module) -> dict[str, nn.Module]:
+    """The blocks of a model that classifies by its first token, by name, from the first to the
+    last; each gives [batch, tokens, d_model].
+
+    Raises:
+        CheckpointError: the architecture has no such token.
+    """
+    block = getattr(_architecture(architecture), "BLOCK", None)
+    if block is None:
+        raise CheckpointError(
+            f"the architecture '{architecture}' has no class token, which early exits classify by; "
+            "vit and bert have one."
+        )
+    return find(model, block)
+
+
 def _architecture(name: str) -> ModuleType:
     # Imported when asked for: torchvision and transformers take seconds each.
     if name == "vit":
@@ -51,6 +75,6 @@ def _architecture(name: str) -> ModuleType:
     else:
         raise CheckpointError(
             f"the architecture '{name}' is not described; described are vit, bert, gpt2, gemma. "
-            "A module of d2dmoe/models says where an architecture keeps its FFNs."
+            "A module of d2dmoe/models says where an architecture keeps its FFNs and projections."
         )
     return module

@@ -8,12 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import BertForSequenceClassification
-from transformers.models.bert.modeling_bert import BertLayer
+from transformers.models.bert.modeling_bert import BertAttention, BertLayer
 
+from d2dmoe.attention import mark_projections
 from d2dmoe.config.model import BertConfig
 from d2dmoe.ffn import FFN
 from d2dmoe.models import pretrained
 from d2dmoe.surgery import find
+
+BLOCK = BertLayer  # gives [batch, tokens, d_model], the first token is what classifies
+PROJECTIONS = {"q": "self.query", "k": "self.key", "v": "self.value", "o": "output.dense"}
 
 
 class AddAndNorm(nn.Module):
@@ -50,6 +54,13 @@ def create(cfg: BertConfig, about: dict[str, Any]) -> tuple[dict[str, Any], nn.M
 def build(options: dict[str, Any]) -> nn.Module:
     """The modules with fresh weights; takes `input_ids` and `attention_mask` [batch, tokens]."""
     return _with_ffns(pretrained.build(BertForSequenceClassification, options))
+
+
+def separate_projections(model: nn.Module) -> nn.Module:
+    """See `models.separate_projections`; they are separate here."""
+    for attention in find(model, BertAttention).values():
+        mark_projections(attention, PROJECTIONS)
+    return model
 
 
 def _with_ffns(model: nn.Module) -> nn.Module:

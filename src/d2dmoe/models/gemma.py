@@ -4,12 +4,15 @@ from typing import Any
 
 from torch import nn
 from transformers import GemmaForCausalLM
-from transformers.models.gemma.modeling_gemma import GemmaMLP
+from transformers.models.gemma.modeling_gemma import GemmaAttention, GemmaMLP
 
+from d2dmoe.attention import mark_projections
 from d2dmoe.config.model import GemmaConfig
 from d2dmoe.ffn import FFN
 from d2dmoe.models import pretrained
-from d2dmoe.surgery import replace
+from d2dmoe.surgery import find, replace
+
+PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
 
 
 def create(cfg: GemmaConfig, about: dict[str, Any]) -> tuple[dict[str, Any], nn.Module]:
@@ -33,6 +36,13 @@ def create(cfg: GemmaConfig, about: dict[str, Any]) -> tuple[dict[str, Any], nn.
 def build(options: dict[str, Any]) -> nn.Module:
     """The modules with fresh weights; takes `input_ids` [batch, tokens]."""
     return _with_ffns(pretrained.build(GemmaForCausalLM, options))
+
+
+def separate_projections(model: nn.Module) -> nn.Module:
+    """See `models.separate_projections`; they are separate here, K and V narrower than Q."""
+    for attention in find(model, GemmaAttention).values():
+        mark_projections(attention, PROJECTIONS)
+    return model
 
 
 def _with_ffns(model: nn.Module) -> nn.Module:

@@ -4,13 +4,14 @@ from typing import Any
 
 from torch import nn
 from transformers import GPT2LMHeadModel
-from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention
 from transformers.pytorch_utils import Conv1D
 
+from d2dmoe.attention import FusedProjections, Projection
 from d2dmoe.config.model import GPT2Config
 from d2dmoe.ffn import FFN
 from d2dmoe.models import pretrained
-from d2dmoe.surgery import replace
+from d2dmoe.surgery import find, replace
 
 
 def create(cfg: GPT2Config, about: dict[str, Any]) -> tuple[dict[str, Any], nn.Module]:
@@ -36,6 +37,15 @@ def create(cfg: GPT2Config, about: dict[str, Any]) -> tuple[dict[str, Any], nn.M
 def build(options: dict[str, Any]) -> nn.Module:
     """The modules with fresh weights; takes `input_ids` [batch, tokens]."""
     return _with_ffns(pretrained.build(GPT2LMHeadModel, options))
+
+
+def separate_projections(model: nn.Module) -> nn.Module:
+    """See `models.separate_projections`; the attentions hold Q, K and V fused."""
+    for attention in find(model, GPT2Attention).values():
+        fused, out = attention.c_attn, attention.c_proj
+        attention.c_attn = FusedProjections(fused.weight.T, fused.bias)
+        attention.c_proj = Projection.of("o", out.weight.T, out.bias)
+    return model
 
 
 def _with_ffns(model: nn.Module) -> nn.Module:

@@ -5,14 +5,21 @@ from typing import Any
 
 from torch import nn
 from torchvision.models import get_model_weights
-from torchvision.models.vision_transformer import ConvStemConfig, MLPBlock, VisionTransformer
+from torchvision.models.vision_transformer import (
+    ConvStemConfig,
+    EncoderBlock,
+    MLPBlock,
+    VisionTransformer,
+)
 
+from d2dmoe.attention import SelfAttention
 from d2dmoe.config.model import ViTConfig
 from d2dmoe.errors import CheckpointError
 from d2dmoe.ffn import FFN
 from d2dmoe.surgery import replace
 from d2dmoe.tensors import load_tensors
 
+BLOCK = EncoderBlock  # gives [batch, tokens, d_model], the class token first
 HEAD = ("heads.head.weight", "heads.head.bias")  # the classifier's names in torchvision
 
 
@@ -45,6 +52,11 @@ def build(options: dict[str, Any]) -> nn.Module:
         or None,
     )
     return replace(model, MLPBlock, _to_ffn)
+
+
+def separate_projections(model: nn.Module) -> nn.Module:
+    """See `models.separate_projections`; the attentions hold them fused."""
+    return replace(model, nn.MultiheadAttention, lambda fused, _: SelfAttention(fused))
 
 
 def _load_pretrained(model: nn.Module, weights: str, num_classes: int) -> None:

@@ -53,12 +53,16 @@ def train_routers(parent: Path, cfg: RouterConfig, data: Path, run: Run) -> Trai
         )
     for moe, router in zip(moes.values(), routers, strict=True):
         moe.router = router
-    return model, spec.with_(router=RouterSpec(kind=cfg.kind, width=cfg.width)), history
+    return model, spec.with_(router=_spec(cfg)), history
+
+
+def _spec(cfg: RouterConfig) -> RouterSpec:
+    return RouterSpec(kind=cfg.kind, width=cfg.width, projection_width=cfg.projection_width)
 
 
 def _detached_routers(model: nn.Module, cfg: RouterConfig) -> nn.ModuleList:
     """Fresh routers that the model does not use yet, so that all its experts run."""
-    moes = find(add_routers(model, cfg.kind, cfg.width), MoE).values()
+    moes = find(add_routers(model, cfg.kind, cfg.width, cfg.projection_width), MoE).values()
     routers = nn.ModuleList(moe.router for moe in moes)
     for moe in moes:
         moe.router = None

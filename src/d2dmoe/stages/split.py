@@ -1,4 +1,5 @@
-"""Stage 3: every FFN into experts by balanced clustering (paper section 3.2)."""
+"""Stage 3: every FFN, and every MLP of an attention projection, into experts by balanced clustering
+(paper section 3.2)."""
 
 from pathlib import Path
 
@@ -16,23 +17,32 @@ from d2dmoe.surgery import find
 
 
 def split(parent: Path, cfg: SplitConfig, seed: int) -> tuple[nn.Module, ModelSpec]:
-    """Split each FFN of a saved model; the result equals it as long as every expert runs.
+    """Split each FFN of a saved model, and each MLP of its attention projections; the result equals
+    it as long as every expert runs.
 
     Raises:
         CheckpointError: the saved model is missing, damaged or split already.
-        ConfigError: the expert size does not divide d_ff.
+        ConfigError: an expert size does not divide the hidden neurons.
     """
     model, spec = load_dense_model(parent)
-    experts = []
+    experts, num_experts = [], {}
     for layer, (name, ffn) in enumerate(find(model, FFN).items()):
-        if ffn.d_ff % cfg.expert_size:
-            raise ConfigError(
-                f"split.expert_size = {cfg.expert_size} does not divide the {ffn.d_ff} hidden "
-                f"neurons of {name}"
-            )
-        num_experts = ffn.d_ff // cfg.expert_size
+        count = num_experts[ffn.role] = _num_experts(name, ffn, cfg)
         layer_seed = seed_for("split", seed, layer)
-        rows = ffn.activated.weight
-        experts.append(assign_neurons(rows, num_experts, cfg.method, layer_seed))
-        logger.info("%s: %d experts of %d neurons", name, num_experts, cfg.expert_size)
-    return to_moe(model, experts), spec.with_(num_experts=num_experts)
+        experts.append(assign_neurons(ffn.activated.weight, count, cfg.method, layer_seed))
+        logger.info("%s: %d experts of %d neurons", name, count, ffn.d_ff // count)
+    spec = spec.with_(num_experts=num_experts["ffn"])
+    if spec.projections:
+        size = cfg.projection_expert_size
+        spec = spec.with_(projections=spec.projections.model_copy(update={"expert_size": size}))
+    return to_moe(model, experts), spec
+
+
+def _num_experts(name: str, ffn: FFN, cfg: SplitConfig) -> int:
+    key = "expert_size" if ffn.role == "ffn" else "projection_expert_size"
+    size = getattr(cfg, key)
+    if ffn.d_ff % size:
+        raise ConfigError(
+            f"split.{key} = {size} does not divide the {ffn.d_ff} hidden neurons of {name}"
+        )
+    return ffn.d_ff // size

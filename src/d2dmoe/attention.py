@@ -1,0 +1,161 @@
+"""Attention projections as two-layer MLPs of about the same cost (paper section 3.5), so that they can
+be sparsified, split into experts and routed like the FFNs.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss, scaled_dot_product_attention
+
+from d2dmoe.ffn import FFN
+from d2dmoe.surgery import find
+
+ROLES = ("q", "k", "v", "o")
+"""Query, key, value and output map of an attention."""
+
+
+class Projection(nn.Linear):
+    """A linear map of an attention that knows its role; the names of its weights are Linear's."""
+
+    role: str
+
+    @classmethod
+    def of(cls, role: str, weight: Tensor, bias: Tensor | None) -> "Projection":
+        """A map with given weights [out, in] and bias [out], which it owns as parameters."""
+        layer = cls(weight.shape[1], weight.shape[0], bias is not None, device="meta")
+        layer.role = role
+        layer.weight = nn.Parameter(weight.detach().contiguous())
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.detach().contiguous())
+        return layer
+
+
+class FusedProjections(nn.Module):
+    """Q, K and V where an architecture calls one map and cuts its output in three."""
+
+    def __init__(self, weight: Tensor, bias: Tensor):
+        """From the fused weight [3 d, d_model] and bias [3 d]."""
+        super().__init__()
+        for role, w, b in zip("qkv", weight.chunk(3), bias.chunk(3), strict=True):
+            self.add_module(role, Projection.of(role, w, b))
+
+    def forward(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., 3 d]
+        return torch.cat((self.q(z), self.k(z), self.v(z)), dim=-1)
+
+
+class SelfAttention(nn.Module):
+    """`nn.MultiheadAttention` as self-attention over a batch first, its four maps taken apart."""
+
+    def __init__(self, fused: nn.MultiheadAttention):
+        """Equal to `fused`, with copies of its weights.
+
+        Raises:
+            ValueError: `fused` has tokens before samples, added keys, or other widths of K and V.
+        """
+        super().__init__()
+        if not fused.batch_first or fused.bias_k is not None or not fused._qkv_same_embed_dim:
+            raise ValueError("only plain self-attention with batch_first can be taken apart")
+        self.heads, self.dropout = fused.num_heads, fused.dropout
+        biases = [None] * 3 if fused.in_proj_bias is None else fused.in_proj_bias.chunk(3)
+        for role, w, b in zip("qkv", fused.in_proj_weight.chunk(3), biases, strict=True):
+            self.add_module(role, Projection.of(role, w, b))
+        self.o = Projection.of("o", fused.out_proj.weight, fused.out_proj.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = False,
+        attn_mask: Tensor | None = None,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, None]:
+        """The arguments of `nn.MultiheadAttention`; masks [batch, tokens] and [tokens, tokens] are
+        boolean, true where attention is forbidden. Returns [batch, tokens, d_model], and no weights.
+        """
+        if need_weights:
+            raise ValueError("this attention does not give its weights")
+        q, k, v = (
+            x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [batch, heads, tokens, d_head]
+            for x in (self.q(query), self.k(key), self.v(value))
+        )
+        allowed = None if attn_mask is None or is_causal else ~attn_mask
+        if key_padding_mask is not None:
+            real = ~key_padding_mask[:, None, None, :]
+            tokens = q.shape[2]
+            if is_causal:
+                allowed = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).tril()
+            allowed = real if allowed is None else allowed & real
+        out = scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=allowed,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=is_causal and allowed is None,
+        )
+        return self.o(out.transpose(1, 2).flatten(-2)), None
+
+
+def mark_projections(attention: nn.Module, names: dict[str, str]) -> None:
+    """Turn separate linear maps of an attention into `Projection`s, in place; `names` maps the
+    roles to the maps' names in the attention."""
+    for role, name in names.items():
+        linear = attention.get_submodule(name)
+        attention.set_submodule(name, Projection.of(role, linear.weight, linear.bias))
+
+
+def mlp_width(projection: nn.Linear, factor: float, multiple: int) -> int:
+    """Hidden neurons of the MLP that costs about `factor` times the projection.
+
+    A map d → d' has d d' + d' parameters, a hidden neuron adds d + d' + 1.
+
+    Args:
+        projection: the map to be replaced.
+        factor: cost of the MLP relative to it.
+        multiple: the width is rounded to a multiple of it, at least one.
+    """
+    d_in, d_out = projection.in_features, projection.out_features
+    exact = factor * (d_in * d_out + d_out) / (d_in + d_out + 1)
+    return max(1, round(exact / multiple)) * multiple
+
+
+def projection_mlp(projection: Projection, width: int, dropout: float = 0.0) -> FFN:
+    """A fresh MLP of the projection's shape: Linear → ReLU → dropout → Linear."""
+    place: dict[str, Any] = {
+        "device": projection.weight.device,
+        "dtype": projection.weight.dtype,
+    }
+    up = nn.Linear(projection.in_features, width, **place)
+    down = nn.Linear(width, projection.out_features, **place)
+    return FFN(up, down, "relu", hidden_dropout=dropout, role=projection.role)
+
+
+def find_projections(model: nn.Module, maps: Sequence[str]) -> dict[str, Projection]:
+    """The model's projections of the roles `maps`, by name."""
+    return {n: p for n, p in find(model, Projection).items() if p.role in maps}
+
+
+def projection_mlps(
+    model: nn.Module, widths: dict[str, int], dropout: float = 0.0
+) -> dict[str, FFN]:
+    """Fresh MLPs for the model's projections, by the projections' names; `widths` are their hidden
+    neurons by role. `replace_projections` puts them in."""
+    projections = find_projections(model, list(widths))
+    return {n: projection_mlp(p, widths[p.role], dropout) for n, p in projections.items()}
+
+
+def replace_projections(model: nn.Module, mlps: dict[str, FFN]) -> nn.Module:
+    """Put MLPs, in place, where the projections of those names are; returns the model."""
+    for name, mlp in mlps.items():
+        model.set_submodule(name, mlp)
+    return model
+
+
+def imitation_loss(mlp: FFN, z: Tensor, out: Tensor) -> Tensor:
+    """Mean squared error of the MLP for the projection's inputs z [tokens, d_in] and outputs out
+    [tokens, d_out]."""
+    return mse_loss(mlp(z), out)

@@ -1,0 +1,80 @@
+"""Faults of a configuration in words: key, value, what is allowed."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, get_args, get_origin
+
+from pydantic import BaseModel
+
+
+def explain(fault: Mapping[str, Any], root: type[BaseModel]) -> str:
+    """One of pydantic's faults in a model of the type `root`, in a line."""
+    names, kind = _walk(fault["loc"], root)
+    tags = ", ".join(_members(kind))
+    key = ".".join(names)
+    value = fault["input"]
+    if fault["type"] == "extra_forbidden":
+        allowed = sorted(_walk(fault["loc"][:-1], root)[1].model_fields)
+        close = difflib.get_close_matches(str(fault["loc"][-1]), allowed, n=1)
+        hint = f"; did you mean '{close[0]}'?" if close else ""
+        return f"{key} = {value!r}: unknown key{hint} (allowed keys: {', '.join(allowed)})"
+    if fault["type"] == "missing":
+        return f"{key}: missing; it is required"
+    if fault["type"] == "union_tag_not_found":
+        return f"{key}.{_tag_key(fault)}: missing; allowed: {tags}"
+    if fault["type"] == "union_tag_invalid":
+        tag = fault["ctx"]["tag"]
+        return f"{key}.{_tag_key(fault)} = {tag!r}: allowed are {tags}"
+    message = fault["msg"].removeprefix("Value error, ")
+    if isinstance(value, Mapping):  # a check over several keys, whose message names them
+        return f"{key or 'the configuration'}: {message}"
+    if fault["type"] == "float_type" and isinstance(value, str) and _is_number(value):
+        message += f" (YAML reads {value} as text: write {float(value)})"
+    return f"{key} = {value!r}: {message}"
+
+
+def _tag_key(fault: Mapping[str, Any]) -> str:
+    return fault["ctx"]["discriminator"].strip("'")
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _walk(location: tuple, root: type[BaseModel]) -> tuple[list[str], Any]:
+    """The keys of a fault's location as the user wrote them, and the type of what lies there.
+
+    Models that are told apart by a kind, an architecture or a method add that to pydantic's
+    locations.
+    """
+    names, kind = [], root
+    for part in location:
+        if (members := _members(kind)) and part in members:
+            kind = members[part]
+            continue
+        names.append(str(part))
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            kind = kind.model_fields[part].annotation if part in kind.model_fields else None
+        else:  # dict[Name, Model], list[Model] or Model | None
+            kind = next((k for k in reversed(get_args(kind)) if k is not type(None)), None)
+        optional = [k for k in get_args(kind) if k is not type(None)]
+        if type(None) in get_args(kind) and len(optional) == 1:
+            kind = optional[0]
+    return names, kind
+
+
+def _members(union: Any) -> dict[str, type[BaseModel]]:
+    """The models of a discriminated union by the value of the key that tells them apart."""
+    if get_origin(union) is Annotated:  # as the values of a dict
+        union = get_args(union)[0]
+    found = {}
+    for member in get_args(union):
+        if isinstance(member, type) and issubclass(member, BaseModel):
+            for key in {"kind", "architecture", "method"} & member.model_fields.keys():
+                for tag in get_args(member.model_fields[key].annotation):
+                    found[tag] = member
+    return found
