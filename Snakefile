@@ -20,6 +20,7 @@ include: "rules/split.smk"
 include: "rules/routers.smk"
 include: "rules/evaluate.smk"
 include: "rules/baselines.smk"
+include: "rules/compression.smk"
 include: "rules/downstream.smk"
 include: "rules/tables.smk"
 include: "rules/figures.smk"
@@ -39,11 +40,16 @@ localrules:  # seconds each: on a cluster they run where snakemake runs
     summary,
     all_tasks,
     claims,
+    fairness,
+    tuning_table,
     figure_2a,
     figure_2b,
     figure_2c,
+    figure_3,
     figure_4,
     figure_4_all_tasks,
+    figure_6,
+    figure_7,
     figure_8a,
     figure_8b,
     figure_9a,
@@ -51,7 +57,11 @@ localrules:  # seconds each: on a cluster they run where snakemake runs
     figure_9c,
     figure_9d,
     figure_10,
+    figure_12,
     figure_16,
+    ablation_routers,
+    ablation_splits,
+    ablation_router_widths,
 
 
 rule all:
@@ -65,9 +75,21 @@ rule validation:
         "results/tables/validation.csv",
 
 
-rule ablations:
-    input:
-        suite_results("ablations"),
+if any(task.tuning for task in CONFIG.tasks.values()):
+
+    rule tuning:
+        input:
+            "results/tables/tuning.csv",
+
+
+for suite in SUITES[1:]:  # snakemake --cores 2 ablations
+    if tasks_of(suite):
+
+        rule:
+            name:
+                suite
+            input:
+                suite_results(suite),
 
 
 for task in CONFIG.tasks:  # one target per task: snakemake --cores 2 vision

@@ -1,30 +1,39 @@
 # What all rules share: the checked configuration, the lineages' folders, the digests of the code.
 import re
 
-from d2dmoe.config.experiment import SUITES, load_config
+from d2dmoe.config.experiment import load_config
+from d2dmoe.config.task import FINETUNED, SUITES
 from d2dmoe.digest import code_digest
-from d2dmoe.lineage import lineages, plain, stage_configs
+from d2dmoe.lineage import lineages, plain, stage_configs, trials
 
 ROOT = Path(workflow.basedir)
 CONFIG = load_config(config, ROOT)  # ends the run with one message if anything is wrong
 LINEAGES = {suite: list(lineages(CONFIG, suite)) for suite in SUITES}
+TRIALS = list(trials(CONFIG))
 STEPS = stage_configs(CONFIG)
 
 # Folders of the stages, each inside its parent's.
 DENSE = "results/models/{task}/seed~{seed}/dense/{dense}"
-FINETUNE = f"{DENSE}/finetune/{{finetune}}"
-PROJECTIONS = f"{DENSE}/projections/{{projections}}"
-BASE = "results/models/{task}/seed~{seed}/{base}"  # what is sparsified: either of these two
+PRUNE = f"{DENSE}/prune/{{prune}}"
+DISTILL = f"{DENSE}/distill/{{distill}}"
+SOURCE = "results/models/{task}/seed~{seed}/{source}"  # what is converted: any of these three
+FINETUNE = f"{SOURCE}/finetune/{{finetune}}"
+PROJECTIONS = f"{SOURCE}/projections/{{projections}}"
+BASE = "results/models/{task}/seed~{seed}/{base}"  # what is sparsified: these, or with projections
 SPARSIFY = f"{BASE}/sparsify/{{sparsify}}"
 SPLIT = f"{SPARSIFY}/split/{{split}}"
 ROUTER = f"{SPLIT}/router/{{router}}"
 ZTW = f"{DENSE}/ztw/{{ztw}}"
 AVIT = f"{DENSE}/avit/{{avit}}"
+QUANTIZE = "{model}/quantize/{quantize}"
 
 # Each suite's tables, which figures, claims and the report read, lie in a folder of their own, but for
 # the main one's. The wildcard `suite` is that folder with its slash, or empty.
 TABLES = "results/tables/{suite}"
 FIGURES = "results/figures/{suite}"
+
+
+FROM_DENSE = "dense/[^/]+(/(prune|distill)/[^/]+)?"
 
 
 wildcard_constraints:
@@ -33,17 +42,21 @@ wildcard_constraints:
     seed=r"\d+",
     dense="[^/]+",
     finetune="[^/]+",
+    prune="[^/]+",
+    distill="[^/]+",
+    source=FROM_DENSE,
     projections="[^/]+",
-    base="dense/[^/]+(/projections/[^/]+)?",
+    base=f"{FROM_DENSE}(/projections/[^/]+)?",
     sparsify="[^/]+",
     split="[^/]+",
     router="[^/]+",
     ztw="[^/]+",
     avit="[^/]+",
+    quantize="[^/]+",
     model=r"results/models/.+",
     part="validation|test",
     knob="dynamic_k|top_k|coverage",
-    table="tradeoff|summary|layers|activity|patch_load|reference|validation",
+    table="tradeoff|summary|layers|activity|patch_load|reference|validation|fairness|tuning",
 
 
 def stage_cfg(folder):

@@ -24,7 +24,7 @@ rule dense:
 
 rule finetune:
     input:
-        model=f"{DENSE}/model.safetensors",
+        model=f"{SOURCE}/model.safetensors",
         data=data_files,
     output:
         model=f"{FINETUNE}/model.safetensors",

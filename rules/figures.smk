@@ -84,6 +84,18 @@ rule figure_8b:
         "../scripts/figure_load_maps.py"
 
 
+rule figure_3:
+    output:
+        png=figure_png("results/figures/", "figure_3"),
+        pdf="results/figures/figure_3.pdf",
+    log:
+        "results/logs/figures/figure_3.log",
+    params:
+        code=code("figure_projections"),
+    script:
+        "../scripts/figure_projections.py"
+
+
 rule figure_10:
     output:
         png=figure_png("results/figures/", "figure_10"),

@@ -9,6 +9,12 @@ TRADEOFF_FIGURES = {
     "figure_9b": ("sparsity_levels", "Sparsity level"),
     "figure_9c": ("activations", "ReLU and GELU bases"),
     "figure_9d": ("expert_sizes", "Size of the experts"),
+    "figure_6": ("pruned", "Conversion of a pruned model"),
+    "figure_7": ("quantized", "Conversion with quantised weights"),
+    "figure_12": ("distilled", "Conversion of a distilled model"),
+    "ablation_routers": ("routers", "Regression and classification routers"),
+    "ablation_splits": ("splits", "Split into experts"),
+    "ablation_router_widths": ("router_widths", "Width of the routers"),
 }
 LAYER_FIGURES = {"figure_8a": "layers", "figure_16": "layer_thresholds"}
 OTHER_FIGURES = {"figure_2b": "active_neurons", "figure_8b": "load_maps"}
@@ -106,6 +112,43 @@ def activity_entries(suite, task):
     ]
 
 
+def fairness_entries(task):
+    """What each training of a task had, beyond the dense model."""
+    cfg = CONFIG.tasks[task]
+    for x in LINEAGES["main"]:
+        if x.task == task and len(x.steps) > 1:
+            rate = cfg.rate(x.variant)
+            about = {"lr": rate, "rates": cfg.tuning.get(x.variant, [rate])}
+            about |= {"about": f"results/data/{task}/dataset.json"}
+            yield labels_of(x) | about | {"stages": [step_entry(step) for step in x.steps[1:]]}
+
+
+def step_entry(step):
+    """What a stage was given, and the record of its job."""
+    cfg, job = plain(step.cfg), "routers" if step.stage == "router" else step.stage
+    given = {"epochs": cfg.get("epochs", 0.0), "batch_size": cfg.get("batch_size", 1)}
+    return given | {"stage": step.stage, "benchmark": benchmark_of(str(step.folder), job)}
+
+
+def fairness_inputs(wildcards):
+    """The records of all jobs that the table of fairness counts."""
+    entries = list(fairness_entries(wildcards.task))
+    return sorted({stage["benchmark"] for entry in entries for stage in entry["stages"]})
+
+
+def tuning_entries(task):
+    """The validation points of every learning rate tried of a task."""
+    cfg = CONFIG.tasks[task]
+    dataset = {"model": cfg.model.name, "dataset": cfg.data.source.partition(":")[2]}
+    return [
+        {"path": str(x.evaluation("validation")), "lr": rate, "chosen": rate == cfg.rate(x.variant)}
+        | dataset
+        | labels_of(x)
+        for rate, x in TRIALS
+        if x.task == task
+    ]
+
+
 def load_map_lineage(suite, task):
     """The variant whose load maps are drawn, of the first seed."""
     wanted = (task, CONFIG.tasks[task].figures_of(suite).load_maps.variant, CONFIG.seeds[0])
@@ -132,12 +175,17 @@ def task_tables(suite, task):
     small = cfg.data.kind != "images" and not getattr(cfg.data, "streaming", False)
     if suite == "main" and small:  # enough to count words, or bytes
         names.append("reference")
+    if suite == "main":
+        names.append("fairness")
     return names
 
 
 def task_entries(suite, table):
     """A table of every task that has one."""
-    with_it = [x for x in tasks_of(suite) if table in [*task_tables(suite, x), "validation"]]
+    if table == "tuning":
+        with_it = [x for x in CONFIG.tasks if CONFIG.tasks[x].tuning]
+    else:
+        with_it = [x for x in tasks_of(suite) if table in [*task_tables(suite, x), "validation"]]
     folder = TABLES.format(suite=folder_of(suite))
     return [{"path": f"{folder}{task}/{table}.csv"} for task in with_it]
 
@@ -186,8 +234,41 @@ def claim_tables(wildcards):
     """What a suite's claims are decided by."""
     suite = suite_of(wildcards)
     names = {name for task in tasks_of(suite) for name in task_tables(suite, task)}
-    names -= {"summary", "reference"}
+    names -= {"summary", "reference", "fairness"}
     return {name: f"{TABLES.format(**wildcards)}{name}.csv" for name in sorted(names)}
+
+
+def with_projections(suite, task):
+    """The variants whose attention projections are converted."""
+    cfg = CONFIG.tasks[task]
+    names = cfg.variants_of(suite)
+    return [x for x in names if getattr(cfg.all_variants[x], "projections", None) is not None]
+
+
+def compressed_bases(suite, task):
+    """By compressed model: the variant that converts it, and the models that it stands beside."""
+    cfg = CONFIG.tasks[task]
+    variants = {name: cfg.all_variants[name] for name in cfg.variants_of(suite)}
+    d2dmoe = {name: x for name, x in variants.items() if x.method == "d2dmoe"}
+    found = {}
+    for base in cfg.bases_of(suite):
+        converted = [name for name, x in d2dmoe.items() if x.base == base]
+        found |= {base: {"converted": x, "references": [base, f"{base}{FINETUNED}"]} for x in converted}
+    quantized = [name for name, x in variants.items() if x.method == "quantized"]
+    for name in quantized:
+        converted = [x for x in d2dmoe if d2dmoe[x].quantize == variants[name].quantize]
+        found |= {name: {"converted": x, "references": [name]} for x in converted}
+    return found
+
+
+def drawn_elsewhere(suite, task):
+    """By other suite: the figures that it draws of a task."""
+    others = {other: CONFIG.tasks[task].figures_of(other) for other in SUITES if other != suite}
+    return {
+        other: sorted(key for key, value in plain(figures).items() if value)
+        for other, figures in others.items()
+        if figures
+    }
 
 
 def claims_cfg(wildcards):
@@ -195,8 +276,11 @@ def claims_cfg(wildcards):
     suite = suite_of(wildcards)
     return {
         task: {
+            "bases": compressed_bases(suite, task),
+            "elsewhere": drawn_elsewhere(suite, task),
             "figures": plain(CONFIG.tasks[task].figures_of(suite)),
             "metric": CONFIG.tasks[task].data.metrics[0],
+            "projections": with_projections(suite, task),
         }
         for task in sorted(tasks_of(suite))
     }
@@ -230,7 +314,7 @@ def suite_results(suite):
 def all_results():
     """All that `snakemake all` makes."""
     results = ["results/tables/boolq.csv"] if boolq_entries() else []
-    names = ("figure_4", "figure_10")
+    names = ("figure_3", "figure_4", "figure_10")
     results += [f"results/figures/{name}.{end}" for name in names for end in ENDINGS]
     return suite_results("main") + results
 
@@ -245,7 +329,7 @@ def panel_of(suite, task, key, variants=None):
     """What a panel shows: a task's variants and their names in the legend."""
     cfg, figures = CONFIG.tasks[task], CONFIG.tasks[task].figures_of(suite)
     variants = variants or getattr(figures, key)
-    labels = {name: cfg.all_variants[name].label for name in variants}
+    labels = {name: cfg.labels[name] for name in variants}
     labels |= figures.labels.get(key, {})
     return {"labels": labels, "metric": cfg.data.metrics[0], "task": task, "variants": variants}
 

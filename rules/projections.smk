@@ -3,7 +3,7 @@
 
 rule projections:
     input:
-        model=f"{DENSE}/model.safetensors",
+        model=f"{SOURCE}/model.safetensors",
         data=data_files,
     output:
         model=f"{PROJECTIONS}/model.safetensors",

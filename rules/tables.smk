@@ -124,3 +124,35 @@ rule reference:
         code=code("reference"),
     script:
         "../scripts/reference.py"
+
+
+rule fairness:
+    # What every method was given; read from the records of the jobs.
+    input:
+        fairness_inputs,
+        about="results/data/{task}/dataset.json",
+    output:
+        "results/tables/{task}/fairness.csv",
+    log:
+        "results/logs/tables/{task}/fairness.log",
+    params:
+        entries=lambda w: list(fairness_entries(w.task)),
+        code=code("fairness"),
+    script:
+        "../scripts/fairness.py"
+
+
+rule tuning_table:
+    # Every learning rate tried, on validation samples.
+    input:
+        lambda w: [entry["path"] for entry in tuning_entries(w.task)],
+    output:
+        "results/tables/{task}/tuning.csv",
+    log:
+        "results/logs/tables/{task}/tuning.log",
+    params:
+        entries=lambda w: tuning_entries(w.task),
+        metric=lambda w: CONFIG.tasks[w.task].data.metrics[0],
+        code=code("tuning"),
+    script:
+        "../scripts/tuning.py"

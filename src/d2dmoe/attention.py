@@ -1,5 +1,5 @@
-"""Attention projections as two-layer MLPs of about the same cost (paper section 3.5), so that they can
-be sparsified, split into experts and routed like the FFNs.
+"""Attention projections as two-layer MLPs of about the same cost (paper section 3.5), so that they
+can be sparsified, split into experts and routed like the FFNs.
 """
 
 from collections.abc import Sequence
@@ -74,7 +74,7 @@ class SelfAttention(nn.Module):
         is_causal: bool = False,
     ) -> tuple[Tensor, None]:
         """The arguments of `nn.MultiheadAttention`; masks [batch, tokens] and [tokens, tokens] are
-        boolean, true where attention is forbidden. Returns [batch, tokens, d_model], and no weights.
+        boolean, true where attention is forbidden. Returns [batch, tokens, d_model], no weights.
         """
         if need_weights:
             raise ValueError("this attention does not give its weights")

@@ -2,20 +2,29 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError
 from torch import Tensor, nn
 
 from d2dmoe.attention import projection_mlps, replace_projections
+from d2dmoe.compression.prune import resize
 from d2dmoe.config.base import Strict
+from d2dmoe.config.model import ModelConfig
 from d2dmoe.csvfile import write_csv
 from d2dmoe.errors import CheckpointError
-from d2dmoe.models import build_model, separate_projections
+from d2dmoe.models import build_model, create_model, separate_projections
 from d2dmoe.sparsity import set_activation
 from d2dmoe.tensors import distinct, load_distinct, load_tensors, save_tensors
 
 REBUILD = "Delete it and run the same command again: the step that makes it is then repeated."
+
+
+class PrunedSpec(Strict):
+    """What pruning left of each layer."""
+
+    heads: int | None = Field(None, description="Heads of an attention; None: all, still fused")
+    d_ff: int = Field(description="Hidden neurons of an FFN")
 
 
 class ProjectionsSpec(Strict):
@@ -55,11 +64,13 @@ class ModelSpec(Strict):
     options: dict[str, Any] = Field(description="What `models.build_model` needs")
     data: dict[str, Any] = Field(description="What it was trained on: classes, normalisation, …")
     activation: str | None = None  # None: the architecture's own
+    pruned: PrunedSpec | None = None  # None: the sizes are those of the options
     projections: ProjectionsSpec | None = None  # None: they are linear maps
     num_experts: int | None = None  # of an FFN; None before the split
     router: RouterSpec | None = None  # None before routers are trained
     exits: ExitSpec | None = None  # None: there are none
     halting: HaltingSpec | None = None  # None: every token runs every block
+    quantized: Literal["int8"] | None = None  # None: the weights are floats
 
     def with_(self, **changes) -> "ModelSpec":
         """A copy with other values."""
@@ -117,9 +128,27 @@ def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> No
         raise CheckpointError(f"{path} does not fit its own spec: {error}. {REBUILD}") from error
 
 
+def fresh_model(cfg: ModelConfig, about: dict[str, Any]) -> tuple[nn.Module, ModelSpec]:
+    """A dense model with the initial weights that the configuration asks for, and its spec.
+
+    Raises:
+        CheckpointError: the weights cannot be had, or do not fit the configuration or the data.
+    """
+    options, model = create_model(cfg, about)
+    activation = "relu" if cfg.activation == "relu" else None
+    if activation:
+        set_activation(model, activation)
+    spec = ModelSpec(
+        architecture=cfg.architecture, options=options, data=about, activation=activation
+    )
+    return model, spec
+
+
 def dense_model(spec: ModelSpec) -> nn.Module:
     """The spec's model before any split, with fresh weights."""
     model = build_model(spec.architecture, spec.options)
+    if spec.pruned:
+        resize(spec.architecture, model, spec.pruned.heads, spec.pruned.d_ff)
     if spec.projections:
         separate_projections(spec.architecture, model)
         replace_projections(model, projection_mlps(model, spec.projections.widths))
@@ -132,11 +161,13 @@ def load_dense_model(path: Path) -> tuple[nn.Module, ModelSpec]:
     """A saved model that has not been split, in evaluation mode.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or holds a split model.
+        CheckpointError: the file is missing, damaged, or holds a split or quantised model.
     """
     spec, tensors = read_model(path)
     if spec.num_experts is not None:
         raise CheckpointError(f"{path} holds a model that was split already; a dense one is needed")
+    if spec.quantized is not None:
+        raise CheckpointError(f"{path} holds a quantised model; one with float weights is needed")
     model = dense_model(spec)
     load_weights(model, tensors, path)
     return model.eval(), spec

@@ -43,6 +43,10 @@ def build(spec: ModelSpec) -> nn.Module:
         add_exits(model, spec)
     if spec.halting is not None:
         add_halting(model, spec.halting.gamma, spec.halting.beta)
+    if spec.quantized is not None:
+        from d2dmoe.compression.quantize import quantize_weights  # slow to import, by torchao
+
+        quantize_weights(spec.architecture, model)
     return model
 
 

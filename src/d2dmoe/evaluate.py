@@ -87,15 +87,17 @@ def evaluate_routed(
 
     Returns:
         Rows of operating points (knob, knob_value, flops per sample, params, tokens per sample and
-        the metrics of `quality`), and rows of layers (knob, knob_value, layer, num_experts,
-        experts: the mean that a token executes, std: the standard deviation over tokens).
+        the metrics of `quality`), and rows of layers (knob, knob_value, role: ffn or the attention
+        projection q, k, v, o, layer: the block's index, num_experts, experts: the mean that a token
+        executes, std: the standard deviation over tokens).
 
     Raises:
         ValueError: the model has no routers.
     """
-    moes = find(model, MoE).values()
-    if not moes or any(moe.router is None for moe in moes):
+    moes = find(model, MoE)
+    if not moes or any(moe.router is None for moe in moes.values()):
         raise ValueError("the model has no routers; evaluate_dense measures dense models")
+    places = _places(moes)
     cost = cost_on(model, split, device)
     progress = Progress(f"evaluating {rule}", len(values), every_s=log_every_s)
     points, layers = [], []
@@ -107,14 +109,19 @@ def evaluate_routed(
         per_sample = {name: e.total / len(split) for name, e in executed.items()}
         counted = {"flops": cost.total(per_sample), "params": _params(model), "tokens": cost.tokens}
         points.append(knob | counted | metrics)
-        layers += [
-            knob
-            | {"layer": layer, "num_experts": cost.layers[name].num_experts}
-            | {"experts": e.mean, "std": e.std}
-            for layer, (name, e) in enumerate(executed.items())
-        ]
+        layers += [knob | place | executed[name].row() for name, place in places.items()]
         progress.update(index + 1)
     return points, layers
+
+
+def _places(moes: dict[str, MoE]) -> dict[str, dict]:
+    """Each layer's role, index among those of its role, and number of experts."""
+    seen: dict[str, int] = {}
+    places = {}
+    for name, moe in moes.items():
+        index = seen[moe.role] = seen.get(moe.role, -1) + 1
+        places[name] = {"role": moe.role, "layer": index, "num_experts": moe.num_experts}
+    return places
 
 
 class Executed:
@@ -139,6 +146,10 @@ class Executed:
     def std(self) -> float:
         """Standard deviation over tokens."""
         return max(0.0, self.squares / self.tokens - self.mean**2) ** 0.5
+
+    def row(self) -> dict[str, float]:
+        """The columns of the table of layers."""
+        return {"experts": self.mean, "std": self.std}
 
 
 @contextmanager

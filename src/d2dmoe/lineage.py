@@ -1,10 +1,11 @@
-"""Where each stage's result lies: inside its parent's folder, named after its own options.
+"""Where the result of every stage lies: each inside its parent's folder, named by its own options.
 
     results/models/TASK/seed~0/dense/epochs~15,lr~0.002/
         sparsify/mode~relu_hoyer,alpha~0.004,…/split/method~kmeans,expert_size~8/router/…
 
 So variants that share a stage share its folder, and the stage is run once. Where attention
-projections are converted, `projections/…` lies between dense and sparsify.
+projections are converted, `projections/…` lies between dense and sparsify; where a compressed model
+is, `prune/…` or `distill/…`; quantised weights lie in `quantize/…` inside of the model's folder.
 """
 
 from collections.abc import Iterator
@@ -12,25 +13,35 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from d2dmoe.config.avit import AViTConfig
 from d2dmoe.config.base import Strict
-from d2dmoe.config.experiment import SUITES, Config, Suite, TaskConfig
-from d2dmoe.config.training import TrainingConfig
-from d2dmoe.config.variants import ConversionVariant, HaltingVariant, Stages
+from d2dmoe.config.bases import QuantizeConfig
+from d2dmoe.config.experiment import Config
+from d2dmoe.config.model import TransformerConfig
+from d2dmoe.config.task import DENSE_VARIANTS, FINETUNED, SUITES, Suite, TaskConfig
+from d2dmoe.config.variants import ConversionVariant, HaltingVariant, QuantizedVariant, Stages
 
 STAGES: dict[str, tuple[str, ...]] = {
     "dense": ("epochs", "lr"),
     "finetune": ("epochs", "lr"),
+    "prune": ("heads", "neurons", "epochs", "lr"),
+    "distill": ("model", "temperature", "imitation", "epochs", "lr"),
     "projections": ("maps", "factor", "alpha", "epochs", "lr"),
     "sparsify": ("mode", "alpha", "schedule", "epochs", "lr"),
     "split": ("method", "expert_size", "projection_expert_size"),
     "router": ("kind", "width", "projection_width", "epochs", "lr"),
     "ztw": ("epochs", "lr"),
     "avit": ("depth", "epochs", "lr"),
+    "quantize": ("weights",),
 }
 """Each stage's options that name its folder: those that a variant may change."""
 
-MODELS = PurePosixPath("results/models")
-DENSE_VARIANTS = {"dense": "dense", "dense_finetuned": "dense, fine-tuned"}  # name: label
+TUNED = ("finetune", "sparsify", "ztw", "avit")
+"""Stages whose learning rate is a variant's: its longest training after the dense model."""
+
+COMPRESSED = {"prune": "pruned", "distill": "distilled"}  # method in the tables, by the stage
+
+Chain = list[tuple[str, Strict]]  # stages and their options
 
 
 def folder_name(stage: str, cfg: Strict) -> str:
@@ -42,6 +53,8 @@ def folder_name(stage: str, cfg: Strict) -> str:
 
 def _text(value: Any) -> str:
     """A value as people write it: 3 for 3.0, qkvo for a list of projections."""
+    if isinstance(value, TransformerConfig):
+        return f"{value.name}x{value.d_ff}"
     if isinstance(value, list):
         return "".join(value)
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
@@ -49,22 +62,21 @@ def _text(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Step:
-    """One stage of one lineage."""
+    """One stage of a lineage."""
 
     stage: str
-    folder: PurePosixPath
     cfg: Strict
+    folder: PurePosixPath
 
 
 @dataclass(frozen=True)
 class Lineage:
-    """A composition of one task, variant and seed, stage by stage."""
+    """All steps from the dense model to one variant's model, for one seed."""
 
     task: str
     seed: int
     method: str
     variant: str
-    label: str
     steps: tuple[Step, ...]
     rule: str  # the knob of the operating points: selection rule, confidence, depth; or "dense"
 
@@ -74,73 +86,116 @@ class Lineage:
         return self.steps[-1].folder
 
     def folder_of(self, stage: str) -> PurePosixPath:
-        """Folder of a stage's model."""
+        """Folder of one of its stages."""
         return next(step.folder for step in self.steps if step.stage == stage)
 
-    def evaluation(self, split: str) -> PurePosixPath:
-        """Table of the operating points on a split."""
-        return self.folder / "evaluate" / split / f"{self.rule}.csv"
-
-
-def finetune_config(task: TaskConfig) -> TrainingConfig:
-    """The dense reference's extra training: as long as all of a conversion's stages together."""
-    options = {key: getattr(task.sparsify, key) for key in TrainingConfig.model_fields}
-    return TrainingConfig(**options | {"epochs": task.epochs})
+    def evaluation(self, part: str) -> PurePosixPath:
+        """Table of the operating points on the `validation` or `test` split."""
+        return self.folder / "evaluate" / part / f"{self.rule}.csv"
 
 
 def lineages(config: Config, suite: Suite = "main") -> Iterator[Lineage]:
-    """Dense, its fine-tuned reference and every variant of a suite, of each task and seed."""
+    """Dense, its fine-tuned reference and every variant of a suite, of each task and seed, and the
+    compressed models that variants convert."""
     for name, task in config.tasks.items():
-        if not task.variants_of(suite):
-            continue
-        for seed in config.seeds:
-            yield _lineage(name, seed, "dense", "dense", [("dense", task.dense)])
-            stages = [("dense", task.dense), ("finetune", finetune_config(task))]
-            yield _lineage(name, seed, "dense", "dense_finetuned", stages)
+        for seed in config.seeds if task.variants_of(suite) else []:
+            dense: Chain = [("dense", task.dense)]
+            yield from _with_finetuned(name, seed, "dense", "dense", task, dense)
+            for base in task.bases_of(suite):
+                (kind, cfg) = _base_step(task, base)
+                chain = [*dense, (kind, cfg)]
+                yield from _with_finetuned(name, seed, COMPRESSED[kind], base, task, chain)
             for variant in task.variants_of(suite):
-                cfg, rule = task.all_variants[variant], task.rule(variant)
-                for stages in _chains(task, variant):
-                    yield _lineage(name, seed, cfg.method, variant, stages, cfg.label, rule)
+                method, rule = task.all_variants[variant].method, task.rule(variant)
+                for chain in _chains(task, variant):
+                    yield _lineage(name, seed, method, variant, chain, rule)
 
 
-def _chains(task: TaskConfig, variant: str) -> Iterator[list[tuple[str, Strict]]]:
+def trials(config: Config) -> Iterator[tuple[float, Lineage]]:
+    """Every learning rate tried and its lineage, of each task and seed, and the dense models, which
+    have none (0). The trials of a variant at all its rates bear its name."""
+    for name, task in config.tasks.items():
+        for seed in config.seeds if task.tuning else []:
+            dense: Chain = [("dense", task.dense)]
+            yield 0.0, _lineage(name, seed, "dense", "dense", dense)
+            for variant, rates in task.tuning.items():
+                for rate in rates:
+                    yield from ((rate, x) for x in _trial(name, task, seed, variant, rate))
+
+
+def _trial(name: str, task: TaskConfig, seed: int, variant: str, rate: float) -> Iterator[Lineage]:
+    if variant in DENSE_VARIANTS:
+        method, rule = "dense", "dense"
+        chains = [[("dense", task.dense), ("finetune", task.finetune_config())]]
+    else:
+        method, rule = task.all_variants[variant].method, task.rule(variant)
+        chains = list(_chains(task, variant))
+    for chain in chains:
+        changed = [
+            (stage, cfg.model_copy(update={"lr": rate}) if stage in TUNED else cfg)
+            for stage, cfg in chain
+        ]
+        yield _lineage(name, seed, method, variant, changed, rule)
+
+
+def _with_finetuned(
+    name: str, seed: int, method: str, variant: str, task: TaskConfig, chain: Chain
+) -> Iterator[Lineage]:
+    """A model without experts, and the same trained on for as long as a conversion takes."""
+    yield _lineage(name, seed, method, variant, chain)
+    finetune = ("finetune", task.finetune_config())
+    yield _lineage(name, seed, method, f"{variant}{FINETUNED}", [*chain, finetune])
+
+
+def _base_step(task: TaskConfig, base: str) -> tuple[str, Strict]:
+    cfg = task.bases[base]
+    return cfg.kind, cfg
+
+
+def _chains(task: TaskConfig, variant: str) -> Iterator[Chain]:
     """A variant's stages and their options; several times where one training is one operating
     point."""
     cfg, dense = task.all_variants[variant], ("dense", task.dense)
     if isinstance(cfg, HaltingVariant):
         for depth in cfg.depths:
-            yield [dense, ("avit", task.avit.model_copy(update={"depth": depth}))]
+            yield [dense, ("avit", AViTConfig(**task.avit.model_dump(), depth=depth))]
+    elif isinstance(cfg, QuantizedVariant):
+        yield [dense, ("quantize", QuantizeConfig(weights=cfg.quantize))]
     elif isinstance(cfg, ConversionVariant):
-        stages = task.stages(variant)
-        named = (stage for stage in STAGES if stage in Stages.model_fields)
-        found = ((stage, getattr(stages, stage)) for stage in named)
-        yield [dense, *((stage, own) for stage, own in found if own is not None)]
+        yield _conversion(task, variant, cfg)
     else:
         yield [dense, ("ztw", task.ztw)]
 
 
+def _conversion(task: TaskConfig, variant: str, cfg: ConversionVariant) -> Chain:
+    chain: Chain = [("dense", task.dense)]
+    if cfg.base is not None:
+        chain.append(_base_step(task, cfg.base))
+    stages = task.stages(variant)
+    named = (stage for stage in STAGES if stage in Stages.model_fields)
+    found = ((stage, getattr(stages, stage)) for stage in named)
+    chain += [(stage, own) for stage, own in found if own is not None]
+    if cfg.quantize is not None:
+        chain.append(("quantize", QuantizeConfig(weights=cfg.quantize)))
+    return chain
+
+
 def _lineage(
-    task: str,
-    seed: int,
-    method: str,
-    variant: str,
-    stages: list[tuple[str, Strict]],
-    label: str | None = None,
-    rule: str = "dense",
+    task: str, seed: int, method: str, variant: str, chain: Chain, rule: str = "dense"
 ) -> Lineage:
-    folder = MODELS / task / f"seed~{seed}"
+    folder = PurePosixPath("results/models") / task / f"seed~{seed}"
     steps = []
-    for stage, cfg in stages:
+    for stage, cfg in chain:
         folder = folder / stage / folder_name(stage, cfg)
-        steps.append(Step(stage, folder, cfg))
-    label = label or DENSE_VARIANTS[variant]
-    return Lineage(task, seed, method, variant, label, tuple(steps), rule)
+        steps.append(Step(stage, cfg, folder))
+    return Lineage(task, seed, method, variant, tuple(steps), rule)
 
 
 def stage_configs(config: Config) -> dict[str, dict[str, Any]]:
     """The options of every stage of a configuration, as `plain`, by the folder of its result."""
-    lines = (line for suite in SUITES for line in lineages(config, suite))
-    return {str(s.folder): plain(s.cfg) for line in lines for s in line.steps}
+    lines = [line for suite in SUITES for line in lineages(config, suite)]
+    lines += [line for _rate, line in trials(config)]
+    return {str(step.folder): plain(step.cfg) for line in lines for step in line.steps}
 
 
 def plain(cfg: Strict) -> dict[str, Any]:

@@ -20,8 +20,8 @@ class MoE(nn.Module):
     """n experts of e neurons each; without a router every expert runs.
 
     Parameters: `up` and, if gated, `gate` [n, e, d_model], `down` [n, e, d_out]; where the FFN had
-    biases, `up_bias` and `gate_bias` [n, e], `down_bias` [d_out]; else None. d_out is d_model, but for
-    some attention projections.
+    biases, `up_bias` and `gate_bias` [n, e], `down_bias` [d_out]; else None. d_out is d_model, but
+    for some attention projections.
     """
 
     def __init__(self, ffn: FFN, num_experts: int):

@@ -43,9 +43,7 @@ def square_hoyer(a: Tensor) -> Tensor:
     return a.abs().sum(-1).square() / (torch.linalg.vecdot(a, a) + EPSILON)
 
 
-def penalty(
-    mode: str, layers: Iterable[Activations], real_tokens: Tensor | None = None
-) -> Tensor:
+def penalty(mode: str, layers: Iterable[Activations], real_tokens: Tensor | None = None) -> Tensor:
     """L_s: the mean over layers and tokens of the mode's measure, a scalar.
 
     Args:

@@ -27,13 +27,13 @@ class TrainingBatches:
 
     @property
     def per_epoch(self) -> int:
-        """Steps in an epoch; a last, smaller batch is left out unless it is the only one."""
-        return max(1, len(self.split) // self.cfg.batch_size)
+        """Steps in an epoch."""
+        return self.cfg.steps_per_epoch(len(self.split))
 
     @property
     def total(self) -> int:
-        """Steps of the whole training; at least one, unless no epochs are asked for."""
-        return max(round(self.cfg.epochs * self.per_epoch), min(1, math.ceil(self.cfg.epochs)))
+        """Steps of the whole training."""
+        return self.cfg.steps(len(self.split))
 
     def stream(self, start: int) -> Iterator[Batch]:
         """The batches of the training, from step `start` on."""

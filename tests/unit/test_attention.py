@@ -141,7 +141,9 @@ def test_any_subset_is_replaced(name, maps):
     mlps = projection_mlps(model, {role: 8 for role in maps})
     replace_projections(model, mlps)
     replaced = {n: f for n, f in find(model, FFN).items() if f.role != "ffn"}
-    assert [f.role for f in replaced.values()] == [r for _ in range(layers) for r in ROLES if r in maps]
+    assert [f.role for f in replaced.values()] == [
+        r for _ in range(layers) for r in ROLES if r in maps
+    ]
     assert all((f.d_model, f.d_out) == shapes[n] for n, f in replaced.items())
     kept = find_projections(model, ROLES)
     assert len(kept) == layers * (4 - len(maps))
@@ -178,9 +180,7 @@ def test_cost_of_all_parts(name):
     assert cost.dense == before.dense - maps + sum(widths) * before.tokens
     routed = add_routers(split_all(model), "regression", width=6, projection_width=2)
     moes = find(routed, MoE).values()
-    routers = sum(
-        router_flops(m.d_model, 6 if m.role == "ffn" else 2, m.num_experts) for m in moes
-    )
+    routers = sum(router_flops(m.d_model, 6 if m.role == "ffn" else 2, m.num_experts) for m in moes)
     executed = {n: before.tokens * m.num_experts for n, m in find(routed, MoE).items()}
     assert model_cost(routed, sample).total(executed) == cost.dense + routers * before.tokens
 

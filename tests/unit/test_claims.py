@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 
 from d2dmoe.claims import CONTRADICTED, NOT_TESTED, PAPER_SAYS, SUPPORTED, evidence_of, ledger
-from d2dmoe.config.experiment import FiguresConfig
+from d2dmoe.config.figures import FiguresConfig
 
 SHARES = [0.1, 0.3, 0.5, 0.7, 0.9, 1.0]  # executed experts at each operating point
 D_FF = 100
-VARIANTS = {  # method, rule, quality lost without FFNs, active neurons, experts
+VARIANTS = {  # method, knob, quality lost without FFNs, active neurons, experts
     "sparse": ("d2dmoe", "dynamic_k", 0.005, [10, 30], 8),
     "denser": ("d2dmoe", "dynamic_k", 0.1, [60, 70], 8),
     "poor": ("d2dmoe", "dynamic_k", 0.5, [5, 6], 8),
@@ -17,7 +17,18 @@ VARIANTS = {  # method, rule, quality lost without FFNs, active neurons, experts
     "static": ("d2dmoe", "top_k", 0.1, [10, 30], 8),
     "moefication": ("moefication", "top_k", 0.2, [60, 70], 8),
     "hopeless": ("d2dmoe", "dynamic_k", 0.3, [10, 30], 8),
+    "exits": ("ztw", "confidence", 0.15, [], 0),
+    "strong_exits": ("ztw", "confidence", 0.002, [], 0),
+    "halting": ("avit", "depth", 0.3, [], 0),
+    "classified": ("d2dmoe", "dynamic_k", 0.2, [10, 30], 8),
+    "attention": ("d2dmoe", "dynamic_k", 0.005, [10, 30], 8),
+    "poor_attention": ("d2dmoe", "dynamic_k", 0.6, [10, 30], 8),
 }
+FLOORS = {
+    "attention": 0.1,
+    "poor_attention": 0.1,
+}  # of the cost; the other variants' is a parameter
+PROJECTIONS = list(FLOORS)
 
 
 def tables(
@@ -28,14 +39,15 @@ def tables(
     for variant, (method, rule, loss, active, experts) in VARIANTS.items():
         for seed in (0, 1):
             of = {"task": task, "variant": variant, "seed": seed}
+            left = FLOORS.get(variant, floor)
             for share in SHARES:
-                ratio = floor + (1 - floor) * share
+                ratio = left + (1 - left) * share
                 best = full if variant != "hopeless" else 0.98
                 quality = {"relative_value": best - loss * (1 - ratio), "flops_ratio": ratio}
                 knob = {"knob": rule, "knob_value": share}
                 points.append(of | knob | quality | {"method": method, "metric": metric})
-                for layer, part in enumerate((0.8, 1.2)):
-                    row = {"layer": layer, "num_experts": experts, "experts": share * part}
+                for layer, part in enumerate((0.8, 1.2) if experts else ()):
+                    row = {"layer": layer, "num_experts": experts, "role": "ffn"}
                     layers.append(of | knob | row | {"experts": share * part * experts})
             activity += [of | {"layer": 0, "active": a, "d_ff": D_FF, "tokens": 5} for a in active]
     frames = {"tradeoff": points, "layers": layers, "activity": activity}
@@ -47,20 +59,44 @@ def patch_load(on_object: float, background: float) -> pd.DataFrame:
     return pd.DataFrame(rows).assign(task="t")
 
 
-def verdicts(tables: dict, metric: str = "accuracy", **figures) -> dict[str, dict]:
-    """The ledger's rows of one task, by the claim."""
+def verdicts(tables: dict, metric: str = "accuracy", more=None, **figures) -> dict[str, dict]:
+    """The ledger's rows of one task, by the claim; `more` are further options of `evidence_of`."""
     cfg = FiguresConfig(**({"tradeoff": ["sparse", "moefication"]} | figures))
-    evidence = evidence_of("t", tables, cfg.model_dump(mode="json"), metric)
+    options = {"projections": PROJECTIONS} | (more or {})
+    evidence = evidence_of("t", tables, cfg.model_dump(mode="json"), metric, **options)
     return {row["claim"]: row for row in ledger([evidence])}
 
 
 def test_every_claim_has_a_row_and_those_without_an_experiment_say_so():
     rows = verdicts(tables())
     assert list(rows) == list(PAPER_SAYS) == [f"C{i}" for i in range(1, 12)]
-    for claim in ("C5", "C6", "C9", "C10", "C11"):
+    for claim in ("C9", "C11"):
         assert rows[claim]["verdict"] == NOT_TESTED and rows[claim]["where"] == "-"
-    for claim in ("C3", "C4", "C7", "C8"):  # no figure names variants for them
+        assert rows[claim]["evidence"] == "this pipeline has no experiment for it yet"
+    for claim in ("C3", "C4", "C5", "C6", "C7", "C8", "C10"):  # no figure names variants for them
         assert rows[claim]["verdict"] == NOT_TESTED and rows[claim]["where"] == "t"
+
+
+@pytest.mark.parametrize("without", ["layers", "activity", "both"])
+def test_a_suite_whose_figures_lack_what_claims_need_tests_nothing(without):
+    """Nor do tables without a row for experts matter to it."""
+    names = ("layers", "activity") if without == "both" else (without,)
+    found = tables()
+    dense = {name: t[t["variant"] == "nothing"] for name, t in found.items() if name in names}
+    missing = {name: t for name, t in found.items() if name not in names}
+    for some in (found | dense, missing):
+        rows = verdicts(some, tradeoff=[])
+        assert {row["verdict"] for row in rows.values()} == {NOT_TESTED}
+
+
+def test_a_claim_that_another_suite_tests_says_which_target_does():
+    other = {"ablations": ["routers", "expert_sizes"], "compatibility": ["pruned"]}
+    rows = verdicts(tables(), more={"elsewhere": other}, tradeoff=["sparse"])
+    for claim, target in {"C5": "ablations", "C8": "ablations", "C10": "compatibility"}.items():
+        assert rows[claim]["evidence"].endswith(f"; snakemake {target} tests it")
+    assert not any("tests it" in rows[claim]["evidence"] for claim in ("C1", "C2", "C3", "C9"))
+    rows = verdicts(tables(), more={"elsewhere": {"main": ["tradeoff"]}}, tradeoff=[])
+    assert rows["C2"]["evidence"].endswith("; snakemake all tests it")
 
 
 def test_every_task_has_its_own_row():
@@ -89,7 +125,21 @@ def test_verdicts_are_by_the_main_metric_alone(metric):
 @pytest.mark.parametrize("floor", [0.1, 0.3, 0.7])
 def test_the_floor_is_what_is_left_when_no_expert_runs(floor):
     cfg = FiguresConfig(tradeoff=["sparse"]).model_dump(mode="json")
-    assert evidence_of("t", tables(floor=floor), cfg, "accuracy").floor == pytest.approx(floor)
+    found = evidence_of("t", tables(floor=floor), cfg, "accuracy")
+    assert found.floor("sparse") == pytest.approx(floor)
+
+
+def test_the_floor_counts_ffns_and_attention_projections_apart():
+    """Their shares need not fall alike, and they do not cost the same."""
+    rows, points = [], []
+    for value, ffn, q in [(0, 1.0, 1.0), (1, 0.6, 0.9), (2, 0.3, 0.8), (3, 0.2, 0.4)]:
+        of = {"task": "t", "variant": "v", "seed": 0, "knob_value": value}
+        rows += [of | {"role": "ffn", "num_experts": 8, "experts": 8 * ffn}]
+        rows += [of | {"role": "q", "num_experts": 4, "experts": 4 * q}]
+        cost = {"flops_ratio": 0.2 + 0.5 * ffn + 0.3 * q}
+        points.append(of | cost | {"method": "d2dmoe", "metric": "accuracy"})
+    found = {"tradeoff": pd.DataFrame(points), "layers": pd.DataFrame(rows)}
+    assert evidence_of("t", found, {}, "accuracy").floor("v") == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +148,29 @@ def test_the_floor_is_what_is_left_when_no_expert_runs(floor):
 )
 def test_c1_asks_for_60_percent_saved_where_the_ffns_hold_that_much(variant, floor, verdict):
     assert verdicts(tables(floor=floor), tradeoff=[variant])["C1"]["verdict"] == verdict
+
+
+@pytest.mark.parametrize(
+    ("names", "verdict", "best"),
+    [
+        (["denser", "attention"], SUPPORTED, "attention"),  # whose floor is lower
+        (["sparse", "poor_attention"], SUPPORTED, "sparse"),
+        (["denser", "poor_attention"], CONTRADICTED, "denser"),
+        (["hopeless", "denser"], CONTRADICTED, "denser"),  # one never keeps 99 %
+        (["moefication", "exits"], NOT_TESTED, "no D2DMoE"),
+    ],
+)
+def test_c1_takes_the_best_d2dmoe_with_or_without_projections(names, verdict, best):
+    row = verdicts(tables(floor=0.32), tradeoff=names)["C1"]
+    assert row["verdict"] == verdict and best in row["evidence"].partition(", the best of ")[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "verdict"), [("attention", SUPPORTED), ("poor_attention", CONTRADICTED)]
+)
+def test_c1_is_tested_where_attention_projections_hold_what_the_ffns_do_not(name, verdict):
+    assert verdicts(tables(floor=0.5), tradeoff=["denser"])["C1"]["verdict"] == NOT_TESTED
+    assert verdicts(tables(floor=0.5), tradeoff=["denser", name])["C1"]["verdict"] == verdict
 
 
 @pytest.mark.parametrize(
@@ -110,6 +183,79 @@ def test_c1_asks_for_60_percent_saved_where_the_ffns_hold_that_much(variant, flo
 )
 def test_c2_compares_the_main_variants_of_both_methods(names, verdict):
     assert verdicts(tables(), tradeoff=names)["C2"]["verdict"] == verdict
+
+
+@pytest.mark.parametrize(
+    ("names", "verdict"),
+    [
+        (["sparse", "moefication", "exits", "halting"], SUPPORTED),
+        (["sparse", "moefication", "strong_exits"], CONTRADICTED),  # one rival is enough
+        (["poor", "sparse", "moefication"], CONTRADICTED),  # the first is the main one
+        (["attention", "poor", "moefication"], CONTRADICTED),  # of those without projections
+        (["attention", "moefication"], NOT_TESTED),
+    ],
+)
+def test_c2_asks_that_d2dmoe_of_the_ffns_beats_every_baseline(names, verdict):
+    row = verdicts(tables(), tradeoff=names)["C2"]
+    assert row["verdict"] == verdict
+    if verdict != NOT_TESTED:
+        rivals = [v for v in names if VARIANTS[v][0] != "d2dmoe"]
+        assert all(f"minus {rival}: " in row["measured"] for rival in rivals)
+        assert ("no A-ViT (for images)" in row["evidence"]) == ("halting" not in names)
+
+
+def moved(found: dict, variant: str, cost, quality=lambda q: q) -> dict:
+    """The tables with one variant's costs and qualities changed."""
+    points = found["tradeoff"].copy()
+    own = points["variant"] == variant
+    points.loc[own, "relative_value"] = quality(points.loc[own, "relative_value"])
+    points.loc[own, "flops_ratio"] = cost(points.loc[own, "flops_ratio"])
+    return found | {"tradeoff": points}
+
+
+@pytest.mark.parametrize(("slope", "verdict"), [(0.003, SUPPORTED), (0.1, CONTRADICTED)])
+def test_c2_takes_small_differences_for_ties_but_no_curve_that_crosses(slope, verdict):
+    """The rival is worse at half of the cost, and better by up to slope / 10 at 0.8 of it."""
+    found = tables()
+    ours, theirs = (found["tradeoff"]["variant"] == name for name in ("sparse", "exits"))
+    points = found["tradeoff"].copy()
+    cost = points.loc[theirs, "flops_ratio"]
+    gap = np.where(cost < 0.6, -0.01, slope * (cost - 0.7))
+    points.loc[theirs, "relative_value"] = points.loc[ours, "relative_value"].to_numpy() + gap
+    crossing = found | {"tradeoff": points}
+    assert verdicts(crossing, tradeoff=["sparse", "exits"])["C2"]["verdict"] == verdict
+
+
+@pytest.mark.parametrize(
+    ("loss", "verdict"), [(0.1, SUPPORTED), (0.0, CONTRADICTED), (-0.1, CONTRADICTED)]
+)
+def test_c2_compares_at_the_budgets_that_both_reach(loss, verdict):
+    """A rival that is dear to start with; at 0.65 of the cost and above D2DMoE keeps 99.8 %."""
+    found = moved(
+        tables(), "exits", lambda c: 0.65 + 0.35 * (c - 0.37) / 0.63, lambda q: 0.999 - loss + 0 * q
+    )
+    row = verdicts(found, tradeoff=["sparse", "exits"])["C2"]
+    assert row["verdict"] == verdict and "at 0.7 0.8 of the cost only" in row["measured"]
+    assert "exits: nan nan " in row["evidence"]
+
+
+@pytest.mark.parametrize(("loss", "verdict"), [(0.1, SUPPORTED), (-0.1, CONTRADICTED)])
+def test_c2_compares_where_a_baseline_is_if_it_reaches_no_budget(loss, verdict):
+    found = moved(tables(), "halting", lambda c: 0.85 + 0.1 * c, lambda q: 1 - loss + 0 * q)
+    row = verdicts(found, tradeoff=["sparse", "moefication", "halting"])["C2"]
+    assert row["verdict"] == verdict
+    assert "halting: " in row["measured"] and "at 0.887 0.908 0.929 0.95" in row["measured"]
+    assert "quality at 0.887 0.908 0.929 0.95 of the cost: sparse: 0.99" in row["evidence"]
+
+
+def test_c2_is_open_while_a_baseline_cannot_be_compared():
+    """A rival whose every point is cheaper than what D2DMoE can reach."""
+    found = moved(tables(floor=0.9), "exits", lambda c: 0.1 * c)
+    names = ["sparse", "moefication", "exits"]
+    row = verdicts(found, tradeoff=names)["C2"]
+    assert row["verdict"] == NOT_TESTED and "exits: no cost in common" in row["measured"]
+    beaten = moved(found, "moefication", lambda c: c, lambda q: q + 0.2)  # another one decides
+    assert verdicts(beaten, tradeoff=names)["C2"]["verdict"] == CONTRADICTED
 
 
 @pytest.mark.parametrize(
@@ -145,6 +291,46 @@ def test_c3_takes_the_levels_of_alpha_before_the_two_bases_of_figure_2a():
 )
 def test_c4_compares_dynamic_with_static_selection(names, verdict):
     assert verdicts(tables(), selection_rules=names)["C4"]["verdict"] == verdict
+
+
+@pytest.mark.parametrize(
+    ("names", "verdict"),
+    [
+        (["sparse", "classified"], SUPPORTED),
+        (["classified", "sparse"], CONTRADICTED),  # the first is the one that regresses
+        (["sparse", "classified", "attention"], CONTRADICTED),  # of all others
+        (["sparse", "static"], NOT_TESTED),  # another selection rule
+        (["sparse", "moefication"], NOT_TESTED),  # another base
+        (["static", "moefication"], NOT_TESTED),
+        (["sparse"], NOT_TESTED),
+    ],
+)
+def test_c5_compares_routers_of_one_base_and_one_rule(names, verdict):
+    assert verdicts(tables(), routers=names)["C5"]["verdict"] == verdict
+
+
+@pytest.mark.parametrize(
+    ("names", "verdict"),
+    [
+        (["sparse", "attention", "moefication"], SUPPORTED),
+        (["attention", "sparse"], SUPPORTED),  # whatever the legend's order
+        (["sparse", "poor_attention"], CONTRADICTED),
+        (["hopeless", "attention"], SUPPORTED),  # by the curves, as one never keeps 99 %
+        (["hopeless", "poor_attention"], CONTRADICTED),
+        (["attention", "moefication"], NOT_TESTED),
+        (["sparse", "moefication"], NOT_TESTED),
+    ],
+)
+def test_c6_compares_d2dmoe_with_and_without_projections(names, verdict):
+    rows = verdicts(tables(), tradeoff=names)
+    assert rows["C6"]["verdict"] == verdict
+    assert verdicts(tables(), tradeoff=[], phases=names)["C6"] == rows["C6"]
+
+
+def test_c6_compares_with_the_phase_before():
+    phases = ["moefication", "poor", "sparse", "attention"]
+    row = verdicts(tables(), phases=phases)["C6"]
+    assert row["measured"].endswith("of dense quality attention: 81.0%, sparse: 63.0%")
 
 
 MAPS = {"variant": "sparse", "value": 0.5}
@@ -198,3 +384,59 @@ def test_the_numbers_of_the_ledger_are_means_over_seeds():
     both = [verdicts(tables(full=full), expert_sizes=["sparse", "larger"]) for full in (1, 0.98)]
     mean = np.mean([float(r["C8"]["measured"].split(": ")[-1]) for r in both])
     assert float(row["measured"].split(": ")[-1]) == pytest.approx(mean, abs=2e-4)
+
+
+def compressed(quality: float, cost: float, kept: float = 0.995, saved: float = 0.4) -> dict:
+    """A pruned model of a quality and cost, the same trained on, which is better by 0.02, and its
+    conversion, which keeps a share of that at two costs."""
+    rows = []
+    for seed in (0, 1):
+        of = {"task": "t", "seed": seed, "metric": "accuracy", "method": "pruned"}
+        own = of | {"knob": "dense", "flops_ratio": cost}
+        rows += [own | {"variant": "pruned", "relative_value": quality}]
+        rows += [own | {"variant": "pruned_finetuned", "relative_value": quality + 0.02}]
+        of |= {"variant": "converted", "method": "d2dmoe", "knob": "dynamic_k"}
+        for share, best in ((1.03, 1.0), (1 - saved, kept)):
+            point = {"flops_ratio": share * cost, "relative_value": best * (quality + 0.02)}
+            rows.append(of | point | {"knob_value": share})
+    found = tables()
+    return found | {"tradeoff": pd.concat([found["tradeoff"], pd.DataFrame(rows)])}
+
+
+PRUNED = {"pruned": {"converted": "converted", "references": ["pruned", "pruned_finetuned"]}}
+
+
+@pytest.mark.parametrize("quality", [0.6, 0.97])  # it is its own base's that counts
+@pytest.mark.parametrize(
+    ("options", "verdict"),
+    [
+        ({}, SUPPORTED),
+        ({"saved": 0.11}, SUPPORTED),
+        ({"saved": 0.05}, CONTRADICTED),
+        ({"kept": 0.985}, CONTRADICTED),  # 99 % of the base, but not of the base trained on
+    ],
+)
+def test_c10_asks_for_a_saving_on_top_of_the_compressed_models_own(quality, options, verdict):
+    found = compressed(quality, 0.5, **options)
+    row = verdicts(found, more={"bases": PRUNED})["C10"]
+    assert (row["where"], row["verdict"]) == ("t: pruned", verdict)
+    if not options:
+        assert row["measured"].startswith("40.0% of the model's FLOPs saved")
+
+
+def test_c10_has_a_row_for_each_base():
+    alone = {"converted": "converted", "references": ["pruned"]}
+    bases = PRUNED | {"distilled": alone | {"converted": "nothing"}, "pruned_finetuned": alone}
+    cfg = FiguresConfig().model_dump(mode="json")
+    evidence = evidence_of("t", compressed(0.9, 0.5), cfg, "accuracy", bases=bases)
+    rows = [row for row in ledger([evidence]) if row["claim"] == "C10"]
+    assert [row["where"] for row in rows] == ["t: pruned", "t: distilled", "t: pruned_finetuned"]
+    assert [row["verdict"] for row in rows] == [SUPPORTED, NOT_TESTED, SUPPORTED]
+
+
+def test_c10_asks_every_seed():
+    found = compressed(0.9, 0.5)
+    points = found["tradeoff"].reset_index(drop=True)
+    points.loc[(points["variant"] == "converted") & (points["seed"] == 1), "relative_value"] = 0.5
+    row = verdicts(found | {"tradeoff": points}, more={"bases": PRUNED})["C10"]
+    assert row["verdict"] == CONTRADICTED and "not every seed" in row["measured"]

@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from pandas import DataFrame, concat
 
 from d2dmoe.errors import UserError
-from d2dmoe.figures import activity, cost_formula, layers, load_maps, style, tradeoff
+from d2dmoe.figures import activity, cost_formula, layers, load_maps, projections, style, tradeoff
 from d2dmoe.flops import layer_ratio
 
 LABELS = {"a": "D2DMoE", "b": "MoEf."}
@@ -90,9 +91,66 @@ def test_collapsed_points_are_cut_and_counted(table):
 
 
 def test_a_poor_variant_stays_visible(table):
-    poor = points("c", 0, {0.5: 0.2, 1.0: 0.4})
-    bottom, _ = draw(concat([table, poor]), ["a", "c"]).axes[0].get_ylim()
-    assert bottom < 40
+    poor = points("c", 0, {0.5: 0.2, 1.0: 0.76})
+    axes = draw(concat([table, poor]), ["a", "c"]).axes[0]
+    assert axes.get_ylim()[0] == pytest.approx(71)
+    assert axes.get_xlabel().endswith("1 operating point below the axis")
+
+
+def test_a_variant_that_collapses_flattens_no_other_and_is_named(table):
+    alone = draw(table, ["a"]).axes[0].get_ylim()
+    for best in (0.2, 0.74):
+        collapsed = points("c", 0, {0.5: 0.1, 1.0: best})
+        axes = draw(concat([table, collapsed]), ["a", "c"]).axes[0]
+        note = f"2 operating points below the axis\nall of c is below: at most {100 * best:.0f} %"
+        assert axes.get_xlabel().endswith(note)
+        assert axes.get_ylim() == (85, alone[1])
+
+
+@pytest.fixture
+def compressed(table) -> DataFrame:
+    """Beside the curves, models with one operating point and no knob: their costs differ by seed or
+    do not."""
+    same = [points("same", seed, {0.6: 0.96 + 0.02 * seed}) for seed in (0, 1)]
+    other = [points("other", seed, {0.6 + 0.1 * seed: 0.95}) for seed in (0, 1)]
+    return concat([table, *same, *other], ignore_index=True)
+
+
+@pytest.mark.parametrize(
+    ("variant", "cost", "quality", "deviation"),
+    [("same", 0.6, 97.0, np.sqrt(2)), ("other", 0.65, 95.0, 0.0)],
+)
+def test_one_operating_point_is_a_marker_with_its_deviation(
+    compressed, variant, cost, quality, deviation
+):
+    axes = draw(compressed, [variant]).axes[0]
+    marker, _, (error,) = axes.containers[0].lines
+    assert (*marker.get_xdata(), *marker.get_ydata()) == pytest.approx((cost, quality))
+    assert (marker.get_linestyle(), marker.get_marker()) == ("None", style.look(0).marker)
+    (ends,) = error.get_segments()
+    assert list(ends[:, 1]) == pytest.approx([quality - deviation, quality + deviation])
+    assert not [c for c in axes.collections if isinstance(c, PolyCollection)]
+
+
+def test_legend_shows_a_line_for_curves_alone(compressed):
+    (legend,) = draw(compressed, ["same", "a"]).legends
+    lines = {h.get_label(): h.get_linestyle() for h in legend.legend_handles}
+    assert lines["same"] == "None" != lines["D2DMoE"]
+
+
+def test_a_label_of_a_curve_in_any_panel_has_a_line(compressed):
+    labels = {"same": "x", "a": "x"}
+    panels = [panel("t", [name], labels=labels) for name in labels]
+    (legend,) = tradeoff.draw(compressed, panels, "Methods").legends
+    assert legend.legend_handles[0].get_linestyle() != "None"
+
+
+@pytest.mark.parametrize("knob", ["confidence", "depth"])
+def test_knobs_without_experts_have_curves_too(table, knob):
+    rows = table[table["variant"] == "a"].assign(knob=knob, variant="c")
+    rows["knob_value"] = 12 * rows["knob_value"]
+    axes = draw(concat([table, rows]), ["a", "c"]).axes[0]
+    assert (line_of(axes, "c").get_xydata() == line_of(axes, "D2DMoE").get_xydata()).all()
 
 
 @pytest.fixture
@@ -187,6 +245,7 @@ def test_looks_of_variants_differ_in_every_sign():
     for sign in ("colour", "marker", "line"):
         assert len({getattr(look, sign) for look in looks}) == 5
     assert len({style.look(i) for i in range(30)}) == 30
+    assert len({(style.look(i).colour, style.look(i).marker) for i in range(30)}) == 30  # no lines
 
 
 @pytest.fixture
@@ -294,6 +353,33 @@ def test_cost_formula_draws_the_counted_ratio():
     assert min(ratio) == 4  # a quarter of 2 experts is less than one
     assert len(texts(left.get_legend())) == len(cost_formula.SHARES)
     assert len(texts(right.get_legend())) == len(cost_formula.WIDTHS)
+
+
+def overlapping(figure) -> list[tuple[str, str]]:
+    """Pairs of texts that cover each other."""
+    renderer = figure.canvas.get_renderer()
+    boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in figure.axes[0].texts]
+    pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
+    return [(a, b) for (a, first), (b, second) in pairs if first.overlaps(second)]
+
+
+def test_projections_shows_each_map_before_and_after(tmp_path):
+    figure = projections.draw()
+    style.save(figure, tmp_path / "f.png", tmp_path / "f.pdf")
+    drawn = [text.get_text() for text in figure.axes[0].texts]
+    assert all(drawn.count(name) == 2 for name in "QKVO")
+    assert drawn.count("R") == 4 + 2  # the converted maps', the last step's, the key's
+    assert figure.get_figwidth() == style.WIDE
+
+
+def test_projections_has_no_text_over_another_or_the_edge():
+    figure = projections.draw()
+    FigureCanvasAgg(figure)
+    assert overlapping(figure) == []
+    renderer, page = figure.canvas.get_renderer(), figure.bbox
+    for text in figure.axes[0].texts:
+        box = text.get_window_extent(renderer)
+        assert page.x0 < box.x0 and box.x1 < page.x1 and page.y0 < box.y0 and box.y1 < page.y1
 
 
 def test_missing_variants_are_named(table, counts, executed):

@@ -79,7 +79,8 @@ def test_another_alpha_repeats_from_sparsification_on(configured):
 
 
 @pytest.mark.parametrize(
-    "module", ["router.py", "sparsity.py", "figures/activity.py", "claims.py", "data/augment.py"]
+    "module",
+    ["router.py", "sparsity.py", "figures/activity.py", "claims/comparisons.py", "data/augment.py"],
 )
 def test_an_edit_of_a_module_reruns_exactly_the_stages_that_import_it(finished, graph, module):
     """… and what comes after them."""

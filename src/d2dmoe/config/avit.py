@@ -5,10 +5,9 @@ from pydantic import Field
 from d2dmoe.config.training import TrainingConfig
 
 
-class AViTConfig(TrainingConfig):
-    """Fine-tuning of a ViT whose tokens halt; each target depth is a training of its own."""
+class AViTTrainingConfig(TrainingConfig):
+    """Fine-tuning of a ViT whose tokens halt, for any target depth."""
 
-    depth: float = Field(gt=0, description="Target depth: centre of the prior, in blocks from 1 on")
     ponder_weight: float = Field(5e-4, ge=0, description="Weight of the ponder loss, alpha_p")
     prior_weight: float = Field(0.1, ge=0, description="Weight of the prior's KL loss, alpha_d")
     prior_std: float = Field(1.0, gt=0, description="Standard deviation of the prior, in blocks")
@@ -16,3 +15,9 @@ class AViTConfig(TrainingConfig):
     beta: float = Field(
         -10.0, description="Offset of the halting score; low, so that no token halts at first"
     )
+
+
+class AViTConfig(AViTTrainingConfig):
+    """The same for one target depth, of which a variant has several."""
+
+    depth: float = Field(gt=0, description="Centre of the depths' prior, in blocks from 1 on")

@@ -19,6 +19,12 @@ FigureKey = Literal[
     "activations",
     "expert_sizes",
     "phases",
+    "routers",
+    "splits",
+    "router_widths",
+    "pruned",
+    "quantized",
+    "distilled",
 ]
 
 
@@ -58,6 +64,14 @@ class FiguresConfig(Strict):
     activations: Variants = Field([], description="Figure 9c: ReLU or GELU")
     expert_sizes: Variants = Field([], description="Figure 9d: expert sizes")
     layer_thresholds: LayersConfig | None = Field(None, description="Figure 16: thresholds")
+    routers: Variants = Field(
+        [], description="Ablation: what routers predict; regression first, then classification"
+    )
+    splits: Variants = Field([], description="Ablation: how neurons are grouped into experts")
+    router_widths: Variants = Field([], description="Ablation: hidden widths of the routers")
+    pruned: Variants = Field([], description="Figure 6: conversions of pruned models")
+    quantized: Variants = Field([], description="Figure 7: conversions with quantised weights")
+    distilled: Variants = Field([], description="Figure 12: conversions of distilled models")
     labels: dict[FigureKey, dict[Name, str]] = Field(
         {}, description="By figure: names in its legend where they differ from the variants' own"
     )

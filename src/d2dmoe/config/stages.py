@@ -14,6 +14,7 @@ RouterKind = Literal["regression", "classification"]
 ProjectionRole = Literal["q", "k", "v", "o"]
 Rule = Literal["dynamic_k", "top_k", "coverage"]
 
+Rate = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 

@@ -1,5 +1,6 @@
 """Options of the one training loop that every stage uses."""
 
+import math
 from typing import Annotated
 
 from pydantic import Field, model_validator
@@ -46,3 +47,13 @@ class TrainingConfig(Strict):
                 f"accumulate = {self.accumulate} must divide batch_size = {self.batch_size}"
             )
         return self
+
+    def steps_per_epoch(self, samples: int) -> int:
+        """Steps of a pass over so many training samples; a last, smaller batch is left out unless
+        it is the only one."""
+        return max(1, samples // self.batch_size)
+
+    def steps(self, samples: int) -> int:
+        """Steps of the whole training; at least one, unless no epochs are asked for."""
+        total = round(self.epochs * self.steps_per_epoch(samples))
+        return max(total, min(1, math.ceil(self.epochs)))

@@ -5,6 +5,8 @@ from typing import Annotated, Literal
 from pydantic import Field, field_validator, model_validator
 
 from d2dmoe.config.base import Strict
+from d2dmoe.config.bases import QuantizedWeights
+from d2dmoe.config.figures import Name
 from d2dmoe.config.stages import (
     PenaltyMode,
     ProjectionRole,
@@ -69,6 +71,9 @@ class ConversionVariant(Variant):
     method: Literal["d2dmoe", "moefication"] = Field(
         description="moefication: no penalty, classification router, static top-k"
     )
+    base: Name | None = Field(
+        None, description="Which of `bases` is converted; null: the dense model"
+    )
     projections: ProjectionsChange | None = Field(
         None, description="Convert attention projections too, with these changes; {}: with none"
     )
@@ -76,6 +81,9 @@ class ConversionVariant(Variant):
     split: SplitChange = SplitChange()
     router: RouterChange = RouterChange()
     select: Rule | None = Field(None, description="Selection rule; default: the method's own")
+    quantize: QuantizedWeights | None = Field(
+        None, description="Quantise the converted model's weights; null: leave them as they are"
+    )
 
     @model_validator(mode="after")
     def _method_is_itself(self):
@@ -85,6 +93,13 @@ class ConversionVariant(Variant):
             if self.router.kind not in (None, "classification"):
                 raise ValueError("moefication routes by classification: leave router.kind out")
         return self
+
+
+class QuantizedVariant(Variant):
+    """The dense model with quantised weights."""
+
+    method: Literal["quantized"] = Field(description="One operating point: it costs as many FLOPs")
+    quantize: QuantizedWeights
 
 
 class ExitVariant(Variant):
@@ -110,7 +125,8 @@ class HaltingVariant(Variant):
 
 
 VariantConfig = Annotated[
-    ConversionVariant | ExitVariant | HaltingVariant, Field(discriminator="method")
+    ConversionVariant | ExitVariant | HaltingVariant | QuantizedVariant,
+    Field(discriminator="method"),
 ]
 
 

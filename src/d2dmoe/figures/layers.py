@@ -30,7 +30,7 @@ def draw(
     """Mean share of executed experts per layer, one panel per operating point.
 
     Args:
-        layers: rows of `results/tables/layers.csv`.
+        layers: rows of `results/tables/layers.csv`; those of FFNs are drawn.
         task: the task drawn.
         variants: compared in each panel, in the legend's order.
         labels: legend texts by variant; a variant without one is labelled by its name.
@@ -41,7 +41,8 @@ def draw(
     """
     if not values:
         raise UserError(f"no operating points of task '{task}' to draw from {TABLE}")
-    chosen = by_variant(layers, TABLE, task, variants)
+    ffns = layers[layers["role"] == "ffn"]
+    chosen = by_variant(ffns, TABLE, task, variants)
     figure = Figure(figsize=(style.WIDTH, 0.8 + 1.15 * len(values)), layout="constrained")
     panels = figure.subplots(len(values), 1, sharex=True, sharey=True, squeeze=False).ravel()
     offsets = (np.arange(len(chosen)) - (len(chosen) - 1) / 2) * min(0.2, 0.6 / len(chosen))

@@ -39,7 +39,7 @@ INK = "#000000"  # the dense models
 FAINT = "#767676"  # reference lines and notes
 # Okabe and Ito's colours, which colour-blind readers tell apart; black is the dense models'.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P")
+MARKERS = ("o", "s", "^", "D", "v", "P", "<")  # one more than colours: no pair comes back soon
 LINES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (2.5, 1)))
 
 styled = matplotlib.style.context(["default", RC])  # a decorator for functions that draw

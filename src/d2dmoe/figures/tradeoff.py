@@ -1,11 +1,13 @@
-"""Cost against quality: figures 2a (sparsity of the base), 2c (selection rules), 4 (methods), 9b
-(sparsity levels), 9c (activation functions) and 9d (expert sizes).
+"""Cost against quality: figures 2a (sparsity of the base), 2c (selection rules), 4 (methods), 6, 7,
+12 (pruned, quantised and distilled models), 9a (phases), 9b (sparsity levels), 9c (activations), 9d
+(expert sizes); and the ablations of routers and splits.
 
 Seeds reach different costs at the same operating point. So each seed's curve is interpolated on one
-grid of costs, and mean and standard deviation are taken across seeds at equal cost.
+grid of costs, and mean and standard deviation are taken across seeds at equal cost. Models with one
+operating point, like compressed dense ones, are a marker with their deviation.
 """
 
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -20,6 +22,7 @@ from d2dmoe.figures.select import by_variant, count_seeds
 from d2dmoe.figures.style import Look
 
 TABLE = "results/tables/tradeoff.csv"
+OUTLINE = {"markeredgecolor": "white", "markeredgewidth": 0.4}  # single points stand out
 DENSE = {
     "dense": {"marker": "*", "markersize": 9},
     "dense_finetuned": {"marker": "X", "markersize": 7},
@@ -32,6 +35,7 @@ REFERENCES = {  # %: how the line is drawn
 }
 GRID = 200  # costs between the ends of a mean curve, besides the measured ones
 LOWEST = 85.0  # %: cheap points that collapse must not flatten the rest
+COLLAPSED = 25.0  # %: a variant whose best is this much below the best of all lies below the axis
 
 
 class Panel(TypedDict):
@@ -73,7 +77,7 @@ def draw(tradeoff: DataFrame, panels: list[Panel], title: str) -> Figure:
     if columns > 1:
         figure.suptitle(title, fontsize=9)
         figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # inches: keep panels apart
-    style.legend(figure, _handles(looks))
+    style.legend(figure, _handles(looks, _curved(tradeoff, panels)))
     return figure
 
 
@@ -106,6 +110,21 @@ def _looks(panels: list[Panel]) -> dict[str, Look]:
     return {label: style.look(index) for index, label in enumerate(labels)}
 
 
+def _curved(tradeoff: DataFrame, panels: list[Panel]) -> set[str]:
+    """The labels that stand for a curve in some panel, not only for single points."""
+    return {
+        _label(panel, variant)
+        for panel in panels
+        for variant in panel["variants"]
+        if not _single(_of_metric(tradeoff, panel).query("variant == @variant"))
+    }
+
+
+def _single(rows: DataFrame) -> bool:
+    """Whether a variant has one operating point."""
+    return rows.groupby("seed").size().max() == 1
+
+
 def _label(panel: Panel, variant: str) -> str:
     return panel["labels"].get(variant, variant)
 
@@ -121,13 +140,15 @@ def _panel(axes: Axes, tradeoff: DataFrame, panel: Panel, looks: dict[str, Look]
     dense = by_variant(rows, TABLE, panel["task"], list(DENSE))
     for variant, points in chosen.items():
         label = _label(panel, variant)
-        _curve(axes, points, label, looks[label])
+        if _single(points):
+            _point(axes, points, label=label, **_single_marker(looks[label]))
+        else:
+            _curve(axes, points, label, looks[label])
     for name, points in dense.items():
-        _dense(axes, points, name)
+        _point(axes, points, **_dense_marker(name))
     for quality, line in REFERENCES.items():
         axes.axhline(quality, color=style.FAINT, zorder=0, **line)
-    below = _limit(axes, chosen | dense)
-    note = f"\n{below} operating point{'s' * (below > 1)} below the axis" if below else ""
+    note = _limit(axes, chosen | dense, panel)
     axes.set_xlabel("FLOPs relative to the dense model (multiply–add = 2)" + note)
     axes.set_ylabel(_shown(panel["metric"]))
     return count_seeds(chosen | dense)
@@ -159,45 +180,65 @@ def _curve(axes: Axes, rows: DataFrame, label: str, look: Look) -> None:
         band = {"color": look.colour, "alpha": 0.18, "linewidth": 0}
         axes.fill_between(ratios, mean - deviation, mean + deviation, **band)
     points = _points(rows)
-    marker = {"color": look.colour, "marker": look.marker, "linestyle": ""}
-    axes.plot(points["flops_ratio"], 100 * points["relative_value"], **marker)
+    axes.plot(points["flops_ratio"], 100 * points["relative_value"], **_marker(look))
 
 
 def _points(rows: DataFrame) -> DataFrame:
-    """Operating points: mean over seeds of cost and quality."""
-    return rows.groupby("knob_value")[["flops_ratio", "relative_value"]].mean()
+    """Operating points: mean over seeds of cost and quality; models without a knob have one."""
+    return rows.groupby("knob_value", dropna=False)[["flops_ratio", "relative_value"]].mean()
 
 
-def _dense(axes: Axes, rows: DataFrame, name: str) -> None:
+def _point(axes: Axes, rows: DataFrame, **marker: Any) -> None:
+    """A single operating point, with the sample standard deviation over seeds."""
     quality = 100 * rows["relative_value"]
     deviation = quality.std() if len(quality) > 1 else 0.0
-    error = {"yerr": deviation, "elinewidth": 0.8, "capsize": 2, "ecolor": style.INK}
-    axes.errorbar(rows["flops_ratio"].mean(), quality.mean(), **error, **_dense_marker(name))
+    error = {"yerr": deviation, "elinewidth": 0.8, "capsize": 2, "ecolor": marker["color"]}
+    axes.errorbar(rows["flops_ratio"].mean(), quality.mean(), **error, **marker)
 
 
-def _dense_marker(name: str) -> dict:
-    outline = {"markeredgecolor": "white", "markeredgewidth": 0.4}
-    return {"color": style.INK, "linestyle": "", "zorder": 4} | outline | DENSE[name]
+def _marker(look: Look) -> dict[str, Any]:
+    return {"color": look.colour, "marker": look.marker, "linestyle": ""}
 
 
-def _handles(looks: dict[str, Look]) -> list[Line2D]:
+def _single_marker(look: Look) -> dict[str, Any]:
+    return _marker(look) | OUTLINE | {"markersize": 5.5, "zorder": 3}
+
+
+def _dense_marker(name: str) -> dict[str, Any]:
+    return {"color": style.INK, "linestyle": "", "zorder": 4} | OUTLINE | DENSE[name]
+
+
+def _handles(looks: dict[str, Look], curved: set[str]) -> list[Line2D]:
     """The legend's entries."""
-    curves = [style.handle(label, look) for label, look in looks.items()]
+    ours = [
+        style.handle(label, look)
+        if label in curved
+        else Line2D([], [], label=label, **_single_marker(look))
+        for label, look in looks.items()
+    ]
     dense = [Line2D([], [], label=DENSE_LABELS[name], **_dense_marker(name)) for name in DENSE]
     lines = [Line2D([], [], color=style.FAINT, **line) for line in REFERENCES.values()]
-    return curves + dense + lines
+    return ours + dense + lines
 
 
-def _limit(axes: Axes, tables: dict[str, DataFrame]) -> int:
-    """Keep the range of interest readable, and the best part of every variant visible.
+def _limit(axes: Axes, tables: dict[str, DataFrame], panel: Panel) -> str:
+    """Keep the range of interest readable, and the best part of every variant visible that does not
+    collapse as a whole.
 
     Returns:
-        How many operating points lie below the axis.
+        What lies below the axis, as lines under its label.
     """
     quality = {name: 100 * rows["relative_value"] for name, rows in tables.items()}
+    best = {name: q.max() for name, q in quality.items()}
+    highest = max(best.values())
+    collapsed = {name: q for name, q in best.items() if q < highest - COLLAPSED}
     worst = min(q.min() for q in quality.values())
-    lowest = min(LOWEST, min(q.max() for q in quality.values()) - 5)
-    bottom = max(worst - 0.5, lowest)
-    axes.set_ylim(bottom, max(100, max(q.max() for q in quality.values())) + 0.8)
+    bottom = max(worst - 0.5, min(LOWEST, min(best[n] for n in best.keys() - collapsed) - 5))
+    axes.set_ylim(bottom, max(100, highest) + 0.8)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
-    return sum(int((100 * _points(r)["relative_value"] < bottom).sum()) for r in tables.values())
+    below = sum(int((100 * _points(r)["relative_value"] < bottom).sum()) for r in tables.values())
+    lines = [f"{below} operating point{'s' * (below > 1)} below the axis"] if below else []
+    lines += [
+        f"all of {_label(panel, v)} is below: at most {q:.0f} %" for v, q in collapsed.items()
+    ]
+    return "".join(f"\n{line}" for line in lines)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from d2dmoe.attention import ROLES
 from d2dmoe.config.model import ModelConfig
 from d2dmoe.errors import CheckpointError
 from d2dmoe.surgery import find
@@ -42,8 +43,31 @@ def build_model(architecture: str, options: dict[str, Any]) -> nn.Module:
 def separate_projections(architecture: str, model: nn.Module) -> nn.Module:
     """Give every attention of a model, in place, its maps Q, K, V and O as modules of the type
     `attention.Projection`, of which fused ones are taken apart; returns the model, its outputs as
-    before."""
+    before. A model in which they are modules already stays as it is."""
+    if any(getattr(module, "role", None) in ROLES for module in model.modules()):
+        return model
     return _architecture(architecture).separate_projections(model)
+
+
+def count_heads(architecture: str, model: nn.Module) -> int:
+    """Heads of each attention of a model with separate projections.
+
+    Raises:
+        CheckpointError: heads cannot be removed from the architecture.
+    """
+    kind, attribute = _heads(architecture)
+    return getattr(next(iter(find(model, kind).values())), attribute)
+
+
+def set_heads(architecture: str, model: nn.Module, heads: int) -> None:
+    """Tell every attention, in place, how many heads its projections hold.
+
+    Raises:
+        CheckpointError: heads cannot be removed from the architecture.
+    """
+    kind, attribute = _heads(architecture)
+    for attention in find(model, kind).values():
+        setattr(attention, attribute, heads)
 
 
 def blocks_of(architecture: str, model: nn.Module) -> dict[str, nn.Module]:
@@ -60,6 +84,16 @@ def blocks_of(architecture: str, model: nn.Module) -> dict[str, nn.Module]:
             "vit and bert have one."
         )
     return find(model, block)
+
+
+def _heads(architecture: str) -> tuple[type[nn.Module], str]:
+    heads = getattr(_architecture(architecture), "HEADS", None)
+    if heads is None:
+        raise CheckpointError(
+            f"heads of the architecture '{architecture}' cannot be removed, those of vit and bert "
+            "can; prune its neurons alone (heads: 0)."
+        )
+    return heads
 
 
 def _architecture(name: str) -> ModuleType:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from transformers import BertForSequenceClassification
-from transformers.models.bert.modeling_bert import BertAttention, BertLayer
+from transformers.models.bert.modeling_bert import BertAttention, BertLayer, BertSelfAttention
 
 from d2dmoe.attention import mark_projections
 from d2dmoe.config.model import BertConfig
@@ -17,6 +17,7 @@ from d2dmoe.models import pretrained
 from d2dmoe.surgery import find
 
 BLOCK = BertLayer  # gives [batch, tokens, d_model], the first token is what classifies
+HEADS = (BertSelfAttention, "num_attention_heads")  # what knows their number, and its name there
 PROJECTIONS = {"q": "self.query", "k": "self.key", "v": "self.value", "o": "output.dense"}
 
 

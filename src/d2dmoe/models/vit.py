@@ -20,6 +20,7 @@ from d2dmoe.surgery import replace
 from d2dmoe.tensors import load_tensors
 
 BLOCK = EncoderBlock  # gives [batch, tokens, d_model], the class token first
+HEADS = (SelfAttention, "heads")  # what knows their number, and its name there
 HEAD = ("heads.head.weight", "heads.head.bias")  # the classifier's names in torchvision
 
 

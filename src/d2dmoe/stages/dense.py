@@ -8,16 +8,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from d2dmoe.checkpoint import ModelSpec, Trained, load_dense_model
+from d2dmoe.checkpoint import Trained, fresh_model, load_dense_model
 from d2dmoe.config.model import ModelConfig
 from d2dmoe.config.training import TrainingConfig
 from d2dmoe.data import Batch, open_split
 from d2dmoe.evaluate import validation_metrics
 from d2dmoe.inputs import logits_of
-from d2dmoe.models import create_model
 from d2dmoe.run import Run
 from d2dmoe.seeding import seed_for
-from d2dmoe.sparsity import set_activation
 from d2dmoe.training import Losses, TrainingBatches, cross_entropy_loss, fit
 
 
@@ -29,14 +27,7 @@ def train_dense(model_cfg: ModelConfig, cfg: TrainingConfig, data: Path, run: Ru
     """
     about = open_split(data, "train").about
     torch.manual_seed(seed_for("weights", run.seed))
-    options, model = create_model(model_cfg, about)
-    activation = None
-    if model_cfg.activation == "relu":
-        activation = "relu"
-        set_activation(model, activation)
-    spec = ModelSpec(
-        architecture=model_cfg.architecture, options=options, data=about, activation=activation
-    )
+    model, spec = fresh_model(model_cfg, about)
     return model, spec, fit_task(model, cfg, data, run, "dense")
 
 

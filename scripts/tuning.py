@@ -1,0 +1,9 @@
+from pathlib import Path
+
+from d2dmoe.csvfile import write_rows
+from d2dmoe.fairness import tuning
+from d2dmoe.job import job
+
+with job(snakemake):
+    rows = tuning(snakemake.params.entries, snakemake.params.metric)
+    write_rows(Path(snakemake.output[0]), rows)

@@ -1,0 +1,113 @@
+"""What a claim is decided by: the tables of one task, and which variants play which part."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from d2dmoe.tables import cheapest, quality_at
+
+KEPT = 0.99  # of the dense quality: no significant loss
+BY_LAYER = ("activity", "layers")  # tables of methods that have experts
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The tables of one task of a suite; methods without experts have no rows in some of them."""
+
+    task: str
+    tradeoff: pd.DataFrame  # of the task's main metric
+    activity: pd.DataFrame
+    layers: pd.DataFrame
+    patch_load: pd.DataFrame
+    roles: dict[str, list[str]]  # figure: variants
+    projections: Sequence[str]  # variants that convert attention projections too
+    bases: Mapping[str, Mapping[str, Any]]  # compressed models; see `evidence_of`
+    elsewhere: Mapping[str, Sequence[str]]  # other suite: figures that it draws of the task
+
+    def points(self, variant: str) -> pd.DataFrame:
+        """A variant's operating points, all seeds."""
+        return self.tradeoff[self.tradeoff["variant"] == variant]
+
+    def mean(self, variant: str, measure: Callable[[pd.DataFrame], float]) -> float:
+        """Mean over seeds of a measure of the variant's curve."""
+        return float(np.mean([measure(p) for _, p in self.points(variant).groupby("seed")]))
+
+    def quality(self, variant: str, ratio: float) -> float:
+        """Mean over seeds of the relative quality at a budget."""
+        return self.mean(variant, lambda points: quality_at(points, ratio))
+
+    def saving_cost(self, variant: str) -> float:
+        """Mean over seeds of the cheapest `flops_ratio` without significant loss; NaN if some seed
+        has none."""
+        return self.mean(variant, lambda points: cheapest(points, KEPT))
+
+    def knob(self, variant: str) -> str:
+        """What a variant's operating points differ in."""
+        return self.points(variant)["knob"].iloc[0]
+
+    def of_methods(self, figure: str, *methods: str) -> list[str]:
+        """The variants of a figure that belong to some methods, in the legend's order."""
+        found = self.tradeoff.drop_duplicates("variant").set_index("variant")["method"]
+        return [v for v in self.roles.get(figure, []) if found.get(v) in methods]
+
+    @property
+    def main(self) -> str | None:
+        """The first D2DMoE of the cost–quality figure whose FFNs alone are converted."""
+        ours = self.of_methods("tradeoff", "d2dmoe")
+        return next((v for v in ours if v not in self.projections), None)
+
+    def floor(self, variant: str) -> float:
+        """`flops_ratio` that is left when no expert runs.
+
+        The cost is linear in the executed share of the FFNs, and of each attention projection.
+        """
+        layers = self.layers[self.layers["variant"] == variant]
+        roles = layers["role"] if "role" in layers else pd.Series("ffn", layers.index)
+        share = layers.assign(share=layers["experts"] / layers["num_experts"], role=roles)
+        share = share.pivot_table("share", ["seed", "knob_value"], "role")  # mean over layers
+        cost = self.points(variant).set_index(["seed", "knob_value"])["flops_ratio"]
+        joined = share.join(cost, how="inner")
+        known = joined.drop(columns="flops_ratio").assign(floor=1.0)
+        fit = np.linalg.lstsq(known.to_numpy(), joined["flops_ratio"].to_numpy(), rcond=None)[0]
+        return float(fit[-1])
+
+
+def evidence_of(
+    task: str,
+    tables: dict[str, pd.DataFrame],
+    figures: dict[str, Any],
+    metric: str,
+    projections: Sequence[str] = (),
+    bases: Mapping[str, Mapping[str, Any]] | None = None,
+    elsewhere: Mapping[str, Sequence[str]] | None = None,
+) -> Evidence:
+    """The evidence of one task.
+
+    Args:
+        task: its name.
+        tables: tradeoff and, as far as there are any, activity, layers and patch_load; all tasks'.
+        figures: the task's `figures` options, which name the variants of each comparison.
+        metric: the task's main metric.
+        projections: variants that convert attention projections too.
+        bases: by the name of a compressed model, `converted`: the variant that it was converted
+            into, and `references`: its rivals for the better dense quality, like itself fine-tuned.
+        elsewhere: by the name of another suite, the keys of the `figures` that it draws of the
+            task.
+    """
+    tables = {name: pd.DataFrame(columns=["task", "variant"]) for name in BY_LAYER} | tables
+    own = {name: table[table["task"] == task] for name, table in tables.items()}
+    own["tradeoff"] = own["tradeoff"][own["tradeoff"]["metric"] == metric]
+    roles = {key: value for key, value in figures.items() if isinstance(value, list)}
+    if not (figures.get("load_maps") or {}).get("foreground"):
+        own["patch_load"] = pd.DataFrame()
+    return Evidence(
+        task,
+        **own,
+        roles=roles,
+        projections=projections,
+        bases=bases or {},
+        elsewhere=elsewhere or {},
+    )

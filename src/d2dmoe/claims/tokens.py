@@ -1,0 +1,62 @@
+"""Claims about differences between tokens and layers: C4 (selection per token) and C7 (where the
+compute goes).
+"""
+
+import numpy as np
+import pandas as pd
+
+from d2dmoe.claims.evidence import Evidence
+from d2dmoe.claims.findings import CONTRADICTED, Finding, beats, untested, verdict_of
+
+VARIES = 0.1  # standard deviation / mean: below it, tokens are alike
+DIFFERS = 1.1  # largest / smallest share of executed experts of the layers
+
+
+def dynamic_selection(e: Evidence) -> Finding:
+    """C4: active neurons vary between tokens, and dynamic-k beats top-k with the same routers."""
+    names = e.of_methods("selection_rules", "d2dmoe")
+    dynamic = next((v for v in names if e.knob(v) == "dynamic_k"), None)
+    static = next((v for v in names if e.knob(v) == "top_k"), None)
+    if dynamic is None or static is None:
+        return untested("needs one router with dynamic_k and with top_k")
+    activity = e.activity[e.activity["variant"] == dynamic]
+    if activity.empty:
+        return untested(f"no counts of active neurons of {dynamic}")
+    spread = _spread_of_active(activity)
+    finding = beats(e, dynamic, [static], "same model, same routers")
+    varies = f"active neurons per token vary by {spread:.0%} (standard deviation / mean)"
+    return finding._replace(
+        measured=f"{varies}; {finding.measured}",
+        verdict=finding.verdict if spread > VARIES else CONTRADICTED,
+    )
+
+
+def where_compute_goes(e: Evidence) -> Finding:
+    """C7: objects in images get more experts than the background, and layers differ."""
+    table = e.patch_load
+    layers = e.layers[e.layers["variant"] == e.main]
+    if table.empty or layers.empty:
+        return untested("no load maps with a known foreground")
+    on_object = table.loc[table["object_share"] >= 0.5, "load"].mean()
+    background = table.loc[table["object_share"] == 0, "load"].mean()
+    values = sorted(layers["knob_value"].unique())
+    value = values[len(values) // 2]
+    share = layers[layers["knob_value"] == value].eval("experts / num_experts")
+    by_layer = share.groupby(layers["layer"]).mean()
+    measured = (
+        f"{on_object:.1%} of the experts on object patches, {background:.1%} on background; "
+        f"{by_layer.min():.0%} to {by_layer.max():.0%} by layer at {value}"
+    )
+    holds = on_object > background and by_layer.max() > DIFFERS * by_layer.min()
+    return Finding(measured, verdict_of(holds), "patch_load.csv, layers.csv")
+
+
+def _spread_of_active(activity: pd.DataFrame) -> float:
+    """Standard deviation over tokens divided by the mean, averaged over layers and seeds."""
+
+    def of_layer(rows: pd.DataFrame) -> float:
+        mean = np.average(rows["active"], weights=rows["tokens"])
+        variance = np.average((rows["active"] - mean) ** 2, weights=rows["tokens"])
+        return float(np.sqrt(variance) / mean)
+
+    return float(np.mean([of_layer(rows) for _, rows in activity.groupby(["seed", "layer"])]))

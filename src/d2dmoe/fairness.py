@@ -1,0 +1,106 @@
+"""What every method was given: steps, samples, learning rates tried, wall time.
+
+A comparison is worth nothing if a baseline was starved. `fairness.csv` says what each method had
+beyond the dense model that all share; `tuning.csv` what every learning rate tried came to, on
+validation samples.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from d2dmoe.config.training import TrainingConfig
+from d2dmoe.tables import area, quality_at, tradeoff
+
+BUDGETS = (0.5, 0.6, 0.7, 0.8)  # of the dense cost, at which trials are compared
+
+
+def fairness(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row per task and variant.
+
+    Args:
+        entries: one per task, variant, seed and training: task, method, variant, seed, lr (peak
+            rate of the longest stage), rates (those tried), about (path of `dataset.json`), and
+            stages: dicts of stage, epochs, batch_size and benchmark (path of its job's record). A
+            method that needs a training for every operating point has several entries a seed.
+
+    Returns:
+        Rows task, method, variant, seeds, trainings (per seed), stages, epochs, steps and samples
+        (of one training), lr, rates_tried, wall_s_mean and wall_s_std (over seeds, of all trainings
+        of a seed together, in seconds). Stages that variants share count for each of them.
+    """
+    frame = pd.DataFrame([_training(entry) for entry in entries])
+    rows = []
+    for keys, group in frame.groupby(["task", "method", "variant"], sort=False):
+        walls = group.groupby("seed")["wall_s"].agg(["sum", "size"])
+        common = group.iloc[0].drop(["task", "method", "variant", "seed", "wall_s"])
+        rows.append(
+            dict(zip(("task", "method", "variant"), keys, strict=True))
+            | {"seeds": len(walls), "trainings": int(walls["size"].max())}
+            | common.to_dict()
+            | {"wall_s_mean": round(float(walls["sum"].mean()), 1)}
+            | {"wall_s_std": round(float(walls["sum"].std()), 1)}  # empty for one seed
+        )
+    return rows
+
+
+def _training(entry: dict[str, Any]) -> dict[str, Any]:
+    """What one training had."""
+    samples = json.loads(Path(entry["about"]).read_text())["sizes"]["train"]
+    stages = {stage["stage"]: _steps(stage, samples) for stage in entry["stages"]}
+    seen = sum(_steps(s, samples) * s["batch_size"] for s in entry["stages"])
+    row = {key: entry[key] for key in ("task", "method", "variant", "seed")}
+    return row | {
+        "stages": " ".join(f"{name}:{steps}" for name, steps in stages.items() if steps),
+        "epochs": round(sum(stage["epochs"] for stage in entry["stages"]), 4),
+        "steps": sum(stages.values()),
+        "samples": seen,
+        "lr": entry["lr"],
+        "rates_tried": " ".join(f"{rate:g}" for rate in entry["rates"]),
+        "wall_s": sum(_wall(stage["benchmark"]) for stage in entry["stages"]),
+    }
+
+
+def _steps(stage: dict[str, Any], samples: int) -> int:
+    cfg = TrainingConfig(epochs=stage["epochs"], lr=1.0, batch_size=stage["batch_size"])
+    return cfg.steps(samples)
+
+
+def _wall(path: str) -> float:
+    """Seconds that a job took; of one that was interrupted, those of its last attempt."""
+    return json.loads(Path(path).read_text().splitlines()[-1])["s"]
+
+
+def tuning(entries: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
+    """What every learning rate of every variant came to on validation samples.
+
+    Args:
+        entries: as for `tables.tradeoff`, each with lr and chosen (whether the variant has it); the
+            dense models' points are the reference, those fine-tuned at any rate among them.
+        metric: the task's main metric.
+
+    Returns:
+        Rows task, method, variant, lr, chosen, best (the variant's largest area), metric, seeds,
+        area (under quality against cost), quality_at_dearest (operating point), quality_at_0.5 …
+        quality_at_0.8, means over seeds each.
+    """
+    points = pd.DataFrame(tradeoff(list(entries), [metric]))
+    points = points[points["lr"] > 0]
+    keys = ["task", "method", "variant", "lr", "chosen", "metric"]
+    rows = []
+    for values, group in points.groupby(keys, sort=False):
+        seeds = [_measures(own) for _seed, own in group.groupby("seed")]
+        means = {name: float(np.mean([m[name] for m in seeds])) for name in seeds[0]}
+        rows.append(dict(zip(keys, values, strict=True)) | {"seeds": len(seeds)} | means)
+    best = pd.DataFrame(rows).groupby("variant")["area"].transform("max")
+    return [row | {"best": bool(row["area"] == top)} for row, top in zip(rows, best, strict=True)]
+
+
+def _measures(points: pd.DataFrame) -> dict[str, float]:
+    dearest = points.sort_values("flops_ratio")["relative_value"].iloc[-1]
+    budgets = {f"quality_at_{ratio}": quality_at(points, ratio) for ratio in BUDGETS}
+    return {"area": area(points), "quality_at_dearest": float(dearest)} | budgets
