@@ -253,7 +253,9 @@ def compressed_bases(suite, task):
     found = {}
     for base in cfg.bases_of(suite):
         converted = [name for name, x in d2dmoe.items() if x.base == base]
-        found |= {base: {"converted": x, "references": [base, f"{base}{FINETUNED}"]} for x in converted}
+        found |= {
+            base: {"converted": x, "references": [base, f"{base}{FINETUNED}"]} for x in converted
+        }
     quantized = [name for name, x in variants.items() if x.method == "quantized"]
     for name in quantized:
         converted = [x for x in d2dmoe if d2dmoe[x].quantize == variants[name].quantize]
