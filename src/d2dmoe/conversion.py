@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from d2dmoe.baselines.avit import add_halting
 from d2dmoe.baselines.ztw import add_exits
 from d2dmoe.checkpoint import ModelSpec, dense_model, load_weights, read_model
+from d2dmoe.compression.quantize import quantize_weights
 from d2dmoe.ffn import FFN
 from d2dmoe.moe import MoE, skip_padding, split_ffn
 from d2dmoe.router import Router
@@ -44,8 +45,6 @@ def build(spec: ModelSpec) -> nn.Module:
     if spec.halting is not None:
         add_halting(model, spec.halting.gamma, spec.halting.beta)
     if spec.quantized is not None:
-        from d2dmoe.compression.quantize import quantize_weights  # slow to import, by torchao
-
         quantize_weights(spec.architecture, model)
     return model
 

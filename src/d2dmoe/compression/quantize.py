@@ -14,21 +14,14 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization.observer import PerChannelMinMaxObserver
 from torch.nn.utils.parametrize import register_parametrization
-from torchao.quantization.quant_primitives import (
-    MappingType,
-    choose_qparams_affine_with_min_max,
-    dequantize_affine,
-    quantize_affine,
-)
 
 from d2dmoe.models import separate_projections
 from d2dmoe.moe import MoE
 
 LARGEST = 127
 """Of |q|; −128 is left out, which would make the range unsymmetric."""
-
-RANGE = {"quant_min": -LARGEST, "quant_max": LARGEST}
 
 
 class Int8(nn.Module):
@@ -39,22 +32,27 @@ class Int8(nn.Module):
         holds; the others are those of its outputs."""
         super().__init__()
         self.summed = summed
-        self.block = tuple(n if i in summed else 1 for i, n in enumerate(weight.shape))
+        self.outputs = tuple(i for i in range(weight.ndim) if i not in summed)
 
     def right_inverse(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """q, int8 of the weight's shape, and s, of the shape of the outputs."""
-        # Not choose_qparams_affine, which takes one scale for all where outputs have one weight.
-        ends = weight.amin(self.summed), weight.amax(self.summed)
-        scale, zero = choose_qparams_affine_with_min_max(
-            *ends, MappingType.SYMMETRIC, self.block, torch.int8, **RANGE
+        """q, int8 of the weight's shape, and s, of the same but for 1 where it holds along."""
+        rows = weight.permute(*self.outputs, *self.summed).flatten(len(self.outputs))
+        observer = PerChannelMinMaxObserver(
+            dtype=torch.qint8,
+            qscheme=torch.per_channel_symmetric,
+            quant_min=-LARGEST,
+            quant_max=LARGEST,
         )
-        return quantize_affine(weight, self.block, scale, zero, torch.int8, **RANGE), scale
+        observer(rows.flatten(0, -2))
+        scale, _zero = observer.calculate_qparams()
+        shape = [1 if i in self.summed else n for i, n in enumerate(weight.shape)]
+        scale = scale.to(weight).view(shape)
+        q = (weight / scale).round().clamp(-LARGEST, LARGEST)
+        return q.to(torch.int8), scale
 
     def forward(self, q: Tensor, scale: Tensor) -> Tensor:
         """The weight that the parametrised module computes with."""
-        return dequantize_affine(
-            q, self.block, scale, None, torch.int8, **RANGE, output_dtype=scale.dtype
-        )
+        return q * scale
 
 
 def quantize_weights(architecture: str, model: nn.Module) -> nn.Module:
