@@ -1,10 +1,24 @@
 """Attention projections: taken apart exactly, replaced by MLPs, converted like FFNs."""
 
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
-from small import SPEC, make_dense, make_images, randomise
-from small_language import ABOUT_OF, CAUSAL, TINY, language_spec, make_language, make_tokens
+from small import ABOUT, SPEC, make_dense, make_images, randomise
+from small_language import (
+    CAUSAL,
+    TINY,
+    language_spec,
+    make_corpus_split,
+    make_language,
+    make_text_split,
+    make_tokens,
+)
 from torch import nn
+from torch.nn.functional import pad
 
 from d2dmoe.attention import (
     ROLES,
@@ -15,10 +29,21 @@ from d2dmoe.attention import (
     projection_mlps,
     replace_projections,
 )
-from d2dmoe.checkpoint import ProjectionsSpec, RouterSpec, dense_model, load_dense_model, save_model
+from d2dmoe.checkpoint import (
+    ModelSpec,
+    ProjectionsSpec,
+    PrunedSpec,
+    RouterSpec,
+    dense_model,
+    load_dense_model,
+    read_model,
+    save_model,
+)
 from d2dmoe.config.stages import ProjectionsConfig, RouterConfig, SparsifyConfig, SplitConfig
 from d2dmoe.conversion import add_routers, build, load_model, to_moe
-from d2dmoe.evaluate import evaluate_routed
+from d2dmoe.data import Split, TextSplit
+from d2dmoe.errors import CheckpointError
+from d2dmoe.evaluate import evaluate_dense, evaluate_routed
 from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
 from d2dmoe.flops import ffn_flops, model_cost, router_flops
@@ -27,7 +52,9 @@ from d2dmoe.models import separate_projections
 from d2dmoe.moe import MoE, set_selection
 from d2dmoe.run import Run
 from d2dmoe.sparsity import penalty, watch_activations
+from d2dmoe.stages import dense, projections, routers, sparsify
 from d2dmoe.stages.projections import convert_projections
+from d2dmoe.stages.split import split
 from d2dmoe.surgery import find
 
 ARCHITECTURES = ["vit", *TINY]
@@ -39,7 +66,7 @@ def make_model(name: str) -> nn.Module:
     return make_dense() if name == "vit" else make_language(name)
 
 
-def spec_of(name: str, **changes):
+def spec_of(name: str, **changes) -> ModelSpec:
     return SPEC.with_(**changes) if name == "vit" else language_spec(name, **changes)
 
 
@@ -170,14 +197,14 @@ def test_cost_of_all_parts(name):
     linear, sample = make_model(name), {k: v[:1] for k, v in make_batch(name).items()}
     before = model_cost(linear, sample)
     separate_projections(name, linear)
-    projections = [p for p in find(linear, Projection).values()]
-    maps = 2 * sum(p.in_features * p.out_features for p in projections) * before.tokens
+    maps = [p.in_features * p.out_features for p in find(linear, Projection).values()]
+    linear_flops = 2 * sum(maps) * before.tokens
     model = with_mlps(name)
     mlps = [f for f in find(model, FFN).values() if f.role != "ffn"]
     widths = [ffn_flops(f.d_model, f.d_ff, d_out=f.d_out) for f in mlps]
     cost = model_cost(model, sample)
-    assert cost.fixed == before.fixed - maps
-    assert cost.dense == before.dense - maps + sum(widths) * before.tokens
+    assert cost.fixed == before.fixed - linear_flops
+    assert cost.dense == before.dense - linear_flops + sum(widths) * before.tokens
     routed = add_routers(split_all(model), "regression", width=6, projection_width=2)
     moes = find(routed, MoE).values()
     routers = sum(router_flops(m.d_model, 6 if m.role == "ffn" else 2, m.num_experts) for m in moes)
@@ -185,10 +212,13 @@ def test_cost_of_all_parts(name):
     assert model_cost(routed, sample).total(executed) == cost.dense + routers * before.tokens
 
 
+@pytest.mark.parametrize("routed", [False, True])
 @pytest.mark.parametrize("name", CAUSAL)
-def test_generation_with_a_cache_equals_that_without(name):
-    model = add_routers(split_all(with_mlps(name)), "regression", 6, 2).eval()
-    set_selection(model, "dynamic_k", 0.5)
+def test_generation_with_a_cache_equals_that_without(name, routed):
+    model = with_mlps(name)
+    if routed:
+        model = add_routers(split_all(model), "regression", 6, 2).eval()
+        set_selection(model, "dynamic_k", 0.5)
     prompt = make_tokens(2, 4)
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     options["attention_mask"] = torch.ones_like(prompt)
@@ -223,3 +253,255 @@ def test_the_clamped_penalty_measures_projections_by_their_relu():
     for ffn, layer in zip(find(model, FFN).values(), layers.values(), strict=True):
         a = layer.hidden if ffn.role != "ffn" else (layer.pre + 10).clamp(min=0)
         assert penalty("gelu_clamped", [layer]) == a.sum(-1).mean()
+
+
+# The stage, and those after it.
+
+DATA = Path("unused")
+RUN = Run(seed=0, device=CPU)
+SPLITS = {
+    "vit": dataclasses.replace(make_images(12), about=ABOUT),
+    "bert": make_text_split(),
+    "gpt2": make_corpus_split(6),
+    "gemma": make_corpus_split(6),
+}
+OPTIONS = {"epochs": 1.5, "lr": 0.01, "batch_size": 3}
+IMITATION = ProjectionsConfig(**OPTIONS | {"epochs": 15}, multiple=4)
+SHORT = ProjectionsConfig(**OPTIONS, multiple=4)
+WIDTH_OF = {"vit": (8, 8), "bert": (8, 8), "gpt2": (8, 8), "gemma": (8, 4)}  # of q and o; k and v
+
+
+def read_from(samples: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every stage read these samples in place of prepared files."""
+    for module in (dense, projections, sparsify, routers):
+        monkeypatch.setattr(module, "open_split", lambda _folder, _part: samples)
+
+
+@pytest.fixture
+def parents(monkeypatch, tmp_path) -> Callable[..., Path]:
+    """Saves a dense model; every stage reads the small split of its name."""
+
+    def save(name: str, samples: Split | None = None) -> Path:
+        read_from(samples or SPLITS[name], monkeypatch)
+        save_model(tmp_path / name, make_model(name), spec_of(name))
+        return tmp_path / name
+
+    return save
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def chain(request, tmp_path_factory) -> SimpleNamespace:
+    """A conversion with attention projections, from a dense model to the routers."""
+    name, folder = request.param, tmp_path_factory.mktemp(request.param)
+    paths = {stage: folder / stage for stage in ("dense", "mlps", "sparse", "split", "routed")}
+    history, made = {}, {}
+
+    def save(stage: str, model: nn.Module, spec: ModelSpec, rows: list[dict] = ()) -> None:
+        save_model(paths[stage], model, spec)
+        history[stage], made[stage] = rows, (model.eval(), spec)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        read_from(SPLITS[name], monkeypatch)
+        save("dense", make_model(name), spec_of(name))
+        save("mlps", *convert_projections(paths["dense"], IMITATION, DATA, RUN))
+        cfg = SparsifyConfig(mode="relu_hoyer", alpha=0.01, **OPTIONS)
+        save("sparse", *sparsify.sparsify(paths["mlps"], cfg, DATA, RUN))
+        save("split", *split(paths["sparse"], SplitConfig(expert_size=4, projection_expert_size=2), 0))
+        cfg = RouterConfig(width=6, projection_width=3, **OPTIONS)
+        save("routed", *routers.train_routers(paths["split"], cfg, DATA, RUN))
+    return SimpleNamespace(name=name, paths=paths, history=history, made=made)
+
+
+def test_the_error_of_the_imitation_falls_and_so_does_its_loss(chain):
+    rows = chain.history["mlps"]
+    assert [row["epoch"] for row in rows] == list(range(1, 16))
+    assert all(list(row) == ["epoch", "lr", "loss", "error", "sparsity"] for row in rows)
+    for key in ("loss", "error"):
+        assert rows[-1][key] < 0.7 * rows[0][key]
+
+
+def test_imitation_brings_the_model_nearer_to_its_original_than_fresh_mlps(chain, monkeypatch):
+    read_from(SPLITS[chain.name], monkeypatch)
+    untrained = IMITATION.model_copy(update={"epochs": 0.0})
+    fresh, _, _ = convert_projections(chain.paths["dense"], untrained, DATA, RUN)
+    inputs = make_batch(chain.name)
+    with torch.no_grad():
+        original, far, near = (
+            logits_of(model, inputs)
+            for model in (make_model(chain.name), fresh, chain.made["mlps"][0])
+        )
+    assert (near - original).square().mean() < 0.7 * (far - original).square().mean()
+
+
+def test_every_stage_comes_back_in_its_own_form(chain):
+    inputs = make_batch(chain.name)
+    for stage, path in chain.paths.items():
+        model, spec = chain.made[stage]
+        loaded, again = load_model(path)
+        assert again == spec and loaded.state_dict().keys() == model.state_dict().keys()
+        for kind in (FFN, MoE, Projection):
+            ours, theirs = find(model, kind), find(loaded, kind)
+            assert [(n, x.role) for n, x in ours.items()] == [(n, x.role) for n, x in theirs.items()]
+        with torch.no_grad():
+            assert torch.equal(logits_of(loaded, inputs), logits_of(model, inputs))
+
+
+def test_the_saved_spec_says_what_the_projections_became(chain):
+    outer, inner = WIDTH_OF[chain.name]
+    widths = {"q": outer, "k": inner, "v": inner, "o": outer}
+    specs = [chain.made[stage][1].projections for stage in chain.paths]
+    mlps = ProjectionsSpec(widths=widths)
+    assert specs == [None, mlps, mlps, *[ProjectionsSpec(widths=widths, expert_size=2)] * 2]
+    experts = {moe.role: moe.num_experts for moe in find(chain.made["split"][0], MoE).values()}
+    assert experts == {"ffn": 32 // 4} | {role: width // 2 for role, width in widths.items()}
+
+
+def outside(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights outside of the projections, whichever form these have."""
+    inside = [n for kind in (FFN, Projection) for n, x in find(model, kind).items()]
+    inside = [n for n in inside if getattr(model.get_submodule(n), "role", "ffn") != "ffn"]
+    state = model.state_dict()
+    return {n: w for n, w in state.items() if not n.startswith(tuple(f"{i}." for i in inside))}
+
+
+def test_imitation_changes_nothing_but_the_projections(chain):
+    before = outside(separate_projections(chain.name, make_model(chain.name)))
+    after = outside(chain.made["mlps"][0])
+    assert before.keys() == after.keys() and len(before) > 10
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+
+
+def test_training_the_routers_of_projections_changes_nothing_else(chain):
+    (_, before), (_, after) = (read_model(chain.paths[stage]) for stage in ("split", "routed"))
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    assert all(".router." in name for name in after.keys() - before.keys())
+
+
+def test_sparsification_trains_the_mlps_of_projections_too(chain):
+    before, after = (chain.made[stage][0] for stage in ("mlps", "sparse"))
+    for name, ffn in find(after, FFN).items():
+        assert not torch.equal(ffn.activated.weight, before.get_submodule(name).activated.weight)
+
+
+def test_all_experts_on_is_the_model_of_mlps_and_costs_its_routers_more(chain):
+    samples, routed = SPLITS[chain.name], load_model(chain.paths["routed"])[0]
+    (plain,) = evaluate_dense(load_model(chain.paths["sparse"])[0], samples, 4, CPU)
+    points, layers = evaluate_routed(routed, samples, "dynamic_k", [0.0, 0.5, 1.0], 4, CPU)
+    assert points[0]["loss"] == pytest.approx(plain["loss"], rel=1e-4)
+    assert points[0]["accuracy"] == plain["accuracy"]
+    moes = list(find(routed, MoE).values())
+    hidden = {"ffn": 6} | dict.fromkeys(ROLES, 3)
+    per_token = sum(router_flops(m.d_model, hidden[m.role], m.num_experts) for m in moes)
+    expected = plain["flops"] + plain["tokens"] * per_token
+    assert points[0]["flops"] == pytest.approx(expected, rel=1e-14)
+    costs = [point["flops"] for point in points]
+    assert costs[0] > costs[1] > costs[2] > plain["flops"] / 4
+    for row in layers:
+        assert 1 <= row["experts"] <= row["num_experts"]
+    assert [row["experts"] for row in layers[:10]] == [row["num_experts"] for row in layers[:10]]
+    places = [(row["role"], row["layer"]) for row in layers]
+    assert sorted(places) == sorted([(r, i) for r in ("ffn", *ROLES) for i in (0, 1)] * 3)
+
+
+def test_a_layer_of_a_projection_counts_each_real_token_once(chain):
+    """The mean over tokens and the cost agree: fixed + routers + experts executed."""
+    samples, routed = SPLITS[chain.name], load_model(chain.paths["routed"])[0]
+    (point,), layers = evaluate_routed(routed, samples, "dynamic_k", [0.5], 4, CPU)
+    (plain,) = evaluate_dense(load_model(chain.paths["sparse"])[0], samples, 4, CPU)
+    (full,), _ = evaluate_routed(routed, samples, "dynamic_k", [0.0], 4, CPU)
+    saved = 0.0
+    of_place = {(row["role"], row["layer"]): row for row in layers}
+    seen = dict.fromkeys(("ffn", *ROLES), 0)
+    for moe in find(routed, MoE).values():
+        row = of_place[moe.role, seen[moe.role]]
+        seen[moe.role] += 1
+        assert row["num_experts"] == moe.num_experts
+        expert = ffn_flops(moe.d_model, moe.up.shape[-1], gated=moe.gate is not None)
+        expert = ffn_flops(moe.d_model, 0) if expert is None else expert
+        saved += (moe.num_experts - row["experts"]) * expert
+    assert point["flops"] < full["flops"] and saved > 0 and plain["tokens"] > 0
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_the_same_seed_gives_the_same_bytes_and_another_one_others(parents, name, tmp_path):
+    parent, files = parents(name), []
+    for i, seed in enumerate((0, 0, 1)):
+        model, spec, _ = convert_projections(parent, SHORT, DATA, dataclasses.replace(RUN, seed=seed))
+        save_model(tmp_path / str(i), model, spec)
+        files.append((tmp_path / str(i)).read_bytes())
+    assert files[0] == files[1] != files[2]
+
+
+@pytest.mark.parametrize("maps", ["qkvo", "v", "qo"])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_only_the_maps_asked_for_are_converted(parents, name, maps):
+    cfg = SHORT.model_copy(update={"maps": list(maps)})
+    model, spec, _ = convert_projections(parents(name), cfg, DATA, RUN)
+    assert list(spec.projections.widths) == [role for role in ROLES if role in maps]
+    roles = [f.role for f in find(model, FFN).values() if f.role != "ffn"]
+    assert sorted(roles) == sorted(maps * 2)
+    original = separate_projections(name, make_model(name))
+    kept = find(model, Projection)
+    assert {p.role for p in kept.values()} == set(ROLES) - set(maps)
+    for n, p in kept.items():
+        assert torch.equal(p.weight, original.get_submodule(n).weight)
+
+
+def test_mlps_with_more_cost_are_wider(parents):
+    parent = parents("vit")
+    widths = [
+        convert_projections(parent, SHORT.model_copy(update={"factor": f}), DATA, RUN)[1]
+        for f in (0.5, 1.0, 2.0)
+    ]
+    assert [spec.projections.widths["q"] for spec in widths] == [4, 8, 16]
+
+
+class MorePadding(TextSplit):
+    """Batches with five columns of padding more than they need."""
+
+    def batch(self, raw, device):
+        inputs, targets = super().batch(raw, device)
+        return {name: pad(x, (0, 5)) for name, x in inputs.items()}, targets
+
+
+def test_padding_does_not_enter_the_loss(parents):
+    samples = make_text_split((5, 3, 7, 4, 6, 2))
+    padded = MorePadding(samples.tokens, samples.offsets, samples.labels, samples.about)
+    found = [convert_projections(parents("bert", s), SHORT, DATA, RUN) for s in (samples, padded)]
+    for one, other in zip(*(history for _, _, history in found), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+    first, second = (model.state_dict() for model, _, _ in found)
+    for name, weight in first.items():
+        torch.testing.assert_close(second[name], weight, rtol=0, atol=1e-4)
+
+
+def test_a_stronger_penalty_makes_sparser_projections(parents):
+    parent = parents("vit")
+    sparsity = [
+        convert_projections(parent, IMITATION.model_copy(update={"alpha": a}), DATA, RUN)[2][-1]
+        for a in (0.0, 1.0)
+    ]
+    assert sparsity[1]["sparsity"] < 0.8 * sparsity[0]["sparsity"]
+
+
+@pytest.mark.parametrize("name", ["vit", "bert"])
+def test_projections_of_a_pruned_model_are_as_narrow_as_its_heads(parents, name, tmp_path):
+    parents(name)
+    spec = spec_of(name, pruned=PrunedSpec(heads=1, d_ff=16))
+    save_model(tmp_path / "pruned", randomise(dense_model(spec)), spec)
+    model, converted, _ = convert_projections(tmp_path / "pruned", SHORT, DATA, RUN)
+    assert converted.pruned == spec.pruned
+    shapes = {f.role: (f.d_model, f.d_out) for f in find(model, FFN).values()}
+    assert shapes == {"ffn": (16, 16), "o": (8, 16)} | dict.fromkeys("qkv", (16, 8))
+    save_model(tmp_path / "mlps", model, converted)
+    loaded, _ = load_dense_model(tmp_path / "mlps")
+    inputs = make_batch(name)
+    with torch.no_grad():
+        assert torch.equal(logits_of(loaded, inputs), logits_of(model, inputs))
+
+
+def test_projections_are_converted_once(chain, monkeypatch):
+    read_from(SPLITS[chain.name], monkeypatch)
+    for stage, reason in {"mlps": "converted already", "split": "split already"}.items():
+        with pytest.raises(CheckpointError, match=reason):
+            convert_projections(chain.paths[stage], SHORT, DATA, RUN)
