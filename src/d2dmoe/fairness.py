@@ -14,9 +14,9 @@ import numpy as np
 import pandas as pd
 
 from d2dmoe.config.training import TrainingConfig
-from d2dmoe.tables import area, quality_at, tradeoff
+from d2dmoe.tables import quality_at, tradeoff
 
-BUDGETS = (0.5, 0.6, 0.7, 0.8)  # of the dense cost, at which trials are compared
+BUDGETS = (0.5, 0.6, 0.7, 0.8)  # of the dense cost: where the claims compare curves
 
 
 def fairness(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -84,9 +84,9 @@ def tuning(entries: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any
         metric: the task's main metric.
 
     Returns:
-        Rows task, method, variant, lr, chosen, best (the variant's largest area), metric, seeds,
-        area (under quality against cost), quality_at_dearest (operating point), quality_at_0.5 …
-        quality_at_0.8, means over seeds each.
+        Rows task, method, variant, lr, chosen, metric, seeds, quality_at_0.5 … quality_at_0.8, score
+        (their mean, a budget below the cheapest point counting as 0; of a model with one cost, its
+        quality), best (whether the score is the variant's highest). Means over seeds.
     """
     points = pd.DataFrame(tradeoff(list(entries), [metric]))
     points = points[points["lr"] > 0]
@@ -96,11 +96,13 @@ def tuning(entries: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any
         seeds = [_measures(own) for _seed, own in group.groupby("seed")]
         means = {name: float(np.mean([m[name] for m in seeds])) for name in seeds[0]}
         rows.append(dict(zip(keys, values, strict=True)) | {"seeds": len(seeds)} | means)
-    best = pd.DataFrame(rows).groupby("variant")["area"].transform("max")
-    return [row | {"best": bool(row["area"] == top)} for row, top in zip(rows, best, strict=True)]
+    best = pd.DataFrame(rows).groupby("variant")["score"].transform("max")
+    return [row | {"best": bool(row["score"] == top)} for row, top in zip(rows, best, strict=True)]
 
 
 def _measures(points: pd.DataFrame) -> dict[str, float]:
-    dearest = points.sort_values("flops_ratio")["relative_value"].iloc[-1]
-    budgets = {f"quality_at_{ratio}": quality_at(points, ratio) for ratio in BUDGETS}
-    return {"area": area(points), "quality_at_dearest": float(dearest)} | budgets
+    qualities = {f"quality_at_{ratio}": quality_at(points, ratio) for ratio in BUDGETS}
+    score = np.nan_to_num(list(qualities.values())).mean()
+    if len(points) == 1:
+        score = points["relative_value"].iloc[0]
+    return qualities | {"score": float(score)}
