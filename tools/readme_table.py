@@ -9,7 +9,10 @@ SHOWN = {
     "dense": "dense",
     "dense_finetuned": "dense, fine-tuned as long",
     "d2dmoe": "**D2DMoE**",
+    "attention": "**D2DMoE, attention too**",
     "moefication": "MoEfication",
+    "ztw": "ZTW",
+    "avit": "A-ViT",
 }
 BUDGETS = ("0.5", "0.6", "0.7", "0.8")
 
@@ -32,6 +35,8 @@ def lines(task: str, summary: pd.DataFrame, tradeoff: pd.DataFrame) -> list[str]
     scale, unit = (100, " %") if metric == "accuracy" else (1, "")
     found = []
     for variant, name in SHOWN.items():
+        if variant not in rows.index:
+            continue
         row, cells = rows.loc[variant], ["", "1", *("–" for _ in BUDGETS)]
         if row["method"] == "dense":
             values = scale * points.loc[points["variant"] == variant, "value"]
