@@ -25,7 +25,7 @@ SPLIT = f"{SPARSIFY}/split/{{split}}"
 ROUTER = f"{SPLIT}/router/{{router}}"
 ZTW = f"{DENSE}/ztw/{{ztw}}"
 AVIT = f"{DENSE}/avit/{{avit}}"
-QUANTIZE = "{model}/quantize/{quantize}"
+QUANTIZE = "results/models/{parent}/quantize/{quantize}"  # of a model of any stage
 
 # Each suite's tables, which figures, claims and the report read, lie in a folder of their own, but for
 # the main one's. The wildcard `suite` is that folder with its slash, or empty.
@@ -52,6 +52,7 @@ wildcard_constraints:
     router="[^/]+",
     ztw="[^/]+",
     avit="[^/]+",
+    parent=".+",
     quantize="[^/]+",
     model=r"results/models/.+",
     part="validation|test",
@@ -76,7 +77,7 @@ def folder_of(suite):
 
 def suite_of(wildcards):
     """The suite that a path belongs to."""
-    return wildcards.suite.rstrip("/") or "main"
+    return next(suite for suite in SUITES if folder_of(suite) == wildcards.suite)
 
 
 def code(script):

@@ -45,11 +45,13 @@ rule distill:
 
 rule quantize:
     input:
-        model="{model}/model.safetensors",
+        model="results/models/{parent}/model.safetensors",
     output:
         model=f"{QUANTIZE}/model.safetensors",
     log:
-        f"{QUANTIZE}/quantize.log",
+        log_of(QUANTIZE, "quantize"),
+    benchmark:
+        benchmark_of(QUANTIZE, "quantize")
     params:
         cfg=stage_cfg(QUANTIZE),
         code=code("quantize"),

@@ -84,9 +84,10 @@ def tuning(entries: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any
         metric: the task's main metric.
 
     Returns:
-        Rows task, method, variant, lr, chosen, metric, seeds, quality_at_0.5 … quality_at_0.8, score
-        (their mean, a budget below the cheapest point counting as 0; of a model with one cost, its
-        quality), best (whether the score is the variant's highest). Means over seeds.
+        Rows task, method, variant, lr, chosen, metric, seeds, quality_at_0.5 … quality_at_0.8 and
+        quality_at_dearest (operating point), means over seeds; score, the mean of the qualities at
+        the budgets that the variant meets at all its rates, or, if there is none, at the dearest;
+        best: whether the score is the variant's highest.
     """
     points = pd.DataFrame(tradeoff(list(entries), [metric]))
     points = points[points["lr"] > 0]
@@ -96,13 +97,24 @@ def tuning(entries: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any
         seeds = [_measures(own) for _seed, own in group.groupby("seed")]
         means = {name: float(np.mean([m[name] for m in seeds])) for name in seeds[0]}
         rows.append(dict(zip(keys, values, strict=True)) | {"seeds": len(seeds)} | means)
-    best = pd.DataFrame(rows).groupby("variant")["score"].transform("max")
-    return [row | {"best": bool(row["score"] == top)} for row, top in zip(rows, best, strict=True)]
+    return [scored for variant in _by_variant(rows) for scored in _scored(variant)]
+
+
+def _by_variant(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    names = dict.fromkeys(row["variant"] for row in rows)
+    return [[row for row in rows if row["variant"] == name] for name in names]
+
+
+def _scored(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The trials of a variant with their scores."""
+    budgets = [f"quality_at_{ratio}" for ratio in BUDGETS]
+    shared = [b for b in budgets if not any(np.isnan(row[b]) for row in rows)]
+    scores = [float(np.mean([row[b] for b in shared or ["quality_at_dearest"]])) for row in rows]
+    top = max(scores)
+    return [row | {"score": s, "best": s == top} for row, s in zip(rows, scores, strict=True)]
 
 
 def _measures(points: pd.DataFrame) -> dict[str, float]:
     qualities = {f"quality_at_{ratio}": quality_at(points, ratio) for ratio in BUDGETS}
-    score = np.nan_to_num(list(qualities.values())).mean()
-    if len(points) == 1:
-        score = points["relative_value"].iloc[0]
-    return qualities | {"score": float(score)}
+    dearest = points.sort_values("flops_ratio")["relative_value"].iloc[-1]
+    return qualities | {"quality_at_dearest": float(dearest)}

@@ -20,6 +20,7 @@ from d2dmoe.config.experiment import Config
 from d2dmoe.config.model import TransformerConfig
 from d2dmoe.config.task import DENSE_VARIANTS, FINETUNED, SUITES, Suite, TaskConfig
 from d2dmoe.config.variants import ConversionVariant, HaltingVariant, QuantizedVariant, Stages
+from d2dmoe.errors import ConfigError
 
 STAGES: dict[str, tuple[str, ...]] = {
     "dense": ("epochs", "lr"),
@@ -148,7 +149,7 @@ def _with_finetuned(
 
 
 def _base_step(task: TaskConfig, base: str) -> tuple[str, Strict]:
-    cfg = task.bases[base]
+    cfg = task.bases[base].step
     return cfg.kind, cfg
 
 
@@ -192,10 +193,23 @@ def _lineage(
 
 
 def stage_configs(config: Config) -> dict[str, dict[str, Any]]:
-    """The options of every stage of a configuration, as `plain`, by the folder of its result."""
+    """The options of every stage of a configuration, as `plain`, by the folder of its result.
+
+    Raises:
+        ConfigError: two compressed models of a task differ in nothing that names their folders.
+    """
     lines = [line for suite in SUITES for line in lineages(config, suite)]
     lines += [line for _rate, line in trials(config)]
-    return {str(step.folder): plain(step.cfg) for line in lines for step in line.steps}
+    found: dict[str, dict[str, Any]] = {}
+    for task, step in ((line.task, step) for line in lines for step in line.steps):
+        own = plain(step.cfg)
+        other = found.setdefault(str(step.folder), own)
+        if differing := [key for key in own if own[key] != other[key]]:
+            raise ConfigError(
+                f"tasks.{task}.bases: two differ in {', '.join(differing)} alone, and both would "
+                f"lie in {step.folder}; change one of {', '.join(STAGES[step.stage])} too"
+            )
+    return found
 
 
 def plain(cfg: Strict) -> dict[str, Any]:

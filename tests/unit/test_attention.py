@@ -51,7 +51,7 @@ from d2dmoe.inputs import logits_of
 from d2dmoe.models import separate_projections
 from d2dmoe.moe import MoE, set_selection
 from d2dmoe.run import Run
-from d2dmoe.sparsity import penalty, watch_activations
+from d2dmoe.sparsity import count_active, penalty, watch_activations
 from d2dmoe.stages import dense, projections, routers, sparsify
 from d2dmoe.stages.projections import convert_projections
 from d2dmoe.stages.split import split
@@ -266,7 +266,7 @@ SPLITS = {
     "gemma": make_corpus_split(6),
 }
 OPTIONS = {"epochs": 1.5, "lr": 0.01, "batch_size": 3}
-IMITATION = ProjectionsConfig(**OPTIONS | {"epochs": 15}, multiple=4)
+IMITATION = ProjectionsConfig(**OPTIONS | {"epochs": 100}, multiple=4)
 SHORT = ProjectionsConfig(**OPTIONS, multiple=4)
 WIDTH_OF = {"vit": (8, 8), "bert": (8, 8), "gpt2": (8, 8), "gemma": (8, 4)}  # of q and o; k and v
 
@@ -306,7 +306,10 @@ def chain(request, tmp_path_factory) -> SimpleNamespace:
         save("mlps", *convert_projections(paths["dense"], IMITATION, DATA, RUN))
         cfg = SparsifyConfig(mode="relu_hoyer", alpha=0.01, **OPTIONS)
         save("sparse", *sparsify.sparsify(paths["mlps"], cfg, DATA, RUN))
-        save("split", *split(paths["sparse"], SplitConfig(expert_size=4, projection_expert_size=2), 0))
+        save(
+            "split",
+            *split(paths["sparse"], SplitConfig(expert_size=4, projection_expert_size=2), 0),
+        )
         cfg = RouterConfig(width=6, projection_width=3, **OPTIONS)
         save("routed", *routers.train_routers(paths["split"], cfg, DATA, RUN))
     return SimpleNamespace(name=name, paths=paths, history=history, made=made)
@@ -314,7 +317,7 @@ def chain(request, tmp_path_factory) -> SimpleNamespace:
 
 def test_the_error_of_the_imitation_falls_and_so_does_its_loss(chain):
     rows = chain.history["mlps"]
-    assert [row["epoch"] for row in rows] == list(range(1, 16))
+    assert [row["epoch"] for row in rows] == list(range(1, 101))
     assert all(list(row) == ["epoch", "lr", "loss", "error", "sparsity"] for row in rows)
     for key in ("loss", "error"):
         assert rows[-1][key] < 0.7 * rows[0][key]
@@ -330,7 +333,7 @@ def test_imitation_brings_the_model_nearer_to_its_original_than_fresh_mlps(chain
             logits_of(model, inputs)
             for model in (make_model(chain.name), fresh, chain.made["mlps"][0])
         )
-    assert (near - original).square().mean() < 0.7 * (far - original).square().mean()
+    assert (near - original).square().mean() < 0.8 * (far - original).square().mean()
 
 
 def test_every_stage_comes_back_in_its_own_form(chain):
@@ -341,7 +344,9 @@ def test_every_stage_comes_back_in_its_own_form(chain):
         assert again == spec and loaded.state_dict().keys() == model.state_dict().keys()
         for kind in (FFN, MoE, Projection):
             ours, theirs = find(model, kind), find(loaded, kind)
-            assert [(n, x.role) for n, x in ours.items()] == [(n, x.role) for n, x in theirs.items()]
+            assert [(n, x.role) for n, x in ours.items()] == [
+                (n, x.role) for n, x in theirs.items()
+            ]
         with torch.no_grad():
             assert torch.equal(logits_of(loaded, inputs), logits_of(model, inputs))
 
@@ -403,33 +408,40 @@ def test_all_experts_on_is_the_model_of_mlps_and_costs_its_routers_more(chain):
     assert sorted(places) == sorted([(r, i) for r in ("ffn", *ROLES) for i in (0, 1)] * 3)
 
 
-def test_a_layer_of_a_projection_counts_each_real_token_once(chain):
-    """The mean over tokens and the cost agree: fixed + routers + experts executed."""
+def test_the_cost_is_that_of_the_experts_executed_per_role_and_layer(chain):
     samples, routed = SPLITS[chain.name], load_model(chain.paths["routed"])[0]
-    (point,), layers = evaluate_routed(routed, samples, "dynamic_k", [0.5], 4, CPU)
-    (plain,) = evaluate_dense(load_model(chain.paths["sparse"])[0], samples, 4, CPU)
-    (full,), _ = evaluate_routed(routed, samples, "dynamic_k", [0.0], 4, CPU)
+    (full, point), layers = evaluate_routed(routed, samples, "dynamic_k", [0.0, 0.5], 4, CPU)
+    executed = {(x["role"], x["layer"]): x["experts"] for x in layers if x["knob_value"] == 0.5}
     saved = 0.0
-    of_place = {(row["role"], row["layer"]): row for row in layers}
-    seen = dict.fromkeys(("ffn", *ROLES), 0)
-    for moe in find(routed, MoE).values():
-        row = of_place[moe.role, seen[moe.role]]
-        seen[moe.role] += 1
-        assert row["num_experts"] == moe.num_experts
-        expert = ffn_flops(moe.d_model, moe.up.shape[-1], gated=moe.gate is not None)
-        expert = ffn_flops(moe.d_model, 0) if expert is None else expert
-        saved += (moe.num_experts - row["experts"]) * expert
-    assert point["flops"] < full["flops"] and saved > 0 and plain["tokens"] > 0
+    for role in ("ffn", *ROLES):
+        of_role = [moe for moe in find(routed, MoE).values() if moe.role == role]
+        for layer, moe in enumerate(of_role):
+            size, gated = moe.expert_size, moe.gate is not None
+            expert = ffn_flops(moe.d_model, size, gated, moe.d_out)
+            saved += (moe.num_experts - executed[role, layer]) * expert * full["tokens"]
+    assert 0 < full["flops"] - point["flops"] == pytest.approx(saved, rel=1e-9)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_the_same_seed_gives_the_same_bytes_and_another_one_others(parents, name, tmp_path):
     parent, files = parents(name), []
     for i, seed in enumerate((0, 0, 1)):
-        model, spec, _ = convert_projections(parent, SHORT, DATA, dataclasses.replace(RUN, seed=seed))
+        model, spec, _ = convert_projections(
+            parent, SHORT, DATA, dataclasses.replace(RUN, seed=seed)
+        )
         save_model(tmp_path / str(i), model, spec)
         files.append((tmp_path / str(i)).read_bytes())
     assert files[0] == files[1] != files[2]
+
+
+def test_mlps_of_another_seed_begin_with_other_weights(parents):
+    parent, untrained = parents("vit"), SHORT.model_copy(update={"epochs": 0.0})
+    first, second = (
+        find(convert_projections(parent, untrained, DATA, run)[0], FFN)
+        for run in (RUN, dataclasses.replace(RUN, seed=1))
+    )
+    for name, ffn in first.items():
+        assert torch.equal(ffn.up.weight, second[name].up.weight) == (ffn.role == "ffn")
 
 
 @pytest.mark.parametrize("maps", ["qkvo", "v", "qo"])
@@ -476,12 +488,11 @@ def test_padding_does_not_enter_the_loss(parents):
 
 
 def test_a_stronger_penalty_makes_sparser_projections(parents):
-    parent = parents("vit")
-    sparsity = [
-        convert_projections(parent, IMITATION.model_copy(update={"alpha": a}), DATA, RUN)[2][-1]
-        for a in (0.0, 1.0)
-    ]
-    assert sparsity[1]["sparsity"] < 0.8 * sparsity[0]["sparsity"]
+    parent, last = parents("vit"), []
+    for alpha in (0.0, 1.0):
+        cfg = IMITATION.model_copy(update={"alpha": alpha, "epochs": 20.0})
+        last.append(convert_projections(parent, cfg, DATA, RUN)[2][-1])
+    assert last[1]["sparsity"] < 0.8 * last[0]["sparsity"]
 
 
 @pytest.mark.parametrize("name", ["vit", "bert"])
@@ -500,8 +511,16 @@ def test_projections_of_a_pruned_model_are_as_narrow_as_its_heads(parents, name,
         assert torch.equal(logits_of(loaded, inputs), logits_of(model, inputs))
 
 
-def test_projections_are_converted_once(chain, monkeypatch):
+def test_projections_are_converted_before_the_split(chain, monkeypatch):
     read_from(SPLITS[chain.name], monkeypatch)
-    for stage, reason in {"mlps": "converted already", "split": "split already"}.items():
-        with pytest.raises(CheckpointError, match=reason):
-            convert_projections(chain.paths[stage], SHORT, DATA, RUN)
+    with pytest.raises(CheckpointError, match="split already"):
+        convert_projections(chain.paths["split"], SHORT, DATA, RUN)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_only_ffns_are_in_the_histogram_of_active_neurons(name):
+    model, inputs = with_mlps(name), make_batch(name)
+    histogram = count_active(model, [inputs])
+    d_ff = next(f.d_ff for f in find(model, FFN).values() if f.role == "ffn")
+    tokens = 3 * 5 if name == "vit" else inputs["input_ids"].numel()
+    assert histogram.shape == (2, d_ff + 1) and histogram.sum(1).tolist() == [tokens] * 2

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from small_config import with_everything
 
-from d2dmoe.config.experiment import Config, load_config
+from d2dmoe.config.experiment import TARGETS, Config, load_config
 from d2dmoe.errors import ConfigError, DataError
 
 DIVISORS_OF_32 = "[1, 2, 4, 8, 16, 32]"
@@ -83,7 +84,10 @@ WRONG = [  # key, value, what the message must hold
     pytest.param(
         "tasks.tiny.variants.sparse.router.depth",
         3,
-        ["tasks.tiny.variants.sparse.router.depth = 3", "allowed keys: epochs, kind, lr, width"],
+        [
+            "tasks.tiny.variants.sparse.router.depth = 3",
+            "allowed keys: epochs, kind, lr, projection_width, width",
+        ],
         id="unknown key inside of a variant",
     ),
     pytest.param("sedes", 1, ["sedes = 1", "'seeds'", "runtime, seeds, tasks"], id="at the top"),
@@ -144,7 +148,7 @@ WRONG = [  # key, value, what the message must hold
     pytest.param(
         "tasks.tiny.variants.sparse.sparsify.epochs",
         7,
-        ["variant 'sparse'", "sparsify.epochs + router.epochs = 9", "total is 5"],
+        ["variant 'sparse'", "projections + sparsify + router epochs = 9", "router.epochs is 5"],
         id="a variant trains longer",
     ),
     pytest.param(
@@ -345,12 +349,14 @@ def test_every_figure_but_the_tradeoff_may_be_left_out(of_any, root):
     figures = load_config(of_any, root).tasks["tiny"].figures
     assert figures.variants() == {"tradeoff": ["sparse"]} | dict.fromkeys(
         ["base_sparsity", "active_neurons", "selection_rules"]
-        + ["sparsity_levels", "activations", "expert_sizes"],
+        + ["phases", "sparsity_levels", "activations", "expert_sizes"]
+        + ["routers", "splits", "router_widths", "pruned", "quantized", "distilled"],
         [],
     )
     assert figures.layers is figures.load_maps is figures.layer_thresholds is None
     of_any["tasks"]["tiny"]["figures"] = {}
-    assert fault(of_any, root) == f"{T}figures.tradeoff: missing; it is required"
+    message = "tasks.tiny: figures.tradeoff is missing: name the variants of figure 4"
+    assert fault(of_any, root) == message
 
 
 @pytest.mark.parametrize("key", ["layers", "layer_thresholds"])
@@ -387,9 +393,9 @@ def test_parts_of_epochs_add_up_to_the_tasks_total_but_for_rounding(
         stages = load_config(raw, root).tasks["tiny"].stages("sparse")
         assert (stages.sparsify.epochs, stages.router.epochs) == (sparsify, router)
     else:
-        assert "sparsify.epochs + router.epochs = 0.4, but the task's total is 0.3" in fault(
-            raw, root
-        )
+        line = fault(raw, root)
+        assert "variant 'sparse': projections + sparsify + router epochs = 0.4, but" in line
+        assert "sparsify.epochs + router.epochs is 0.3; every variant must get the same" in line
 
 
 def test_a_missing_key_is_named(raw, root):
@@ -445,3 +451,338 @@ def test_stages_take_the_variants_changes_over_the_methods_over_the_tasks(raw):
     assert moefied.sparsify.alpha == 0 and moefied.router.kind == "classification"
     rules = [task.stages(v).rule for v in ("sparse", "moefication", "static")]
     assert rules == ["dynamic_k", "top_k", "top_k"]
+
+
+# Suites, compressed models, attention projections, baselines and trials.
+
+
+@pytest.fixture
+def everything(raw) -> dict:
+    """A valid configuration of images with all that a task can have."""
+    return with_everything(raw)
+
+
+def test_a_configuration_of_everything_is_valid(everything, root):
+    task = load_config(everything, root).tasks["tiny"]
+    assert list(task.suites) == ["ablations", "compatibility"]
+    assert len(task.all_variants) == len(task.variants) + 2 + 4
+    attention = task.stages("attention")
+    assert (attention.projections.epochs, attention.sparsify.epochs) == (1, 2)
+    assert attention.split.projection_expert_size == 2 and attention.router.projection_width == 4
+    plain = task.stages("sparse")
+    assert plain.projections is plain.split.projection_expert_size is None
+    assert plain.router.projection_width is None
+    rules = {name: task.rule(name) for name in ("ztw", "avit", "int8", "attention", "moefication")}
+    assert list(rules.values()) == ["confidence", "depth", "dense", "dynamic_k", "top_k"]
+
+
+NEW = {"method": "d2dmoe", "label": "new"}
+QUANTIZED = {"method": "quantized", "label": "int8", "quantize": "int8"}
+V = "variants."
+COMBINED = [  # key, value, what the message must hold
+    # Names
+    (V + "dense", NEW, ["variants.dense: the name is taken by the dense reference"]),
+    (V + "dense_finetuned", NEW, ["variants.dense_finetuned: the name is taken by"]),
+    ("ablations.variants.dense", NEW, ["ablations.variants.dense: the name is taken by"]),
+    (V + "pruned", NEW, ["variants.pruned: the name is taken by bases"]),
+    (V + "pruned_finetuned", NEW, ["variants.pruned_finetuned", "bases.pruned, trained on"]),
+    ("ablations.variants.sparse", NEW, ["ablations.variants.sparse: ", "taken by variants"]),
+    ("compatibility.variants.wide", NEW, ["compatibility.variants.wide", "by ablations.variants"]),
+    ("compatibility.variants.student", NEW, ["compatibility.variants.student", "by bases"]),
+    (V + "Upper", NEW, [T + "variants.Upper", "pattern"]),
+    # Compressed models
+    (V + "sparse.base", "small", ["variant 'sparse': base = 'small'", "['pruned', 'student']"]),
+    ("bases.pruned.kind", "shrink", [T + "bases.pruned.kind = 'shrink'", "prune, distill"]),
+    ("bases.pruned.neurons", 1.0, [T + "bases.pruned.neurons = 1.0", "less than 1"]),
+    ("bases.pruned.heads", -0.5, [T + "bases.pruned.heads = -0.5", "greater than or equal to 0"]),
+    ("bases.pruned.nuerons", 0.5, [T + "bases.pruned.nuerons = 0.5", "did you mean 'neurons'?"]),
+    ("bases.student.imitation", 1.5, [T + "bases.student.imitation = 1.5", "less than or equal"]),
+    (
+        "bases.student.model.d_ff",
+        6,
+        ["variant 'student_sparse': split.expert_size = 4", "d_ff = 6", "allowed: [1, 2, 3, 6]"],
+    ),
+    (
+        "bases.pruned.neurons",
+        0.9,
+        ["variant 'pruned_sparse': split.expert_size = 4", "d_ff = 3", "allowed: [1, 3]"],
+    ),
+    (
+        "compatibility.variants.student_sparse.select",
+        "top_k",
+        ["variant 'student_sparse': select.top_k = 8 exceeds its 4 experts; allowed: 1 to 4"],
+    ),
+    (
+        "bases.student.model",
+        {"architecture": "gpt2", "layers": 1, "d_model": 8, "heads": 2, "d_ff": 16}
+        | {"positions": 12},
+        ["bases.student.model.architecture gpt2 takes data of the kind corpus", "kind is images"],
+    ),
+    (
+        "bases.student.model.patch_size",
+        3,
+        ["bases.student.model.patch_size = 3 must divide data.image_size = 8", "[1, 2, 4, 8]"],
+    ),
+    ("bases.student.model.stem", [8], ["bases.student.model.stem has 1", "needs a grid of 2"]),
+    ("bases.student.model.heads", 3, [T + "bases.student.model", "heads = 3", "d_model = 8"]),
+    # Attention projections
+    ("projections", None, ["variant 'attention': the task has no section projections"]),
+    (
+        "split.projection_expert_size",
+        None,
+        ["variant 'attention' converts attention projections: give split.projection_expert_size"],
+    ),
+    ("router.projection_width", None, ["'attention'", "and router.projection_width"]),
+    (
+        "split.projection_expert_size",
+        3,
+        ["variant 'attention': split.projection_expert_size = 3", "projections.multiple = 4"],
+    ),
+    (V + "attention.split", {"projection_expert_size": 8}, ["projection_expert_size = 8 must"]),
+    (
+        V + "attention.select",
+        "top_k",
+        ["variant 'attention': top_k selects as many experts", "use dynamic_k or coverage"],
+    ),
+    (
+        "projections.epochs",
+        4,
+        ["variant 'attention': projections + sparsify + router epochs = 6", "epochs is 5"],
+    ),
+    ("projections.maps", ["q", "q"], [T + "projections.maps", "must not repeat a projection"]),
+    ("projections.maps", [], [T + "projections.maps = []", "at least 1"]),
+    ("projections.maps", ["q", "z"], [T + "projections.maps.1 = 'z'", "'q', 'k', 'v' or 'o'"]),
+    ("projections.dropout", 1.0, [T + "projections.dropout = 1.0", "less than 1"]),
+    (
+        V + "attention.projections",
+        {"multiple": 8},
+        [T + "variants.attention.projections.multiple = 8: unknown key", "alpha, epochs, factor"],
+    ),
+    # Baselines
+    ("ztw", None, ["variant 'ztw': the task has no section ztw"]),
+    ("avit", None, ["variant 'avit': the task has no section avit"]),
+    ("ztw.epochs", 4, ["variant 'ztw': ztw.epochs = 4", "router.epochs is 5", "same number"]),
+    ("avit.epochs", 6, ["variant 'avit': avit.epochs = 6", "router.epochs is 5", "same number"]),
+    ("select.confidence", [], ["variant 'ztw': select.confidence is missing"]),
+    ("select.confidence", [0.5, 0.5], [T + "select.confidence", "repeat an operating point"]),
+    (V + "avit.depths", [1.0, 1.0], [T + "variants.avit.depths", "must not repeat a depth"]),
+    (V + "avit.depths", [], [T + "variants.avit.depths = []", "at least 1"]),
+    (V + "ztw.sparsify", {}, [T + "variants.ztw.sparsify = {}: unknown key", "label, method"]),
+    (
+        V + "sparse.method",
+        "magic",
+        [T + "variants.sparse.method = 'magic'", "d2dmoe, moefication, ztw, avit, quantized"],
+    ),
+    # Quantised weights
+    ("compatibility.variants.int8.quantize", "int4", ["variants.int8.quantize = 'int4'", "'int8'"]),
+    ("compatibility.variants.int8", {k: QUANTIZED[k] for k in ("method", "label")}, ["missing"]),
+    ("compatibility.variants.int8.base", "pruned", ["int8.base = 'pruned': unknown key"]),
+    # Figures of suites
+    (
+        "compatibility.figures.pruned",
+        ["binary"],
+        ["compatibility.figures.pruned names the variant 'binary'; defined: ", "'student'"],
+    ),
+    ("ablations.figures.splits", ["nobody"], ["ablations.figures.splits names", "'nobody'"]),
+    ("figures.pruned", ["pruned"], ["figures.pruned names the variant 'pruned'; defined: "]),
+    ("figures.routers", ["binary"], ["figures.routers names the variant 'binary'; defined: "]),
+    (
+        "ablations.figures.load_maps",
+        {"variant": "sparse", "value": 0.5},
+        ["ablations.figures.load_maps: load maps belong into figures"],
+    ),
+    ("ablations.figures", {"routres": []}, ["did you mean 'routers'?", T + "ablations.figures"]),
+    ("ablations.variants", {}, [T + "ablations", "at least 1"]),
+    ("ablations.figures.labels", {"routers": {"nobody": "x"}}, ["figures.labels.routers names"]),
+    (
+        "ablations.figures.routers",
+        ["binary", "sparse"],
+        ["ablations.figures.routers", "a regression router, the first", "['classification', 'reg"],
+    ),
+    (
+        "ablations.figures.routers",
+        ["sparse", "wide"],
+        ["with classification routers; it names ['regression', 'regression']"],
+    ),
+    (
+        "ablations.figures.routers",
+        ["sparse", "ztw"],
+        ["ablations.figures.routers: the variant 'ztw' has no experts; leave it out"],
+    ),
+    (
+        "compatibility.figures.active_neurons",
+        ["sparse", "pruned"],
+        ["compatibility.figures.active_neurons: the variant 'pruned' has no experts"],
+    ),
+    (
+        "compatibility.figures.active_neurons",
+        ["int8"],
+        ["compatibility.figures.active_neurons: the variant 'int8' has no experts"],
+    ),
+    (
+        "figures.layers.variants",
+        ["sparse", "avit"],
+        ["figures.layers.values: the variant 'avit' has no experts"],
+    ),
+    ("figures.load_maps.variant", "ztw", ["figures.load_maps.value: the variant 'ztw' has no"]),
+    (
+        "ablations.figures.layers",
+        {"variants": ["wide"], "values": [0.3]},
+        ["ablations.figures.layers.values: 0.3 is no operating point of the variant 'wide'"],
+    ),
+    # Learning rates
+    ("tuning.nobody", [0.001, 0.002], ["tuning names the variant 'nobody'; allowed: ", "'ztw'"]),
+    ("tuning.dense", [0.001, 0.002], ["tuning names the variant 'dense'", "'dense_finetuned'"]),
+    ("tuning.wide", [0.001, 0.002], ["tuning names the variant 'wide'", "allowed: ['sparse', "]),
+    (
+        "tuning.sparse",
+        [0.002, 0.004],
+        ["tuning.sparse = [0.002, 0.004]", "the one that the variant has: 0.001"],
+    ),
+    ("tuning.ztw", [0.002, 0.004], ["tuning.ztw = [0.002, 0.004]", "the variant has: 0.001"]),
+    ("tuning.sparse", [0.001, 0.001], ["tuning.sparse = [0.001, 0.001]", "different rates"]),
+    (
+        "tuning.sparse",
+        [0.001],
+        ["tuning must give every variant as many rates", "'sparse': 1", "'ztw': 2"],
+    ),
+    ("tuning.static", [0.001], ["tuning must give every variant as many rates", "'static': 1"]),
+    ("tuning.sparse", [0.001, -1.0], [T + "tuning.sparse.1 = -1.0", "greater than 0"]),
+    ("finetune.lr", 0.003, ["tuning.dense_finetuned = [0.0005, 0.001]", "has: 0.003"]),
+    ("finetune.lr", 0, [T + "finetune.lr = 0", "greater than 0"]),
+    ("finetune.epochs", 3, [T + "finetune.epochs = 3: unknown key", "allowed keys: lr"]),
+    (
+        "sparsify.min_lr",
+        0.0007,
+        ["tuning.dense_finetuned = 0.0005 must not be below min_lr = 0.0007 of its stage"],
+    ),
+    ("ztw.min_lr", 0.0007, ["tuning.ztw = 0.0005 must not be below min_lr = 0.0007"]),
+    ("avit.min_lr", 0.0007, ["tuning.avit = 0.0005 must not be below min_lr = 0.0007"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "parts"), COMBINED, ids=[f"{i} {key}" for i, (key, *_) in enumerate(COMBINED)]
+)
+def test_options_that_do_not_go_together_are_one_error_that_names_them(
+    everything, root, key, value, parts
+):
+    line = fault(put(everything, T + key, value), root)
+    for part in parts:
+        assert part in line
+
+
+@pytest.mark.parametrize("missing", ["ztw", "sparse", "dense_finetuned"])
+def test_every_method_of_figure_4_must_have_been_tuned_if_any_was(everything, root, missing):
+    del everything["tasks"]["tiny"]["tuning"][missing]
+    line = fault(everything, root)
+    assert line == f"tasks.tiny: tuning lacks variants that figure 4 compares: ['{missing}']"
+    everything["tasks"]["tiny"]["tuning"] = {}
+    assert load_config(everything, root).tasks["tiny"].tuning == {}
+
+
+def test_quantised_weights_have_no_rate_and_so_are_not_tuned(everything, root):
+    changed = put(everything, T + "variants.bits", QUANTIZED)
+    line = fault(put(changed, T + "tuning.bits", [0.0005, 0.001]), root)
+    assert "tuning names the variant 'bits'; allowed: ['sparse'" in line
+    task = load_config(put(changed, T + "figures.tradeoff.0", "bits"), root).tasks["tiny"]
+    assert task.figures.tradeoff[0] == "bits" and "bits" not in task.tuning
+
+
+@pytest.mark.parametrize("stage", ["sparsify", "router", "projections"])
+def test_no_variants_peak_is_below_the_end_of_its_cosine(everything, root, stage):
+    raw = put(everything, f"{T}{stage}.min_lr", 0.0004)
+    change = {"lr": 0.0003}
+    line = fault(put(raw, f"{T}variants.attention.{stage}", change), root)
+    message = f"variant 'attention': {stage}.lr = 0.0003 must not be below min_lr = 0.0004"
+    assert message in line
+    at_the_end = put(raw, f"{T}variants.attention.{stage}", {"lr": 0.0004})
+    at_the_end["tasks"]["tiny"]["tuning"] = {}
+    assert load_config(at_the_end, root).tasks["tiny"].stages("attention")
+
+
+def test_the_peak_of_the_dense_reference_is_not_below_the_end_of_its_cosine(raw, root):
+    raw = put(put(raw, T + "sparsify.min_lr", 0.0004), T + "finetune.lr", 0.0003)
+    message = "tasks.tiny: finetune.lr = 0.0003 must not be below min_lr = 0.0004 of its stage"
+    assert fault(raw, root) == message
+
+
+def test_a_base_needs_no_options_of_its_own_where_there_are_none(raw, root):
+    line = fault(put(raw, T + "variants.sparse.base", "pruned"), root)
+    assert "variant 'sparse': base = 'pruned' is not defined; defined in bases: none" in line
+
+
+def test_moefication_leaves_its_penalty_and_router_alone_in_every_suite(everything, root):
+    own = {"method": "moefication", "label": "x", "router": {"kind": "regression"}}
+    line = fault(put(everything, T + "ablations.variants.own", own), root)
+    assert T + "ablations.variants.own" in line and "routes by classification" in line
+
+
+PRUNED = {"kind": "prune", "label": "pruned", "heads": 0.5, "neurons": 0.5}
+PRUNED |= {"epochs": 1, "lr": 0.001}
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_heads_leave_where_the_architecture_lets_them(raw, root, name):
+    raw = put(with_language(raw, name), T + "bases.pruned", PRUNED)
+    raw["tasks"]["tiny"]["variants"]["sparse"]["base"] = "pruned"
+    if name == "bert":
+        assert load_config(raw, root).tasks["tiny"].bases["pruned"].heads == 0.5
+    else:
+        message = f"bases.pruned.heads = 0.5: heads of {name} cannot be removed; give 0 to prune"
+        assert message in fault(raw, root)
+    neurons_alone = load_config(put(raw, T + "bases.pruned.heads", 0.0), root).tasks["tiny"]
+    assert neurons_alone.bases_of("main") == ["pruned"]
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_a_student_reads_as_long_sequences_as_the_data_has(raw, root, name):
+    raw = with_language(raw, name)
+    student = {"kind": "distill", "label": "x", "epochs": 1, "lr": 0.001}
+    student["model"] = raw["tasks"]["tiny"]["model"] | {"positions": 11}
+    line = fault(put(raw, T + "bases.student", student), root)
+    assert "data.length = 12 tokens exceeds bases.student.model.positions = 11" in line
+
+
+@pytest.mark.parametrize("stage", ["projections", "ztw", "bases.pruned"])
+@pytest.mark.parametrize(("key", "value"), [("augment", {"flip": True}), ("mixup", 1.0)])
+def test_changes_of_images_are_refused_for_texts_in_optional_stages(raw, root, stage, key, value):
+    section = PRUNED if stage == "bases.pruned" else {"epochs": 1, "lr": 0.001}
+    raw = put(with_language(raw, "bert"), T + stage, section)
+    assert load_config(raw, root)
+    line = fault(put(raw, f"{T}{stage}.{key}", value), root)
+    assert line == f"tasks.tiny: {stage}.{key} changes images; data.kind is texts"
+
+
+@pytest.mark.parametrize("name", LANGUAGES)
+def test_baselines_are_of_the_models_that_they_work_on(raw, root, name):
+    raw = with_language(raw, name)
+    task = raw["tasks"]["tiny"]
+    task["ztw"] = task["avit"] = {"epochs": 5, "lr": 0.001}
+    task["select"]["confidence"] = [0.5]
+    halting = {"method": "avit", "label": "A-ViT", "depths": [1.0]}
+    line = fault(put(raw, T + "variants.avit", halting), root)
+    assert "variant 'avit': avit halts the tokens of images; leave it out" in line
+    exits = put(raw, T + "variants.ztw", {"method": "ztw", "label": "ZTW"})
+    if name == "bert":
+        assert load_config(exits, root).tasks["tiny"].rule("ztw") == "confidence"
+    else:
+        assert "variant 'ztw': ztw needs a classifier; leave it out" in fault(exits, root)
+
+
+@pytest.mark.parametrize("variant", ["exits", "bits", "nobody"])
+def test_boolq_asks_conversions_of_the_main_suite_only(raw, root, variant):
+    raw = with_language(raw, "gpt2")
+    raw["tasks"]["tiny"]["variants"]["bits"] = QUANTIZED
+    raw["tasks"]["tiny"]["boolq"] = {"variants": ["sparse"]}
+    assert load_config(raw, root).tasks["tiny"].boolq.variants == ["sparse"]
+    line = fault(put(raw, T + "boolq.variants", ["sparse", variant]), root)
+    assert f"boolq.variants names the variant '{variant}'; defined: ['sparse'" in line
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_task_cannot_take_a_targets_name(raw, root, target):
+    raw["tasks"][target] = raw["tasks"].pop("tiny")
+    assert fault(raw, root).endswith(
+        f"tasks.{target}: the name is a target's; call the task otherwise"
+    )

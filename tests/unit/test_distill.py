@@ -41,7 +41,7 @@ SPLITS = {
 }
 STUDENTS = {n: MODEL if n == "vit" else TINY[n] for n in NAMES}
 STUDENTS = {n: m.model_copy(update={"layers": 1, "d_ff": 12}) for n, m in STUDENTS.items()}
-TRAINING = {"kind": "distill", "label": "small", "epochs": 1, "lr": 0.01, "batch_size": 4}
+TRAINING = {"kind": "distill", "epochs": 1, "lr": 0.01, "batch_size": 4}
 
 
 @pytest.fixture

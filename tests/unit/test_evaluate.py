@@ -110,6 +110,7 @@ def test_a_hopeless_prediction_has_a_finite_perplexity():
 def test_top_k_executes_exactly_k_experts_per_token(k):
     (point,), layers = evaluate("top_k", [k])
     assert [(row["layer"], row["experts"], row["std"]) for row in layers] == [(0, k, 0), (1, k, 0)]
+    assert [(row["role"], row["num_experts"]) for row in layers] == [("ffn", 8)] * 2
     cost = model_cost(make_routed(), SAMPLE)
     assert point["flops"] == cost.fixed + ROUTERS + 2 * 5 * k * (4 * 16 * 4)
 

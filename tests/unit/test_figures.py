@@ -289,7 +289,8 @@ def executed() -> DataFrame:
     keys = [(v, s, tau, n) for v in "ab" for s in (0, 1) for tau in (0.1, 0.5) for n in range(3)]
     table = DataFrame(keys, columns=["variant", "seed", "knob_value", "layer"])
     experts = 4.0 + 2 * table["seed"] - table["layer"]
-    return table.assign(task="t", knob="dynamic_k", num_experts=8, experts=experts, std=1.0)
+    ffns = table.assign(task="t", knob="dynamic_k", num_experts=8, experts=experts, std=1.0)
+    return ffns.assign(role="ffn")
 
 
 def test_layers_are_shares_with_both_deviations(executed):
@@ -304,6 +305,16 @@ def test_layers_have_a_panel_per_operating_point(executed):
     assert [axes.get_title() for axes in figure.axes] == ["τ = 0.5", "τ = 0.1"]
     means = figure.axes[0].containers[0].lines[0]
     assert list(means.get_ydata()) == pytest.approx([62.5, 50.0, 37.5])
+
+
+def test_layers_of_attention_projections_are_not_drawn_among_the_ffns(executed):
+    projections = [executed.assign(role=role, experts=1.0, num_experts=2) for role in "qkvo"]
+    figures = [
+        layers.draw(table, "t", ["a"], LABELS, [0.5])
+        for table in (executed, concat([executed, *projections], ignore_index=True))
+    ]
+    alone, among = (f.axes[0].containers[0].lines[0].get_ydata() for f in figures)
+    assert list(alone) == list(among)
 
 
 @pytest.mark.parametrize("count", [2, 12, 18, 26])

@@ -55,7 +55,7 @@ SPLITS = {
     "gemma": make_corpus_split(6),
 }
 TRAINING = {"lr": 0.001, "batch_size": 4}
-HALF = {"kind": "prune", "label": "half", "heads": 0.5, "neurons": 0.5, "epochs": 0} | TRAINING
+HALF = {"kind": "prune", "heads": 0.5, "neurons": 0.5, "epochs": 0} | TRAINING
 
 
 def make_model(name: str) -> nn.Module:

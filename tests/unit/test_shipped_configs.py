@@ -7,6 +7,9 @@ import yaml
 
 from d2dmoe.config.experiment import load_config
 from d2dmoe.config.schema import schema_text
+from d2dmoe.config.task import TaskConfig
+from d2dmoe.config.variants import ConversionVariant
+from d2dmoe.lineage import stage_configs
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = [ROOT / "config.yaml", *ROOT.glob("configs/*.yaml"), ROOT / "tests/workflow/tiny.yaml"]
@@ -22,8 +25,60 @@ def test_the_schema_equals_the_models():
     assert (ROOT / "config.schema.json").read_text() == schema_text()
 
 
-def test_moefication_and_the_dense_reference_get_the_same_passes_over_the_data():
+def shipped_tasks() -> list[tuple[str, TaskConfig]]:
+    """Every task of every configuration, and what it is called in messages."""
+    configs = {path.name: load_config(yaml.safe_load(path.read_text()), ROOT) for path in SHIPPED}
+    return [(f"{file} {name}", t) for file, c in configs.items() for name, t in c.tasks.items()]
+
+
+def trained_epochs(task: TaskConfig, variant: str) -> float:
+    """Passes over the data after the dense model, and what it was compressed to."""
+    cfg = task.all_variants[variant]
+    if isinstance(cfg, ConversionVariant):
+        stages = task.stages(variant)
+        imitation = stages.projections.epochs if stages.projections else 0.0
+        return round(imitation + stages.sparsify.epochs + stages.router.epochs, 10)
+    return getattr(task, cfg.method).epochs
+
+
+def test_every_method_of_every_suite_gets_the_same_passes_over_the_data():
+    methods = set()
+    for name, task in shipped_tasks():
+        total = round(task.sparsify.epochs + task.router.epochs, 10)
+        assert task.finetune_config().epochs == total > 0, name
+        for variant, cfg in task.all_variants.items():
+            methods.add(cfg.method)
+            if cfg.method != "quantized":  # the dense model as it is, in fewer bits
+                assert trained_epochs(task, variant) == pytest.approx(total), (name, variant)
+    assert methods == {"d2dmoe", "moefication", "ztw", "avit", "quantized"}
+
+
+def test_variants_with_attention_projections_trade_passes_of_the_sparsification_for_them():
+    converted = 0
+    for name, task in shipped_tasks():
+        for variant, cfg in task.all_variants.items():
+            if getattr(cfg, "projections", None) is not None:
+                stages, converted = task.stages(variant), converted + 1
+                given = stages.projections.epochs + stages.sparsify.epochs
+                assert given == pytest.approx(task.sparsify.epochs), (name, variant)
+                assert min(stages.sparsify.epochs, stages.projections.epochs) > 0, (name, variant)
+    assert converted > 0
+
+
+def test_where_rates_are_tuned_every_method_of_figure_4_has_as_many_tries():
+    tuned = 0
+    for name, task in shipped_tasks():
+        if not task.tuning:
+            continue
+        tuned += 1
+        compared = {*task.figures.tradeoff, "dense_finetuned"}
+        assert compared <= task.tuning.keys(), name
+        assert len({len(set(rates)) for rates in task.tuning.values()}) == 1, name
+        for variant, rates in task.tuning.items():
+            assert task.rate(variant) in rates, (name, variant)
+    assert tuned > 0
+
+
+def test_no_two_shipped_results_share_a_folder():
     for path in SHIPPED:
-        for task in load_config(yaml.safe_load(path.read_text()), ROOT).tasks.values():
-            totals = {s.sparsify.epochs + s.router.epochs for s in map(task.stages, task.variants)}
-            assert totals == {task.sparsify.epochs + task.router.epochs}
+        assert stage_configs(load_config(yaml.safe_load(path.read_text()), ROOT))

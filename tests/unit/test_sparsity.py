@@ -9,6 +9,7 @@ from torch.nn.functional import gelu
 
 from d2dmoe.ffn import ACTIVATIONS, FFN
 from d2dmoe.sparsity import (
+    Activations,
     active_neurons,
     alpha_at,
     count_active,
@@ -26,6 +27,13 @@ few = settings(max_examples=25, deadline=None, derandomize=True)
 
 def drawn(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def drawn_layers(mode: str) -> list[Activations]:
+    """Of two samples with five tokens of eight neurons each, three layers."""
+    relu = uses_relu(mode)
+    pres = [drawn(seed, 2, 5, 8) for seed in range(3)]
+    return [Activations(pre, pre.relu() if relu else gelu(pre), relu) for pre in pres]
 
 
 @few
@@ -69,29 +77,45 @@ def test_square_hoyer_of_a_silent_token_is_0_with_finite_gradient():
 def test_penalties_by_hand(mode, expected):
     pre = torch.tensor([[-1.0, 2.0, 3.0], [-2.0, -1.0, 4.0]])
     hidden = pre.relu() if uses_relu(mode) else gelu(pre)
-    assert penalty(mode, [(pre, hidden)]).item() == pytest.approx(expected, rel=1e-6)
+    layer = Activations(pre, hidden, uses_relu(mode))
+    assert penalty(mode, [layer]).item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["gelu_clamped", "gelu_hoyer_clamped"])
 def test_clamped_modes_ignore_neurons_below_the_displacement(mode):
     pre = torch.tensor([[-12.0, -30.0, -9.0]])
-    assert penalty(mode, [(pre, gelu(pre))]).item() == pytest.approx(1.0, rel=1e-6)
+    layer = Activations(pre, gelu(pre), relu=False)
+    assert penalty(mode, [layer]).item() == pytest.approx(1.0, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("mode", "same"), [("gelu_clamped", "relu_l1"), ("gelu_hoyer_clamped", "relu_hoyer")]
+)
+def test_clamped_modes_measure_a_relu_layer_by_its_activations(mode, same):
+    """Such as the MLP of an attention projection, beside FFNs that keep GELU."""
+    relu, other = drawn_layers("relu_l1")[0], drawn_layers(mode)[1]
+    assert penalty(mode, [relu]) == penalty(same, [relu])
+    both = (penalty(mode, [relu]) + penalty(mode, [other])) / 2
+    assert penalty(mode, [relu, other]).item() == pytest.approx(both.item(), rel=1e-6)
+    assert penalty(mode, [relu]) != penalty(mode, [relu._replace(relu=False)])
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_penalty_is_the_mean_over_layers_and_tokens(mode):
-    layers = [(drawn(i, 2, 5, 8), drawn(i, 2, 5, 8).relu()) for i in range(3)]
-    tokens = [(p, h) for pre, hid in layers for p, h in zip(*(pre, hid), strict=True)]
-    tokens = [(p[None], h[None]) for ps, hs in tokens for p, h in zip(ps, hs, strict=True)]
-    single = sum(penalty(mode, [pair]).item() for pair in tokens) / len(tokens)
+    layers = drawn_layers(mode)
+    places = [(i, j) for i in range(2) for j in range(5)]
+    tokens = [
+        Activations(x.pre[at][None], x.hidden[at][None], x.relu) for x in layers for at in places
+    ]
+    single = sum(penalty(mode, [token]).item() for token in tokens) / len(tokens)
     assert penalty(mode, layers).item() == pytest.approx(single, rel=1e-5)
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_padding_is_left_out_of_the_penalty(mode):
-    layers = [(drawn(i, 2, 5, 8), drawn(i, 2, 5, 8).relu()) for i in range(3)]
+    layers = drawn_layers(mode)
     real = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
-    alone = [(pre[real], hidden[real]) for pre, hidden in layers]
+    alone = [Activations(x.pre[real], x.hidden[real], x.relu) for x in layers]
     assert penalty(mode, layers, real) == penalty(mode, alone)
     assert penalty(mode, layers, torch.ones(2, 5, dtype=torch.bool)) == penalty(mode, layers)
 
@@ -134,8 +158,8 @@ def test_relu_modes_see_activations_after_relu():
     with watch_activations(model) as activations:
         model(make_inputs())
     assert len(activations) == 2
-    for pre, hidden in activations.values():
-        assert (pre < 0).any() and torch.equal(hidden, pre.relu())
+    for layer in activations.values():
+        assert (layer.pre < 0).any() and torch.equal(layer.hidden, layer.pre.relu()) and layer.relu
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -144,15 +168,17 @@ def test_watched_pairs_are_the_input_and_output_of_the_activation(gated):
     ffn, z = make_ffn(6, 10, "gelu", gated=gated), drawn(0, 3, 6)
     with watch_activations(ffn) as activations:
         ffn(z)
-    ((pre, hidden),) = activations.values()
+    ((pre, hidden, relu),) = activations.values()
+    assert not relu
     assert torch.equal(pre, (ffn.gate if gated else ffn.up)(z)) and torch.equal(hidden, gelu(pre))
 
 
 @pytest.mark.parametrize("form", ["gelu", "gelu_tanh"])
 def test_active_neurons_of_relu_are_above_0_those_of_gelu_above_the_displacement(form):
     pre = torch.tensor([[-11.0, -3.0, 0.0, 0.5], [-11.0, -11.0, -11.0, -11.0]])
-    assert active_neurons(pre, pre.relu(), "relu").tolist() == [1, 0]
-    assert active_neurons(pre, ACTIVATIONS[form]()(pre), form).tolist() == [3, 0]
+    relu = Activations(pre, pre.relu(), relu=True)
+    other = Activations(pre, ACTIVATIONS[form]()(pre), relu=False)
+    assert active_neurons(relu).tolist() == [1, 0] and active_neurons(other).tolist() == [3, 0]
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
@@ -164,6 +190,6 @@ def test_the_histogram_counts_every_token_of_every_layer_once(activation):
     assert histogram.shape == (2, 33) and histogram.sum(1).tolist() == [tokens] * 2
     with watch_activations(model) as activations:
         model(inputs)
-    for row, (pre, hidden) in zip(histogram, activations.values(), strict=True):
-        active = (hidden > 0) if activation == "relu" else (pre > -10)
+    for row, layer in zip(histogram, activations.values(), strict=True):
+        active = (layer.hidden > 0) if activation == "relu" else (layer.pre > -10)
         assert (row * torch.arange(33)).sum() == active.sum()

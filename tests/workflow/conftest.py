@@ -14,6 +14,7 @@ import yaml
 from workflow import language
 
 ROOT = Path(__file__).parents[2]
+SUITES = ("all", "ablations", "compatibility")  # targets that together make every variant
 PARTS = ["Snakefile", "rules", "scripts", "src", "profiles", "report", "config.yaml"]
 
 
@@ -55,17 +56,18 @@ class Workspace:
             timeout=800,  # below that of a test
         )
 
-    def plan(self, target: str = "all") -> dict[str, int]:
-        """How many jobs of each rule a call would run."""
-        result = self.run(target, "--dry-run")
+    def plan(self, *targets: str) -> dict[str, int]:
+        """How many jobs of each rule a call would run; without targets, that of `all`."""
+        targets = targets or ("all",)
+        result = self.run(*targets, "--dry-run")
         assert result.returncode == 0, result.stdout
         table = re.search(r"^job +count\n-[- ]+\n(.*?)\n\n", result.stdout, re.M | re.S)
         rows = [line.split() for line in table[1].splitlines()] if table else []
-        return {rule: int(count) for rule, count in rows if rule not in (target, "total")}
+        return {rule: int(count) for rule, count in rows if rule not in (*targets, "total")}
 
-    def planned(self) -> set[str]:
-        """Names of the rules that `all` would run."""
-        return set(self.plan())
+    def planned(self, *targets: str) -> set[str]:
+        """Names of the rules that a call would run; without targets, that of `all`."""
+        return set(self.plan(*targets))
 
     def outputs(self, target: str) -> set[str]:
         """All files that a target is made of, there or not."""
@@ -92,8 +94,9 @@ class Workspace:
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Workspace:
-    """A workspace in which `all` has run once; tests leave its results and code as they were."""
-    return _run_all(Workspace(tmp_path_factory.mktemp("finished") / "project"))
+    """A workspace in which all suites have run once; tests leave its code and what they made as it
+    was."""
+    return _run(Workspace(tmp_path_factory.mktemp("finished") / "project"), *SUITES)
 
 
 @pytest.fixture
@@ -107,7 +110,7 @@ def finished_language(tmp_path_factory):
     """As `finished`, for the language tasks of configs/paper.yaml."""
     workspace = Workspace(tmp_path_factory.mktemp("language") / "project", language.config())
     language.save_sources(workspace.folder, workspace.config)
-    yield _run_all(workspace)
+    yield _run(workspace, "all", "compatibility")
     for checkpoint in workspace.find("models/**/*.safetensors"):  # hundreds of megabytes
         checkpoint.unlink()
 
@@ -118,8 +121,8 @@ def configured_language(finished_language):
     yield from _restored(finished_language)
 
 
-def _run_all(workspace: Workspace) -> Workspace:
-    result = workspace.run("all")
+def _run(workspace: Workspace, *targets: str) -> Workspace:
+    result = workspace.run(*targets)
     assert result.returncode == 0, result.stdout[-5000:]
     return workspace
 

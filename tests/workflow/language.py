@@ -3,6 +3,7 @@ fewer layers, steps, texts and variants, on local files in the forms in which th
 
 import gzip
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -13,6 +14,7 @@ PAPER = ROOT / "configs/paper.yaml"
 
 LENGTH = 24
 SHORT = {"epochs": 1, "batch_size": 16}
+HALF = {"epochs": 0.5, "batch_size": 16}  # taken from the sparsification's
 CHANGES = {
     "bert": {
         "data": {
@@ -22,10 +24,13 @@ CHANGES = {
             "validation": 16,
             "tokenizer": {"source": "path:checkpoints/bert"},
         },
-        "model": {"weights": "path:checkpoints/bert", "layers": 1},
+        "model": {"weights": "path:checkpoints/bert", "layers": 2},
         "dense": SHORT,
+        "projections": HALF,
         "sparsify": SHORT,
         "router": SHORT,
+        "ztw": {"epochs": 2, "batch_size": 16},
+        "bases": {"pruned_50": SHORT | {"samples": 32}},
     },
     "gpt2": {
         "data": {
@@ -39,6 +44,7 @@ CHANGES = {
             "tokenizer": {"source": "path:checkpoints/gpt2"},
         },
         "model": {"weights": "path:checkpoints/gpt2", "layers": 1},
+        "projections": HALF | {"accumulate": 2},
         "sparsify": SHORT | {"accumulate": 2},
         "router": {"epochs": 0.5},
         "boolq": None,
@@ -65,21 +71,24 @@ CHANGES = {
             "positions": 64,
         },
         "dense": SHORT,
+        "projections": HALF | {"accumulate": 2, "multiple": 8},
         "sparsify": SHORT | {"accumulate": 2},
-        "router": {"epochs": 0.25, "width": 16},
+        "split": {"projection_expert_size": 8},
+        "router": {"epochs": 0.25, "width": 16, "projection_width": 4},
         "select": {"top_k": [1, 8, 16]},  # of 16 experts
         "boolq": None,
     },
 }
 VARIANTS = {
-    "bert": ["d2dmoe", "moefication"],
-    "gpt2": ["d2dmoe"],
-    "gemma": ["d2dmoe"],
+    "bert": ["d2dmoe", "attention", "moefication", "ztw"],
+    "gpt2": ["d2dmoe", "attention"],
+    "gemma": ["attention"],
 }
+COMPATIBILITY = {"bert": ["d2dmoe_pruned_50"]}
 FIGURES = {
     "bert": ["tradeoff", "layer_thresholds"],
-    "gpt2": ["tradeoff", "activations"],
-    "gemma": ["tradeoff", "active_neurons"],
+    "gpt2": ["tradeoff", "phases"],
+    "gemma": ["tradeoff"],
 }
 
 
@@ -132,14 +141,29 @@ def save_checkpoint(task: str, config: dict, texts, folder: Path) -> None:
 
 
 def _smaller(name: str, task: dict) -> dict:
-    variants, figures = VARIANTS[name], FIGURES[name]
     task = _merged(task, CHANGES[name])
-    task["variants"] = {variant: task["variants"][variant] for variant in variants}
-    drawn = {key: task["figures"][key] for key in figures}
-    for key, value in drawn.items():
+    compatible = COMPATIBILITY.get(name, [])
+    bases = {task["compatibility"]["variants"][variant]["base"] for variant in compatible}
+    task["bases"] = {
+        base: options for base, options in task.get("bases", {}).items() if base in bases
+    }
+    task["ablations"] = None
+    if compatible:
+        task["compatibility"] = _fewer(task["compatibility"], compatible, [*bases, "d2dmoe"])
+    else:
+        task["compatibility"] = None
+    shown = {key: task["figures"][key] for key in FIGURES[name]}
+    return task | _fewer({"variants": task["variants"], "figures": shown}, VARIANTS[name])
+
+
+def _fewer(suite: dict, variants: list[str], others: Sequence[str] = ()) -> dict:
+    """A suite of some of its variants, whose figures may show others too."""
+    figures = dict(suite["figures"])
+    for key, value in figures.items():
         if isinstance(value, list):
-            drawn[key] = [variant for variant in value if variant in variants]
-    return task | {"figures": drawn}
+            figures[key] = [name for name in value if name in [*variants, *others]]
+    own = {variant: suite["variants"][variant] for variant in variants}
+    return {"variants": own, "figures": figures}
 
 
 def _merged(options: dict, changes: dict) -> dict:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from collections import Counter
 
 import pandas as pd
 import pytest
@@ -31,12 +32,13 @@ METRICS = {
     "gpt2": ["loss", "perplexity"],
     "gemma": ["loss", "perplexity"],
 }
-TABLES = {"tradeoff", "summary", "layers", "activity"}
+SUITE_TABLES = {"tradeoff", "summary", "layers", "activity"}
+TABLES = SUITE_TABLES | {"fairness"}
+KNOBS = {"moefication": "top_k", "ztw": "confidence"}  # dynamic_k of the others
 DRAWN = {
     "tradeoff": "figure_4",
     "layer_thresholds": "figure_16",
-    "activations": "figure_9c",
-    "active_neurons": "figure_2b",
+    "phases": "figure_9a",
 }
 
 
@@ -55,7 +57,19 @@ def test_every_task_has_its_tables_and_the_figures_that_are_configured(finished_
     assert finished_language.tables() == {
         f"{name}.csv" for name in TABLES | {"reference", "claims"}
     }
-    assert finished_language.figures() == {"figure_4", "figure_10"}
+    assert finished_language.figures() == {"figure_3", "figure_4", "figure_10"}
+
+
+def test_a_pruned_bert_is_converted_beside_the_dense_one(finished_language):
+    names = {f"{name}.csv" for name in SUITE_TABLES}
+    assert finished_language.tables("compatibility") == names | {"claims.csv"}
+    assert finished_language.tables("compatibility/bert") == names
+    assert finished_language.figures("compatibility/bert") == {"figure_6"}
+    cost = table(finished_language, "compatibility/tradeoff").groupby("variant")["flops_ratio"]
+    least = cost.min()
+    assert least["d2dmoe_pruned_50"] < least["pruned_50"] < least["dense"] == 1
+    claims = table(finished_language, "compatibility/claims").set_index("claim")
+    assert claims.loc["C10", "where"] == "bert: pruned_50"
 
 
 @pytest.mark.parametrize("name", sorted({*TABLES, "reference"}))
@@ -77,7 +91,7 @@ def test_the_tradeoff_has_the_metrics_of_the_kind_at_every_operating_point(finis
     for (variant, _), points in rows.groupby(["variant", "metric"]):
         assert sorted(set(points["seed"])) == finished_language.config["seeds"]
         if variant in VARIANTS[task]:
-            values = select["top_k" if variant == "moefication" else "dynamic_k"]
+            values = select[KNOBS.get(variant, "dynamic_k")]
             assert all(sorted(p["knob_value"]) == sorted(values) for _, p in points.groupby("seed"))
     assert rows["value"].notna().all() and (rows["relative_value"] > 0).all()
 
@@ -85,8 +99,11 @@ def test_the_tradeoff_has_the_metrics_of_the_kind_at_every_operating_point(finis
 @pytest.mark.parametrize("task", CLASSES)
 def test_all_experts_cost_what_the_dense_model_does_and_the_routers(finished_language, task):
     rows = table(finished_language, f"{task}/tradeoff")
-    everything = rows[(rows["method"] == "d2dmoe") & (rows["knob_value"] == 0)]["flops_ratio"]
-    assert len(everything) and (everything > 1).all() and (everything < 1.1).all()
+    everything = rows[(rows["method"] == "d2dmoe") & (rows["knob_value"] == 0)]
+    ratios = everything.groupby("variant")["flops_ratio"].first()
+    assert list(ratios.index) == sorted({"attention", "d2dmoe"} & set(VARIANTS[task]))
+    assert (ratios > 1).all() and (ratios < 1.3).all()
+    assert ratios.idxmax() == "attention"  # which has more routers
     assert (rows[rows["method"] != "dense"].groupby("variant")["flops_ratio"].min() < 1).all()
 
 
@@ -108,7 +125,7 @@ def test_simple_models_stand_beside_the_dense_ones(finished_language):
 def test_the_claims_are_decided_for_every_task(finished_language):
     claims = table(finished_language, "claims")
     assert list(claims.columns) == COLUMNS
-    for claim in ("C1", "C2", "C3", "C4", "C7", "C8"):
+    for claim in ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "C8", "C10"):
         assert list(claims[claims["claim"] == claim]["where"]) == sorted(CLASSES)
 
 
@@ -118,7 +135,7 @@ def test_a_saved_model_is_of_its_own_class_with_experts_for_ffns(finished_langua
     model, spec = load_model(path)
     assert type(model).__name__ == CLASSES[task]
     assert type(model).__module__.startswith("transformers.")
-    layers = find(model, MoE).values()
+    layers = [moe for moe in find(model, MoE).values() if moe.role == "ffn"]
     assert len(layers) == finished_language.config["tasks"][task]["model"]["layers"]
     split = open_split(finished_language.folder / f"results/data/{task}", "test")
     inputs, _ = split.batch(split.read(torch.arange(2)), torch.device("cpu"))
@@ -127,18 +144,27 @@ def test_a_saved_model_is_of_its_own_class_with_experts_for_ffns(finished_langua
         assert logits_of(model, inputs).shape[-1] == len(outputs)
 
 
+@pytest.mark.parametrize("task", CLASSES)
+def test_attention_projections_are_experts_too(finished_language, task):
+    path = finished_language.find(f"models/{task}/**/projections/**/router/*/model.safetensors")[0]
+    model, _spec = load_model(path)
+    blocks = finished_language.config["tasks"][task]["model"]["layers"]
+    roles = Counter(moe.role for moe in find(model, MoE).values())
+    assert roles == dict.fromkeys(["ffn", "q", "k", "v", "o"], blocks)
+
+
 # Plans
 
 
 def test_a_second_call_has_nothing_to_do(finished_language):
-    assert finished_language.planned() == set()
+    assert finished_language.planned("all", "compatibility") == set()
 
 
 def test_other_thresholds_of_one_task_repeat_its_evaluation_alone(configured_language):
     configured_language.config["tasks"]["bert"]["select"]["dynamic_k"] = [0.0, 0.1, 0.01, 0.001]
-    once = ("evaluate", "tradeoff", "layers", "summary", "figure_4", "figure_16")
-    after_all_tasks = {"all_tasks": 3, "claims": 1, "figure_4_all_tasks": 1}
-    assert configured_language.plan() == dict.fromkeys(once, 1) | after_all_tasks
+    once = ("tradeoff", "layers", "summary", "figure_4", "figure_16")
+    more = {"evaluate": 2, "all_tasks": 3, "claims": 1, "figure_4_all_tasks": 1}
+    assert configured_language.plan() == dict.fromkeys(once, 1) | more
 
 
 def test_an_edit_of_the_simple_models_repeats_the_references_alone(finished_language):
@@ -158,9 +184,20 @@ def test_the_papers_configuration_plans_all_four_experiments(tmp_path):
     assert plan["dataset"] == plan["dense"] == plan["summary"] == plan["figure_4"] == 4
     assert plan["tokenizer"] == 3 and plan["reference"] == plan["load_maps"] == 1
     assert plan["boolq"] == 8 and plan["table_1"] == plan["claims"] == 1
-    assert {f"figure_{n}" for n in ("9b", "9c", "9d", "16", "4_all_tasks")} <= plan.keys()
+    assert plan["projections"] == plan["fairness"] == plan["avit"] == 4 and plan["ztw"] == 2
+    assert {f"figure_{n}" for n in ("9a", "16", "4_all_tasks")} <= plan.keys()
     bert = workspace.outputs("bert")
     assert bert and all("/bert/" in path for path in bert)
+
+
+def test_the_papers_configuration_plans_ablations_and_compressed_models(tmp_path):
+    workspace = Workspace(tmp_path / "project", yaml.safe_load(PAPER.read_text()))
+    ablations = {"routers", "splits", "router_widths"}
+    assert {f"ablation_{name}" for name in ablations} <= workspace.planned("ablations")
+    assert {f"figure_{n}" for n in ("9b", "9c", "9d")} <= workspace.planned("ablations")
+    plan = workspace.plan("compatibility")
+    assert (plan["prune"], plan["distill"], plan["quantize"]) == (2, 1, 2)
+    assert {f"figure_{n}" for n in ("6", "7", "12")} <= plan.keys()
 
 
 # Errors

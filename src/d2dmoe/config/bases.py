@@ -12,13 +12,7 @@ BelowOne = Annotated[float, Field(ge=0, lt=1)]
 QuantizedWeights = Literal["int8"]
 
 
-class Base(TrainingConfig):
-    """What all compressed models have; the training options are of the step that makes them."""
-
-    label: str = Field(min_length=1, description="Name in the legends")
-
-
-class PruneConfig(Base):
+class PruneConfig(TrainingConfig):
     """The dense model without its least important heads and hidden neurons, trained on."""
 
     kind: Literal["prune"]
@@ -34,7 +28,7 @@ def remaining(count: int, share: float) -> int:
     return max(1, round(count * (1 - share)))
 
 
-class DistillConfig(Base):
+class DistillConfig(TrainingConfig):
     """A smaller model, trained from its own initial weights to imitate the dense model."""
 
     kind: Literal["distill"]
@@ -45,7 +39,29 @@ class DistillConfig(Base):
     )
 
 
-BaseConfig = Annotated[PruneConfig | DistillConfig, Field(discriminator="kind")]
+class PrunedBase(PruneConfig):
+    """A pruned model with a name for figures, which is no option of the step that makes it."""
+
+    label: str = Field(min_length=1, description="Name in the legends")
+
+    @property
+    def step(self) -> PruneConfig:
+        """The options of the step."""
+        return PruneConfig(**self.model_dump(exclude={"label"}))
+
+
+class DistilledBase(DistillConfig):
+    """A distilled model with a name for figures, which is no option of the step that makes it."""
+
+    label: str = Field(min_length=1, description="Name in the legends")
+
+    @property
+    def step(self) -> DistillConfig:
+        """The options of the step."""
+        return DistillConfig(**self.model_dump(exclude={"label"}))
+
+
+BaseConfig = Annotated[PrunedBase | DistilledBase, Field(discriminator="kind")]
 
 
 class QuantizeConfig(Strict):

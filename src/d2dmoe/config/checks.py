@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from d2dmoe.config.bases import PruneConfig, remaining
+from d2dmoe.config.bases import DistillConfig, PruneConfig, remaining
 from d2dmoe.config.figures import FiguresConfig
+from d2dmoe.config.model import TransformerConfig, ViTConfig
 from d2dmoe.config.training import TrainingConfig
 from d2dmoe.config.variants import ConversionVariant, QuantizedVariant, Stages, VariantConfig
 
@@ -20,6 +21,7 @@ def check_task(task: TaskConfig) -> None:
     """Raises ValueError for the first fault found."""
     _check_data(task)
     _check_names(task)
+    _check_rates(task)
     for name, variant in task.all_variants.items():
         _check_variant(task, name, variant)
     if not task.figures.tradeoff:
@@ -35,22 +37,33 @@ def check_task(task: TaskConfig) -> None:
 
 
 def _check_data(task: TaskConfig) -> None:
-    if task.data.kind != task.model.data_kind:
+    _check_input(task, "model", task.model)
+    for name, base in task.bases.items():
+        if isinstance(base, DistillConfig):
+            _check_input(task, f"bases.{name}.model", base.model)
+    if task.data.kind == "images":
+        return
+    stages = ("dense", "projections", "sparsify", "router", "ztw", "avit")
+    trained = {stage: getattr(task, stage) for stage in stages}
+    for stage, cfg in (trained | {f"bases.{k}": v for k, v in task.bases.items()}).items():
+        if cfg is not None:
+            _check_no_image_options(task, stage, cfg)
+
+
+def _check_input(task: TaskConfig, place: str, model: TransformerConfig) -> None:
+    """The model at the key `place` can read the task's samples."""
+    if task.data.kind != model.data_kind:
         raise ValueError(
-            f"model.architecture {task.model.architecture} takes data of the kind "
-            f"{task.model.data_kind}, but data.kind is {task.data.kind}"
+            f"{place}.architecture {model.architecture} takes data of the kind "
+            f"{model.data_kind}, but data.kind is {task.data.kind}"
         )
     if task.data.kind == "images":
-        _check_grid(task)
-        return
-    if task.data.length > task.model.positions:
+        _check_grid(task, place, model)
+    elif task.data.length > model.positions:
         raise ValueError(
-            f"data.length = {task.data.length} tokens exceeds model.positions = "
-            f"{task.model.positions}, the longest sequence of the model"
+            f"data.length = {task.data.length} tokens exceeds {place}.positions = "
+            f"{model.positions}, the longest sequence of the model"
         )
-    trained = {"dense": task.dense, "sparsify": task.sparsify, "router": task.router}
-    for stage, cfg in (trained | {f"bases.{k}": v for k, v in task.bases.items()}).items():
-        _check_no_image_options(task, stage, cfg)
 
 
 def _check_no_image_options(task: TaskConfig, stage: str, cfg: TrainingConfig) -> None:
@@ -59,21 +72,40 @@ def _check_no_image_options(task: TaskConfig, stage: str, cfg: TrainingConfig) -
             raise ValueError(f"{stage}.{key} changes images; data.kind is {task.data.kind}")
 
 
-def _check_grid(task: TaskConfig) -> None:
-    side, patch = task.data.image_size, task.model.patch_size
+def _check_grid(task: TaskConfig, place: str, model: ViTConfig) -> None:
+    side, patch = task.data.image_size, model.patch_size
     if side % patch:
         raise ValueError(
-            f"model.patch_size = {patch} must divide data.image_size = {side}; "
+            f"{place}.patch_size = {patch} must divide data.image_size = {side}; "
             f"allowed: {_divisors(side)}"
         )
     grid = side
-    for _ in task.model.stem:
+    for _ in model.stem:
         grid = (grid + 1) // 2
-    if task.model.stem and grid != side // patch:
+    if model.stem and grid != side // patch:
         raise ValueError(
-            f"model.stem has {len(task.model.stem)} convolutions, which make {side} pixels a "
-            f"grid of {grid}; model.patch_size = {patch} needs a grid of {side // patch}"
+            f"{place}.stem has {len(model.stem)} convolutions, which make {side} pixels a "
+            f"grid of {grid}; {place}.patch_size = {patch} needs a grid of {side // patch}"
         )
+
+
+def _check_rates(task: TaskConfig) -> None:
+    """No peak is below the end of its stage's cosine."""
+    peaks = [("finetune.lr", task.finetune.lr, task.sparsify)]
+    stages = ("projections", "sparsify", "router")
+    for name, variant in task.all_variants.items():
+        for stage in stages if isinstance(variant, ConversionVariant) else ():
+            change = getattr(variant, stage)
+            peaks.append(
+                (f"variant '{name}': {stage}.lr", change and change.lr, getattr(task, stage))
+            )
+    for name, rates in task.tuning.items():
+        method = getattr(task.all_variants.get(name), "method", None)
+        own = getattr(task, method) if method in ("ztw", "avit") else task.sparsify
+        peaks += [(f"tuning.{name}", rate, own) for rate in rates]
+    for key, lr, cfg in peaks:
+        if lr is not None and cfg is not None and lr < cfg.min_lr:
+            raise ValueError(f"{key} = {lr} must not be below min_lr = {cfg.min_lr} of its stage")
 
 
 def _check_names(task: TaskConfig) -> None:
@@ -145,16 +177,18 @@ def _check_tuning(task: TaskConfig) -> None:
     """Every method of figure 4 has had as many tries, and runs at one of its rates."""
     if not task.tuning:
         return
-    allowed = [*task.variants, "dense_finetuned"]
+    trained = [k for k, v in task.variants.items() if not isinstance(v, QuantizedVariant)]
+    allowed = [*trained, "dense_finetuned"]  # what has a rate
     for name, rates in task.tuning.items():
         if name not in allowed:
-            raise ValueError(f"tuning names the variant '{name}'; defined: {allowed}")
+            raise ValueError(f"tuning names the variant '{name}'; allowed: {allowed}")
         if len(set(rates)) != len(rates) or task.rate(name) not in rates:
             raise ValueError(
                 f"tuning.{name} = {rates} must list different rates, and among them the one that "
                 f"the variant has: {task.rate(name)}"
             )
-    if missing := {*task.figures.tradeoff, "dense_finetuned"} - task.tuning.keys():
+    needed = {*task.figures.tradeoff, "dense_finetuned"} & {*allowed}
+    if missing := needed - task.tuning.keys():
         raise ValueError(f"tuning lacks variants that figure 4 compares: {sorted(missing)}")
     counts = {name: len(rates) for name, rates in task.tuning.items()}
     if len(set(counts.values())) > 1:
@@ -217,11 +251,6 @@ def _d_ff(task: TaskConfig, name: str, variant: ConversionVariant) -> int:
                 f"{task.model.architecture} cannot be removed; give 0 to prune neurons alone"
             )
         return remaining(task.model.d_ff, base.neurons)
-    if base.model.data_kind != task.data.kind:
-        raise ValueError(
-            f"bases.{variant.base}.model.architecture {base.model.architecture} takes data of the "
-            f"kind {base.model.data_kind}, but data.kind is {task.data.kind}"
-        )
     return base.model.d_ff
 
 

@@ -22,7 +22,12 @@ from d2dmoe.config.stages import (
     ZTWConfig,
 )
 from d2dmoe.config.training import TrainingConfig
-from d2dmoe.config.variants import ConversionVariant, Stages, VariantConfig
+from d2dmoe.config.variants import (
+    ConversionVariant,
+    QuantizedVariant,
+    Stages,
+    VariantConfig,
+)
 
 Suite = Literal["main", "ablations", "compatibility"]
 SUITES = get_args(Suite)
@@ -119,8 +124,11 @@ class TaskConfig(Strict):
         return [name for name in self.variants if name in named] + list(own.variants)
 
     def bases_of(self, suite: Suite) -> list[str]:
-        """The compressed models that a suite's variants convert."""
+        """The compressed models that a suite's variants convert, or its figures compare."""
         used = {getattr(self.all_variants[name], "base", None) for name in self.variants_of(suite)}
+        if suite in self.suites:
+            named = self.suites[suite].figures.variants().values()
+            used |= {name for names in named for name in names}
         return [name for name in self.bases if name in used]
 
     def stages(self, variant: str) -> Stages:
@@ -145,10 +153,15 @@ class TaskConfig(Strict):
         return TrainingConfig(**options | {"epochs": self.epochs, "lr": lr})
 
     def rate(self, variant: str) -> float:
-        """Peak learning rate of a variant's longest training."""
-        if variant in DENSE_VARIANTS:
+        """Peak learning rate of a variant's, or a compressed model's, longest training after the
+        dense model; 0 if it has none."""
+        if variant in self.bases:
+            return self.bases[variant].lr
+        if variant in DENSE_VARIANTS or variant not in self.all_variants:  # a base, trained on
             return self.finetune_config().lr
         cfg = self.all_variants[variant]
+        if isinstance(cfg, QuantizedVariant):
+            return 0.0
         if isinstance(cfg, ConversionVariant):
             return self.stages(variant).sparsify.lr
         return getattr(self, cfg.method).lr

@@ -15,6 +15,7 @@ from d2dmoe.attention import (
 from d2dmoe.checkpoint import ProjectionsSpec, Trained, load_dense_model
 from d2dmoe.config.stages import ProjectionsConfig
 from d2dmoe.data import Batch, open_split
+from d2dmoe.errors import CheckpointError
 from d2dmoe.ffn import FFN
 from d2dmoe.inputs import real_tokens
 from d2dmoe.models import separate_projections
@@ -37,6 +38,8 @@ def convert_projections(parent: Path, cfg: ProjectionsConfig, data: Path, run: R
         UserError: model, data or disk are not in order, or the training was stopped.
     """
     model, spec = load_dense_model(parent)
+    if spec.projections:
+        raise CheckpointError(f"the attention projections of {parent} were converted already")
     separate_projections(spec.architecture, model).to(run.device).requires_grad_(False)
     widths = _widths(model, cfg)
     torch.manual_seed(seed_for("projections", run.seed))

@@ -1,0 +1,54 @@
+"""A small configuration with all that a task can have: suites, compressed models, trials."""
+
+import copy
+from typing import Any
+
+RATES = [0.0005, 0.001]
+
+
+def with_everything(raw: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the minimal configuration of images with every method, suite and compression."""
+    raw = copy.deepcopy(raw)
+    task = raw["tasks"]["tiny"]
+    training = {"lr": 0.001, "batch_size": 8}
+    task["projections"] = {**training, "epochs": 1, "multiple": 4}
+    task["split"]["projection_expert_size"] = 2
+    task["router"]["projection_width"] = 4
+    task["ztw"] = {**training, "epochs": 5}
+    task["avit"] = {**training, "epochs": 5}
+    task["select"]["confidence"] = [0.0, 0.9]
+    task["variants"] |= {
+        "attention": {"method": "d2dmoe", "label": "attention too", "projections": {}},
+        "ztw": {"method": "ztw", "label": "ZTW"},
+        "avit": {"method": "avit", "label": "A-ViT", "depths": [1.0, 1.5]},
+    }
+    task["figures"]["tradeoff"] = ["sparse", "attention", "moefication", "ztw", "avit"]
+    task["ablations"] = {
+        "variants": {
+            "binary": {"method": "d2dmoe", "label": "binary", "router": {"kind": "classification"}},
+            "wide": {"method": "d2dmoe", "label": "wide", "router": {"width": 16}},
+        },
+        "figures": {"routers": ["sparse", "binary"], "router_widths": ["sparse", "wide"]},
+    }
+    task["bases"] = {
+        "pruned": {**training, "kind": "prune", "label": "pruned", "epochs": 1}
+        | {"heads": 0.5, "neurons": 0.5},
+        "student": {**training, "kind": "distill", "label": "student", "epochs": 4}
+        | {"model": task["model"] | {"d_model": 8, "d_ff": 16}},
+    }
+    task["compatibility"] = {
+        "variants": {
+            "pruned_sparse": {"method": "d2dmoe", "label": "pruned, ours", "base": "pruned"},
+            "student_sparse": {"method": "d2dmoe", "label": "student, ours", "base": "student"},
+            "int8": {"method": "quantized", "label": "dense, int8", "quantize": "int8"},
+            "sparse_int8": {"method": "d2dmoe", "label": "ours, int8", "quantize": "int8"},
+        },
+        "figures": {
+            "pruned": ["sparse", "pruned", "pruned_sparse"],
+            "distilled": ["student", "student_sparse"],
+            "quantized": ["int8", "sparse_int8"],
+        },
+    }
+    tuned = ["dense_finetuned", *task["figures"]["tradeoff"]]
+    task["tuning"] = {name: list(RATES) for name in tuned}
+    return raw
