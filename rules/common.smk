@@ -2,7 +2,8 @@
 import re
 
 from d2dmoe.config.experiment import load_config
-from d2dmoe.config.task import FINETUNED, SUITES
+from d2dmoe.config.task import SUITES
+from d2dmoe.config.variants import FINETUNED
 from d2dmoe.digest import code_digest
 from d2dmoe.lineage import lineages, plain, stage_configs, trials
 

@@ -5,7 +5,7 @@
 rule evaluate:
     input:
         model="{model}/model.safetensors",
-        data=data_of_model,
+        data=data_of_part,
     output:
         points="{model}/evaluate/{part}/{knob}.csv",
         layers="{model}/evaluate/{part}/{knob}_layers.csv",
@@ -25,7 +25,7 @@ rule evaluate:
 rule evaluate_dense:
     input:
         model="{model}/model.safetensors",
-        data=data_of_model,
+        data=data_of_part,
     output:
         points="{model}/evaluate/{part}/dense.csv",
     log:

@@ -47,17 +47,10 @@ def select_cfg(wildcards):
 
 
 def data_of_part(wildcards):
-    """The one split of a task that an evaluation reads."""
-    names = ("dataset.json", f"{wildcards.part}.safetensors")
-    return [f"results/data/{wildcards.task}/{name}" for name in names]
-
-
-def data_of_model(wildcards):
-    """The one split that an evaluation reads."""
-    task = wildcards.model.split("/")[2]
+    """The one split that an evaluation reads; the path names the task, or the model of one."""
+    task = wildcards.get("task") or wildcards.model.split("/")[2]
     return [
-        f"results/data/{task}/dataset.json",
-        f"results/data/{task}/{wildcards.part}.safetensors",
+        f"results/data/{task}/{name}" for name in ("dataset.json", f"{wildcards.part}.safetensors")
     ]
 
 
@@ -71,12 +64,16 @@ def labels_of(lineage):
     }
 
 
+def dataset_of(task):
+    """What a task's points are of: the leading columns of its trade-off."""
+    cfg = CONFIG.tasks[task]
+    return {"model": cfg.model.name, "dataset": cfg.data.source.partition(":")[2]}
+
+
 def point_entries(suite, task, part):
     """Every operating-point table of a task, with what its rows belong to."""
-    cfg = CONFIG.tasks[task]
-    dataset = {"model": cfg.model.name, "dataset": cfg.data.source.partition(":")[2]}
     return [
-        {"path": str(x.evaluation(part))} | dataset | labels_of(x)
+        {"path": str(x.evaluation(part))} | dataset_of(task) | labels_of(x)
         for x in LINEAGES[suite]
         if x.task == task
     ]
@@ -139,10 +136,9 @@ def fairness_inputs(wildcards):
 def tuning_entries(task):
     """The validation points of every learning rate tried of a task."""
     cfg = CONFIG.tasks[task]
-    dataset = {"model": cfg.model.name, "dataset": cfg.data.source.partition(":")[2]}
     return [
         {"path": str(x.evaluation("validation")), "lr": rate, "chosen": rate == cfg.rate(x.variant)}
-        | dataset
+        | dataset_of(task)
         | labels_of(x)
         for rate, x in TRIALS
         if x.task == task

@@ -14,9 +14,7 @@ import numpy as np
 import pandas as pd
 
 from d2dmoe.config.training import TrainingConfig
-from d2dmoe.tables import quality_at, tradeoff
-
-BUDGETS = (0.5, 0.6, 0.7, 0.8)  # of the dense cost: where the claims compare curves
+from d2dmoe.tables import BUDGETS, quality_at, tradeoff
 
 
 def fairness(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -52,7 +50,7 @@ def _training(entry: dict[str, Any]) -> dict[str, Any]:
     """What one training had."""
     samples = json.loads(Path(entry["about"]).read_text())["sizes"]["train"]
     stages = {stage["stage"]: _steps(stage, samples) for stage in entry["stages"]}
-    seen = sum(_steps(s, samples) * s["batch_size"] for s in entry["stages"])
+    seen = sum(stages[s["stage"]] * s["batch_size"] for s in entry["stages"])
     row = {key: entry[key] for key in ("task", "method", "variant", "seed")}
     return row | {
         "stages": " ".join(f"{name}:{steps}" for name, steps in stages.items() if steps),

@@ -122,14 +122,22 @@ def mean_cost(model: nn.Module, sample: Callable[[int], Inputs], lengths: Tensor
     if (lengths == lengths[0]).all():
         return model_cost(model, sample(int(lengths[0])))
     costs = [model_cost(model, sample(n)) for n in (1, 2, 3)]
-    first, second, third = (cost.fixed for cost in costs)
-    steps = lengths.long() - 1  # Newton's form, in integers and so exact
-    growth = steps * (second - first) + steps * (steps - 1) // 2 * (third - 2 * second + first)
+    fixed = at_lengths(*(cost.fixed for cost in costs), lengths)
     layers = {
         name: replace(layer, tokens=layer.tokens * _mean(lengths))
         for name, layer in costs[0].layers.items()
     }
-    return ModelCost(fixed=_mean(first + growth), layers=layers)
+    return ModelCost(fixed=_mean(fixed), layers=layers)
+
+
+def at_lengths(
+    first: int | Tensor, second: int | Tensor, third: int | Tensor, lengths: Tensor
+) -> Tensor:
+    """FLOPs of samples of these lengths, integers [samples], from those of 1, 2 and 3 tokens; these
+    may be [..., 1]."""
+    steps = lengths.long() - 1  # Newton's form, in integers and so exact
+    growth = steps * (second - first) + steps * (steps - 1) // 2 * (third - 2 * second + first)
+    return first + growth
 
 
 def _mean(values: Tensor) -> float:

@@ -18,8 +18,15 @@ from d2dmoe.config.base import Strict
 from d2dmoe.config.bases import QuantizeConfig
 from d2dmoe.config.experiment import Config
 from d2dmoe.config.model import TransformerConfig
-from d2dmoe.config.task import DENSE_VARIANTS, FINETUNED, SUITES, Suite, TaskConfig
-from d2dmoe.config.variants import ConversionVariant, HaltingVariant, QuantizedVariant, Stages
+from d2dmoe.config.task import SUITES, Suite, TaskConfig
+from d2dmoe.config.variants import (
+    DENSE_VARIANTS,
+    FINETUNED,
+    ConversionVariant,
+    HaltingVariant,
+    QuantizedVariant,
+    Stages,
+)
 from d2dmoe.errors import ConfigError
 
 STAGES: dict[str, tuple[str, ...]] = {
@@ -103,9 +110,9 @@ def lineages(config: Config, suite: Suite = "main") -> Iterator[Lineage]:
             dense: Chain = [("dense", task.dense)]
             yield from _with_finetuned(name, seed, "dense", "dense", task, dense)
             for base in task.bases_of(suite):
-                (kind, cfg) = _base_step(task, base)
-                chain = [*dense, (kind, cfg)]
-                yield from _with_finetuned(name, seed, COMPRESSED[kind], base, task, chain)
+                step = _base_step(task, base)
+                method, chain = COMPRESSED[step[0]], [*dense, step]
+                yield from _with_finetuned(name, seed, method, base, task, chain)
             for variant in task.variants_of(suite):
                 method, rule = task.all_variants[variant].method, task.rule(variant)
                 for chain in _chains(task, variant):

@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from d2dmoe.claims.evidence import Evidence
+from d2dmoe.tables import BUDGETS
 
 SUPPORTED, CONTRADICTED, NOT_TESTED = "supported", "contradicted", "not tested"
 UNMEASURED = "-"
-BUDGETS = [0.5, 0.6, 0.7, 0.8]  # ratios at which curves are compared
 TIE = 0.001  # of the dense quality: smaller differences are no differences
 
 

@@ -9,12 +9,17 @@ from d2dmoe.config.bases import DistillConfig, PruneConfig, remaining
 from d2dmoe.config.figures import FiguresConfig
 from d2dmoe.config.model import TransformerConfig, ViTConfig
 from d2dmoe.config.training import TrainingConfig
-from d2dmoe.config.variants import ConversionVariant, QuantizedVariant, Stages, VariantConfig
+from d2dmoe.config.variants import (
+    DENSE_VARIANTS,
+    FINETUNED,
+    ConversionVariant,
+    QuantizedVariant,
+    Stages,
+    VariantConfig,
+)
 
 if TYPE_CHECKING:
     from d2dmoe.config.task import TaskConfig
-
-RESERVED = ("dense", "dense_finetuned")  # the variants that every task has
 
 
 def check_task(task: TaskConfig) -> None:
@@ -109,8 +114,8 @@ def _check_rates(task: TaskConfig) -> None:
 
 
 def _check_names(task: TaskConfig) -> None:
-    seen = {name: "the dense reference" for name in RESERVED}
-    seen |= {f"{base}_finetuned": f"bases.{base}, trained on" for base in task.bases}
+    seen = {name: "the dense reference" for name in DENSE_VARIANTS}
+    seen |= {f"{base}{FINETUNED}": f"bases.{base}, trained on" for base in task.bases}
     sections = {"bases": task.bases, "variants": task.variants}
     sections |= {f"{suite}.variants": own.variants for suite, own in task.suites.items()}
     for section, names in sections.items():

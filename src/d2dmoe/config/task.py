@@ -23,6 +23,8 @@ from d2dmoe.config.stages import (
 )
 from d2dmoe.config.training import TrainingConfig
 from d2dmoe.config.variants import (
+    DENSE_VARIANTS,
+    FINETUNED,
     ConversionVariant,
     QuantizedVariant,
     Stages,
@@ -32,11 +34,6 @@ from d2dmoe.config.variants import (
 Suite = Literal["main", "ablations", "compatibility"]
 SUITES = get_args(Suite)
 """What can be asked for apart: `snakemake all` makes the first."""
-
-DENSE_VARIANTS = {"dense": "dense", "dense_finetuned": "dense, fine-tuned"}
-"""The variants that every task has, and their names in the legends."""
-
-FINETUNED = "_finetuned"  # ends the name of a compressed model that was trained on
 
 
 class FinetuneConfig(Strict):

@@ -20,6 +20,11 @@ from d2dmoe.config.stages import (
     SplitMethod,
 )
 
+FINETUNED = "_finetuned"  # ends the name of a dense or compressed model that was trained on
+
+DENSE_VARIANTS = {"dense": "dense", f"dense{FINETUNED}": "dense, fine-tuned"}
+"""The variants that every task has, and their names in the legends."""
+
 
 class SparsifyChange(Strict):
     """What a variant may change in sparsification."""

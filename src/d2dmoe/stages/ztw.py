@@ -16,7 +16,7 @@ from d2dmoe.conversion import load_model
 from d2dmoe.data import Batch, Split, open_split
 from d2dmoe.errors import CheckpointError
 from d2dmoe.evaluate import MAX_LOSS, batches_of, cost_on, validation_metrics
-from d2dmoe.flops import count
+from d2dmoe.flops import at_lengths, count
 from d2dmoe.inputs import Inputs, logits_of
 from d2dmoe.progress import Progress
 from d2dmoe.run import Run
@@ -184,7 +184,4 @@ def exit_costs(
     def of_length(length: int) -> Tensor:
         return costs({"input_ids": torch.zeros(1, length, dtype=torch.int64, device=device)})
 
-    first, second, third = map(of_length, (1, 2, 3))
-    steps = samples.lengths.long() - 1  # the interpolation of `flops.mean_cost`
-    curvature = third - 2 * second + first
-    return first + steps * (second - first) + steps * (steps - 1) // 2 * curvature
+    return at_lengths(*map(of_length, (1, 2, 3)), samples.lengths)
