@@ -23,7 +23,7 @@ TRADEOFF_COLUMNS = [
     "relative_value",
 ]
 RATIOS = [round(0.1 * i, 1) for i in range(9, 0, -1)]  # budgets that the summary reports
-BUDGETS = [0.5, 0.6, 0.7, 0.8]  # ratios at which claims and trials compare curves
+BUDGETS = [0.5, 0.6, 0.7, 0.8]  # ratios at which claims compare curves
 KEPT = {"99": 0.99, "95": 0.95}  # shares of the dense quality
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from d2dmoe.config.training import TrainingConfig
 from d2dmoe.csvfile import write_rows
-from d2dmoe.fairness import BUDGETS, fairness, tuning
+from d2dmoe.fairness import TRIAL_BUDGETS, fairness, tuning
 from d2dmoe.tables import quality_at
 
 SAMPLES = 100
@@ -124,9 +124,9 @@ def test_the_same_passes_in_larger_batches_are_fewer_steps_of_as_many_samples(en
 Point = tuple[float, float]  # flops, accuracy
 CURVES: dict[tuple[str, float], list[Point]] = {  # of a dense model of 100 FLOPs, accuracy 0.8
     ("sparse", 0.001): [(40.0, 0.4), (100.0, 0.8)],
-    ("sparse", 0.003): [(40.0, 0.6), (100.0, 0.7)],
-    ("late", 0.001): [(65.0, 0.7), (100.0, 0.8)],
-    ("late", 0.003): [(55.0, 0.8), (100.0, 0.8)],
+    ("sparse", 0.003): [(40.0, 0.6), (100.0, 0.72)],
+    ("late", 0.001): [(75.0, 0.7), (100.0, 0.8)],
+    ("late", 0.003): [(65.0, 0.8), (100.0, 0.8)],
     ("dense_finetuned", 0.001): [(100.0, 0.7)],
     ("dense_finetuned", 0.003): [(100.0, 0.76)],
 }
@@ -166,7 +166,7 @@ def test_every_rate_of_every_variant_has_a_row_and_the_dense_model_none(trials):
     rows = tuning(trials(), "accuracy")
     assert list(by_rate(rows)) == list(CURVES)
     keys = ["task", "method", "variant", "lr", "chosen", "metric", "seeds"]
-    qualities = [f"quality_at_{ratio}" for ratio in [*BUDGETS, "dearest"]]
+    qualities = [f"quality_at_{ratio}" for ratio in [*TRIAL_BUDGETS, "dearest"]]
     assert all(list(row) == [*keys, *qualities, "score", "best"] for row in rows)
     assert {row["seeds"] for row in rows} == {2} and {row["metric"] for row in rows} == {"accuracy"}
 
@@ -189,9 +189,9 @@ def test_each_variant_has_its_own_best_however_bad_beside_others(trials):
 def test_the_score_is_the_mean_quality_at_the_budgets(trials):
     row = by_rate(tuning(trials(), "accuracy"))["sparse", 0.001]
     curve = pd.DataFrame({"flops_ratio": [0.4, 1.0], "relative_value": [0.5, 1.0]})
-    expected = [quality_at(curve, ratio) for ratio in BUDGETS]
-    assert [row[f"quality_at_{ratio}"] for ratio in BUDGETS] == pytest.approx(expected)
-    assert row["score"] == pytest.approx(sum(expected) / len(BUDGETS))
+    expected = [quality_at(curve, ratio) for ratio in TRIAL_BUDGETS]
+    assert [row[f"quality_at_{ratio}"] for ratio in TRIAL_BUDGETS] == pytest.approx(expected)
+    assert row["score"] == pytest.approx(sum(expected) / len(TRIAL_BUDGETS))
     assert row["quality_at_dearest"] == 1
 
 
@@ -199,27 +199,27 @@ def test_rates_are_compared_at_the_budgets_that_all_of_them_meet(trials):
     """Else the rate that reaches a small budget, where quality is low, would seem the worse one."""
     rows = by_rate(tuning(trials(), "accuracy"))
     late, earlier = rows["late", 0.001], rows["late", 0.003]
-    assert math.isnan(late["quality_at_0.5"]) and math.isnan(late["quality_at_0.6"])
-    assert math.isnan(earlier["quality_at_0.5"]) and earlier["quality_at_0.6"] == 1
+    assert math.isnan(late["quality_at_0.6"]) and math.isnan(late["quality_at_0.7"])
+    assert math.isnan(earlier["quality_at_0.6"]) and earlier["quality_at_0.7"] == 1
     for row in (late, earlier):
-        shared = [row["quality_at_0.7"], row["quality_at_0.8"]]
-        assert row["score"] == pytest.approx(sum(shared) / 2)
+        shared = [row[f"quality_at_{ratio}"] for ratio in (0.8, 0.9, 1.0)]
+        assert row["score"] == pytest.approx(sum(shared) / 3)
 
 
 def test_a_budget_that_one_seed_misses_is_not_compared(trials):
     entries = trials({("late", rate): CURVES["sparse", 0.001] for rate in (0.001, 0.003)})
     for entry in entries:
         if (entry["variant"], entry["lr"], entry["seed"]) == ("late", 0.001, 1):
-            rows = pd.read_csv(entry["path"]).assign(flops=[55.0, 100.0]).to_dict("records")
+            rows = pd.read_csv(entry["path"]).assign(flops=[65.0, 100.0]).to_dict("records")
             write_rows(Path(entry["path"]), rows)
     row = by_rate(tuning(entries, "accuracy"))["late", 0.003]
-    shared = [row[f"quality_at_{ratio}"] for ratio in (0.6, 0.7, 0.8)]
-    assert row["score"] == pytest.approx(sum(shared) / 3) and row["quality_at_0.5"] > 0
+    shared = [row[f"quality_at_{ratio}"] for ratio in (0.7, 0.8, 0.9, 1.0)]
+    assert row["score"] == pytest.approx(sum(shared) / 4) and row["quality_at_0.6"] > 0
 
 
 def test_a_variant_that_meets_no_budget_is_scored_by_its_dearest_point(trials):
     """As the dense model, which has one cost."""
-    dear = {("late", 0.001): [(90.0, 0.8), (95.0, 0.6)], ("late", 0.003): [(90.0, 0.7)]}
+    dear = {("late", 0.001): [(110.0, 0.8), (120.0, 0.6)], ("late", 0.003): [(110.0, 0.7)]}
     rows = by_rate(tuning(trials(CURVES | dear), "accuracy"))
     assert rows["dense_finetuned", 0.003]["score"] == pytest.approx(0.76 / 0.8)
     assert rows["dense_finetuned", 0.001]["score"] == pytest.approx(0.70 / 0.8)
