@@ -8,9 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
-from d2dmoe.ffn import ACTIVATIONS, FFN
+from d2dmoe.ffn import FFN
+from d2dmoe.kernels.backend import Backend
+from d2dmoe.kernels.experts import Experts
+from d2dmoe.kernels.ops import dynamic_k_ffn, expert_ffn
+from d2dmoe.kernels.reference import dense, hidden_neurons
 from d2dmoe.router import Router
 from d2dmoe.selection import Selection
 from d2dmoe.surgery import find, watch
@@ -35,9 +38,9 @@ class MoE(nn.Module):
             self.register_parameter(name, weight)
             self.register_parameter(f"{name}_bias", bias)
         self.activation_name = ffn.activation_name
-        self.activation = ACTIVATIONS[ffn.activation_name]()
         self.router: Router | None = None
         self.selection = Selection()
+        self.backend = Backend()
 
     def _empty(self, name: str, layer: nn.Linear | None) -> tuple:
         if layer is None:
@@ -50,48 +53,55 @@ class MoE(nn.Module):
         shape = (self.d_out,) if name == "down" else neurons
         return weight, nn.Parameter(layer.bias.new_empty(shape))
 
+    @property
+    def experts(self) -> Experts:
+        """The weights as the kernels take them."""
+        biases = (self.up_bias, self.gate, self.gate_bias, self.down_bias)
+        return Experts(self.up, self.down, self.activation_name, *biases)
+
     def forward(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., d_out]
-        """Computes every expert and masks those that were not selected: exact, not faster."""
-        hidden = self.hidden(z)  # [..., n, e]
-        if self.router is not None:
-            hidden = hidden * self.selection(self.router(z)).unsqueeze(-1)
-        return linear(hidden.flatten(-2), self.down.flatten(0, 1).T, self.down_bias)
+        if torch.is_grad_enabled():  # the kernels have no gradients
+            return self.run(z, "dense")
+        return self.run(z, self.backend.pick(z[..., 0].numel(), self.operating_point))
+
+    def run(self, z: Tensor, backend: str) -> Tensor:
+        """The layer by a given backend: [..., d_model] -> [..., d_out].
+
+        `dense` computes every expert and masks those that were not selected, and has gradients;
+        `dynamic_k` computes the selected ones only.
+        """
+        if self.router is None:
+            return dense(z, None, self.experts)
+        if backend == "dense":
+            return dense(z, self.selection(self.router(z)), self.experts)
+        tokens = z.flatten(0, -2)
+        if self._fusible():
+            out = dynamic_k_ffn(tokens, self.router.weights, self.selection.value, self.experts)
+        else:
+            mask = self.selection(self.router(z))
+            out = expert_ffn(tokens, mask.flatten(0, -2), self.experts)
+        return out.unflatten(0, z.shape[:-1])
+
+    def _fusible(self) -> bool:
+        """Whether nothing but the layer itself needs to see the mask."""
+        selection = self.selection
+        watched = selection._forward_hooks or self.router._forward_hooks
+        return selection.rule == "dynamic_k" and selection.real_tokens is None and not watched
+
+    @property
+    def operating_point(self) -> tuple[str, float]:
+        """The rule and its value."""
+        return self.selection.rule, self.selection.value
+
+    def explain(self) -> str:
+        """Why the layer runs as it does."""
+        if self.router is None:
+            return "dense: the layer has no router, so every expert runs"
+        return self.backend.explain(self.operating_point)
 
     def hidden(self, z: Tensor) -> Tensor:
         """What the experts' down maps multiply: [..., d_model] -> [..., n, e]."""
-        if self.gate is None:
-            return self.activation(self._neurons(z, self.up, self.up_bias))
-        gate = self.activation(self._neurons(z, self.gate, self.gate_bias))
-        return gate * self._neurons(z, self.up, self.up_bias)
-
-    def _neurons(self, z: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        out = linear(z, weight.flatten(0, 1), None if bias is None else bias.flatten())
-        return out.unflatten(-1, (self.num_experts, self.expert_size))
-
-    def run_selected(self, z: Tensor, mask: Tensor) -> Tensor:
-        """The layer's output, computing the selected experts only.
-
-        Args:
-            z: tokens, [tokens, d_model].
-            mask: which experts each token runs, boolean [tokens, num_experts].
-
-        Returns:
-            [tokens, d_out], equal to the masked sum over all experts.
-        """
-        out = z.new_zeros(len(z), self.d_out)
-        for expert in range(self.num_experts):
-            tokens = mask[:, expert].nonzero().squeeze(-1)
-            out.index_add_(0, tokens, self._expert(z[tokens], expert))
-        return out if self.down_bias is None else out + self.down_bias
-
-    def _expert(self, z: Tensor, i: int) -> Tensor:  # [tokens, d_model] -> [tokens, d_out]
-        def neurons(weight: Tensor, bias: Tensor | None) -> Tensor:
-            return linear(z, weight[i], None if bias is None else bias[i])
-
-        hidden = neurons(self.up, self.up_bias)
-        if self.gate is None:
-            return self.activation(hidden) @ self.down[i]
-        return (self.activation(neurons(self.gate, self.gate_bias)) * hidden) @ self.down[i]
+        return hidden_neurons(z, self.experts)
 
     def output_norms(self, z: Tensor) -> Tensor:
         """‖E_i(z)‖₂ of every expert, b2 left out: [..., d_model] -> [..., n].

@@ -3,6 +3,8 @@
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from d2dmoe.kernels.experts import RouterWeights
+
 
 class Router(nn.Module):
     """Linear(d_model, h) → ReLU → Linear(h, n) → non-negative scores.
@@ -17,6 +19,12 @@ class Router(nn.Module):
         self.layers = nn.Sequential(
             nn.Linear(d_model, width), nn.ReLU(), nn.Linear(width, num_experts)
         )
+
+    @property
+    def weights(self) -> RouterWeights:
+        """The weights as the kernels take them."""
+        first, last = self.layers[0], self.layers[2]
+        return RouterWeights(first.weight, first.bias, last.weight, last.bias, self.kind)
 
     def logits(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., n]
         return self.layers(z)

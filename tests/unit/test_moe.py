@@ -12,6 +12,7 @@ from torch import nn
 from d2dmoe.conversion import add_routers, to_moe
 from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import ACTIVATIONS, FFN
+from d2dmoe.kernels.reference import grouped
 from d2dmoe.moe import MoE, set_selection, split_ffn, watch_inputs, watch_selections
 from d2dmoe.router import Router
 from d2dmoe.surgery import find
@@ -90,7 +91,7 @@ def test_all_experts_on_equals_the_dense_ffn(activation, form, method, num_exper
     everything = torch.ones(9, num_experts, dtype=torch.bool)
     assert relative_error(moe(z), ffn(z)) < 1e-5
     assert relative_error(moe(z.view(3, 3, 7)).flatten(0, 1), ffn(z)) < 1e-5
-    assert relative_error(moe.run_selected(z, everything), ffn(z)) < 1e-5
+    assert relative_error(grouped(z, everything, moe.experts), ffn(z)) < 1e-5
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -110,7 +111,7 @@ def test_a_permutation_of_the_hidden_neurons_changes_nothing(activation, form):
     one, other = split_ffn(ffn, experts), split_ffn(permuted, where[experts])
     mask = random_mask(2, 9, 6, 0.5)
     assert torch.equal(one(z), other(z))
-    assert torch.equal(one.run_selected(z, mask), other.run_selected(z, mask))
+    assert torch.equal(grouped(z, mask, one.experts), grouped(z, mask, other.experts))
     clustered = split_ffn(permuted, assign_neurons(permuted.activated.weight, 6, "kmeans", 0))
     assert relative_error(clustered(z), ffn(z)) < 1e-5
 
@@ -123,7 +124,7 @@ def test_a_permutation_of_the_hidden_neurons_changes_nothing(activation, form):
     density=st.sampled_from([0.0, 0.1, 0.5, 0.9]),
     count=st.integers(1, 12),
 )
-def test_run_selected_equals_the_masked_sum_of_the_experts_outputs(
+def test_the_grouped_computation_equals_the_masked_sum_of_the_experts_outputs(
     activation, form, seed, density, count
 ):
     ffn = make_ffn(7, 20, activation, seed, **form)
@@ -134,9 +135,9 @@ def test_run_selected_equals_the_masked_sum_of_the_experts_outputs(
     mask[0] = False  # a token that runs none
     outputs = expert_outputs(ffn, experts, z)
     expected = (outputs * mask.unsqueeze(-1)).sum(1) + outside(ffn)
-    for found in (moe.run_selected(z, mask), masked_forward(moe, z, mask)):
+    for found in (grouped(z, mask, moe.experts), masked_forward(moe, z, mask)):
         assert (found - expected).norm() <= 1e-5 * expected.norm()
-    assert torch.equal(moe.run_selected(z, mask)[0], outside(ffn))
+    assert torch.equal(grouped(z, mask, moe.experts)[0], outside(ffn))
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -144,9 +145,9 @@ def test_no_expert_leaves_b2_alone_and_no_token_gives_no_output(form):
     ffn = make_ffn(7, 20, "gelu", **form)
     moe, z = split_ffn(ffn, torch.arange(20).view(5, 4)), tokens(0, 3, 7)
     none = torch.zeros(3, 5, dtype=torch.bool)
-    assert torch.equal(moe.run_selected(z, none), outside(ffn).expand(3, 7))
+    assert torch.equal(grouped(z, none, moe.experts), outside(ffn).expand(3, 7))
     assert torch.equal(masked_forward(moe, z, none), outside(ffn).expand(3, 7))
-    assert moe.run_selected(z[:0], none[:0]).shape == (0, 7)
+    assert grouped(z[:0], none[:0], moe.experts).shape == (0, 7)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -192,7 +193,7 @@ def test_the_router_decides_by_the_layers_own_input():
     scores = moe.router(z)
     mask = scores >= 0.5 * scores.amax(-1, keepdim=True)
     assert 0 < mask.sum() < mask.numel()
-    assert relative_error(moe(z), moe.run_selected(z, mask)) < 1e-5
+    assert relative_error(moe(z), grouped(z, mask, moe.experts)) < 1e-5
 
 
 def test_split_models_equal_dense_ones_and_hold_copies_of_the_weights():

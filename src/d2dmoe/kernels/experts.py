@@ -1,0 +1,81 @@
+"""What the kernels work on: the experts' weights as the MoE layer holds them."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import gelu, relu
+
+from d2dmoe.errors import UserError
+
+ACTIVATIONS = ("relu", "gelu", "gelu_tanh")
+
+
+class Experts(NamedTuple):
+    """n experts of e neurons: y = act(z upᵀ + up_bias) down, or with a gate
+    (act(z gateᵀ + gate_bias) ⊙ (z upᵀ + up_bias)) down, summed over those selected, + down_bias."""
+
+    up: Tensor  # [n, e, d_model]
+    down: Tensor  # [n, e, d_out]
+    activation: str  # one of ACTIVATIONS
+    up_bias: Tensor | None = None  # [n, e]
+    gate: Tensor | None = None  # [n, e, d_model]
+    gate_bias: Tensor | None = None  # [n, e]
+    down_bias: Tensor | None = None  # [d_out], outside the experts
+
+    @property
+    def num_experts(self) -> int:
+        return self.up.shape[0]
+
+    @property
+    def expert_size(self) -> int:
+        return self.up.shape[1]
+
+    @property
+    def d_model(self) -> int:
+        return self.up.shape[2]
+
+    @property
+    def d_out(self) -> int:
+        return self.down.shape[2]
+
+
+class RouterWeights(NamedTuple):
+    """scores = |relu(z up + up_bias) down + down_bias|, or its sigmoid (classification)."""
+
+    up: Tensor  # [h, d_model]
+    up_bias: Tensor  # [h]
+    down: Tensor  # [n, h]
+    down_bias: Tensor  # [n]
+    kind: str  # "regression" or "classification"
+
+
+def activate(x: Tensor, activation: str) -> Tensor:
+    """The activation function by its name, one of `ACTIVATIONS`."""
+    if activation == "relu":
+        return relu(x)
+    return gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
+
+
+def check(z: Tensor, mask: Tensor, experts: Experts) -> None:
+    """Refuse what no backend computes.
+
+    Raises:
+        UserError: shapes, dtypes or devices do not fit together; the message names both.
+    """
+    n, d_model = experts.num_experts, experts.d_model
+    if z.ndim != 2 or z.shape[1] != d_model:
+        raise UserError(f"tokens must be [tokens, {d_model}], these are {list(z.shape)}")
+    if mask.shape != (len(z), n) or mask.dtype != torch.bool:
+        raise UserError(
+            f"the mask must be boolean [{len(z)}, {n}], it is {mask.dtype} {list(mask.shape)}"
+        )
+    if not z.dtype == experts.up.dtype == experts.down.dtype:
+        raise UserError(f"tokens are {z.dtype}, the experts {experts.up.dtype}: convert one")
+    if not z.device == mask.device == experts.up.device:
+        raise UserError(
+            f"tokens are on {z.device}, the mask on {mask.device}, the experts on "
+            f"{experts.up.device}: they must share a device"
+        )
+    if experts.activation not in ACTIVATIONS:
+        raise UserError(f"the activation {experts.activation!r} is none of {ACTIVATIONS}")

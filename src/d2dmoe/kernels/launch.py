@@ -1,0 +1,48 @@
+"""How the expert kernel is launched: tile sizes by shape and executed share.
+
+The shipped values were the fastest in `benchmarks` on the devices that `configs.json` names; other
+devices take the nearest.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from d2dmoe.kernels.experts import Experts
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Launch options of `tiles.add_experts`."""
+
+    superblock: int = 8192  # tokens whose inputs and outputs shall stay in the L2 cache
+    tile: int = 128  # tokens
+    block_k: int = 64  # columns of z that a step of the first product takes
+    block_n: int = 64  # columns of the output that a step of the second product makes
+    num_warps: int = 4
+    num_stages: int = 3
+    per_processor: int = 2  # programs that share a multiprocessor
+    deterministic: bool = False
+
+    def programs(self, device: torch.device) -> int:
+        """Persistent programs of the grid."""
+        return self.per_processor * _processors(device)
+
+
+def launch_for(z: Tensor, experts: Experts) -> Launch:
+    """The launch of a layer; deterministic where torch's deterministic algorithms are on."""
+    launch = Launch()
+    if z.dtype == torch.float32:  # twice the bytes a stage
+        launch = replace(launch, block_k=32, block_n=64)
+    if torch.are_deterministic_algorithms_enabled():
+        launch = replace(launch, superblock=256, tile=64, deterministic=True)
+    return launch
+
+
+@cache
+def _processors(device: torch.device) -> int:
+    if device.type != "cuda":  # Triton's interpreter
+        return 2
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,0 +1,121 @@
+"""The functional entries: custom operators with implementations for the CPU, CUDA and tracing.
+
+Inference only: no gradients flow through them (`reference.dense` has those). On the CPU they
+compute expert by expert; on CUDA they run the Triton kernels, imported at the first call.
+"""
+
+import torch
+from torch import Tensor
+
+from d2dmoe.kernels.experts import Experts, RouterWeights, check
+from d2dmoe.kernels.reference import grouped, scores
+from d2dmoe.selection import dynamic_k
+
+ROUTER_EXPERTS = 256
+"""Most experts whose scores the fused router's kernel keeps in registers."""
+
+
+def expert_ffn(z: Tensor, mask: Tensor, experts: Experts) -> Tensor:
+    """The sum of the selected experts of each token, plus down_bias.
+
+    Deterministic where `torch.use_deterministic_algorithms` asks for it, then somewhat slower.
+
+    Args:
+        z: tokens, [tokens, d_model]; fp32, fp16 or bf16.
+        mask: which experts each token runs, boolean [tokens, n].
+
+    Returns:
+        [tokens, d_out].
+
+    Raises:
+        UserError: shapes, dtypes or devices do not fit together.
+    """
+    check(z, mask, experts)
+    return _expert_ffn(z.contiguous(), mask.contiguous(), *_flat(experts))
+
+
+def dynamic_k_ffn(z: Tensor, router: RouterWeights, tau: float, experts: Experts) -> Tensor:
+    """`expert_ffn` of the experts whose scores are at least τ times the token's largest.
+
+    On CUDA router, selection and index lists are fused. There the router's hidden neurons are
+    rounded as in torch, but scores are compared in fp32: an expert on the threshold may fall on the
+    other side.
+
+    Args:
+        z: tokens, [tokens, d_model].
+        router: weights of z's dtype.
+        tau: threshold in [0, 1].
+
+    Returns:
+        [tokens, d_out].
+    """
+    check(z, torch.empty(len(z), experts.num_experts, dtype=torch.bool, device=z.device), experts)
+    return _dynamic_k_ffn(z.contiguous(), *router, tau, *_flat(experts))
+
+
+def _flat(x: Experts) -> tuple:
+    biases = (x.up_bias, x.gate, x.gate_bias, x.down_bias)
+    return (x.up.contiguous(), x.down.contiguous(), x.activation, *biases)
+
+
+@torch.library.custom_op("d2dmoe::expert_ffn", mutates_args=(), device_types="cpu")
+def _expert_ffn(
+    z: Tensor,
+    mask: Tensor,
+    up: Tensor,
+    down: Tensor,
+    activation: str,
+    up_bias: Tensor | None,
+    gate: Tensor | None,
+    gate_bias: Tensor | None,
+    down_bias: Tensor | None,
+) -> Tensor:
+    return grouped(z, mask, Experts(up, down, activation, up_bias, gate, gate_bias, down_bias))
+
+
+@_expert_ffn.register_kernel("cuda")
+def _(z, mask, up, down, activation, up_bias, gate, gate_bias, down_bias):
+    from d2dmoe.kernels.gpu import expert_ffn
+
+    experts = Experts(up, down, activation, up_bias, gate, gate_bias, down_bias)
+    return expert_ffn(z, mask, experts)
+
+
+@_expert_ffn.register_fake
+def _(z, mask, up, down, *_):
+    return z.new_empty(z.shape[0], down.shape[2])
+
+
+@torch.library.custom_op("d2dmoe::dynamic_k_ffn", mutates_args=(), device_types="cpu")
+def _dynamic_k_ffn(
+    z: Tensor,
+    router_up: Tensor,
+    router_up_bias: Tensor,
+    router_down: Tensor,
+    router_down_bias: Tensor,
+    kind: str,
+    tau: float,
+    up: Tensor,
+    down: Tensor,
+    activation: str,
+    up_bias: Tensor | None,
+    gate: Tensor | None,
+    gate_bias: Tensor | None,
+    down_bias: Tensor | None,
+) -> Tensor:
+    logits = scores(z, router_up, router_up_bias, router_down, router_down_bias)
+    mask = dynamic_k(logits.abs() if kind == "regression" else logits.sigmoid(), tau)
+    return grouped(z, mask, Experts(up, down, activation, up_bias, gate, gate_bias, down_bias))
+
+
+@_dynamic_k_ffn.register_kernel("cuda")
+def _(z, ru, rub, rd, rdb, kind, tau, up, down, activation, up_bias, gate, gate_bias, down_bias):
+    from d2dmoe.kernels.gpu import dynamic_k_ffn
+
+    experts = Experts(up, down, activation, up_bias, gate, gate_bias, down_bias)
+    return dynamic_k_ffn(z, RouterWeights(ru, rub, rd, rdb, kind), tau, experts)
+
+
+@_dynamic_k_ffn.register_fake
+def _(z, ru, rub, rd, rdb, kind, tau, up, down, *_):
+    return z.new_empty(z.shape[0], down.shape[2])

@@ -1,0 +1,71 @@
+"""Layers for the tests of the kernels, and what they ought to give, in fp64."""
+
+import torch
+from torch import Tensor
+
+from d2dmoe.kernels.experts import Experts, RouterWeights, activate
+
+FORMS = {  # activation, gated, biases
+    "relu": ("relu", False, True),
+    "gelu": ("gelu", False, True),
+    "identity on b2": ("relu", False, False),
+    "glu": ("gelu_tanh", True, False),
+    "relu glu with biases": ("relu", True, True),
+}
+
+
+def make_experts(
+    form: str, n: int, e: int, d_model: int, d_out: int, device: str = "cpu", dtype=torch.float32
+) -> Experts:
+    """Random experts whose neurons and outputs have magnitudes about 1."""
+    activation, gated, biased = FORMS[form]
+    generator = torch.Generator().manual_seed(n + e)
+
+    def draw(*shape: int, scale: float) -> Tensor:
+        return (torch.randn(*shape, generator=generator) * scale).to(device, dtype)
+
+    def bias(*shape: int) -> Tensor | None:
+        return draw(*shape, scale=0.3) if biased else None
+
+    up = draw(n, e, d_model, scale=d_model**-0.5)
+    down = draw(n, e, d_out, scale=(n * e) ** -0.5)
+    gate = draw(n, e, d_model, scale=d_model**-0.5) if gated else None
+    gate_bias = bias(n, e) if gated else None
+    return Experts(up, down, activation, bias(n, e), gate, gate_bias, bias(d_out))
+
+
+def make_router(n: int, h: int, d_model: int, kind: str, device="cpu", dtype=torch.float32):
+    """A random router."""
+    generator = torch.Generator().manual_seed(n + h)
+    shapes = ((h, d_model), (h,), (n, h), (n,))
+    weights = [torch.randn(*shape, generator=generator) * shape[-1] ** -0.5 for shape in shapes]
+    return RouterWeights(*(w.to(device, dtype) for w in weights), kind)
+
+
+def make_tokens(tokens: int, d_model: int, device="cpu", dtype=torch.float32) -> Tensor:
+    """Random inputs, [tokens, d_model]."""
+    generator = torch.Generator().manual_seed(tokens)
+    return torch.randn(tokens, d_model, generator=generator).to(device, dtype)
+
+
+def masked_sum(z: Tensor, mask: Tensor, experts: Experts) -> Tensor:
+    """The law, in fp64 on the CPU: the sum of the selected experts' outputs, plus down_bias."""
+    z, mask = z.cpu().double(), mask.cpu()
+    x = Experts(*(v.cpu().double() if isinstance(v, Tensor) else v for v in experts))
+
+    def neurons(weight: Tensor, bias: Tensor | None) -> Tensor:
+        out = torch.einsum("td,ned->tne", z, weight)
+        return out if bias is None else out + bias
+
+    hidden = neurons(x.up, x.up_bias)
+    if x.gate is None:
+        hidden = activate(hidden, x.activation)
+    else:
+        hidden = activate(neurons(x.gate, x.gate_bias), x.activation) * hidden
+    out = torch.einsum("tne,neo->to", hidden * mask[..., None], x.down)
+    return out if x.down_bias is None else out + x.down_bias
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Relative Frobenius error."""
+    return ((found.cpu().double() - expected).norm() / expected.norm()).item()

@@ -1,0 +1,212 @@
+"""The kernels: against the masked sum in fp64, the tables' invariants, and the choice of a backend.
+
+Without a GPU the Triton kernels run in Triton's interpreter, in fp32; tests/gpu has the rest.
+"""
+
+import os
+
+import pytest
+import torch
+from small_kernels import (
+    FORMS,
+    make_experts,
+    make_router,
+    make_tokens,
+    masked_sum,
+    relative_error,
+)
+
+from d2dmoe.errors import UserError
+from d2dmoe.kernels import ops
+from d2dmoe.kernels.experts import Experts
+from d2dmoe.kernels.launch import Launch
+from d2dmoe.kernels.reference import dense, grouped
+from d2dmoe.selection import dynamic_k
+
+CUDA = torch.cuda.is_available()
+DEVICE = "cuda" if CUDA else "cpu"
+if not CUDA:
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined
+pytest.importorskip("triton", reason="this platform has no Triton")
+from d2dmoe.kernels import decode, gpu, routing, tiles  # noqa: E402
+
+LAUNCH = Launch(superblock=128, tile=64)
+DETERMINISTIC = Launch(superblock=64, tile=64, deterministic=True)
+
+
+def random_mask(tokens: int, n: int, density: float, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(tokens, n, generator=generator) < density).to(DEVICE)
+
+
+def run(z, mask, experts: Experts, launch: Launch = LAUNCH) -> torch.Tensor:
+    """The kernels for many tokens, whatever their number; the output is poisoned first."""
+    out = torch.full((len(z), experts.d_out), float("nan"), device=DEVICE)
+    bias = experts.down_bias
+    out.copy_(torch.zeros_like(out) if bias is None else bias.expand_as(out))
+    tables = routing.build_tables(mask, launch.superblock, launch.tile)
+    tiles.add_experts(z, experts, tables, out, launch)
+    return out
+
+
+# The tables of routing
+
+
+@pytest.mark.parametrize("tokens", [1, 63, 64, 200, 513])
+@pytest.mark.parametrize("n", [1, 5, 70])
+@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+def test_the_tables_list_each_chosen_pair_of_token_and_expert_once(tokens, n, density):
+    mask = random_mask(tokens, n, density)
+    tables = routing.build_tables(mask, superblock=128, tile=64)
+    found = torch.zeros_like(mask)
+    for s, counts in enumerate(tables.counts.tolist()):
+        for expert, count in enumerate(counts):
+            listed = tables.tokens[s, expert, :count]
+            assert (listed // 128 == s).all() and (listed.diff() > 0).all()
+            found[listed.long(), expert] = True
+    assert int(tables.counts.sum()) == int(mask.sum()) and torch.equal(found, mask)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.4, 1.0])
+def test_the_tiles_cover_each_segment_in_order(density):
+    tables = routing.build_tables(random_mask(500, 6, density), superblock=256, tile=64)
+    counts = tables.counts.flatten().tolist()
+    expected = [segment for segment, c in enumerate(counts) for _ in range(-(-c // 64))]
+    total = int(tables.tile_starts[-1])
+    assert tables.tile_segments[:total].tolist() == expected
+    starts = tables.tile_starts.tolist()
+    assert [b - a for a, b in zip(starts, starts[1:], strict=False)] == [
+        -(-c // 64) for c in counts
+    ]
+
+
+def test_counts_from_the_router_give_the_same_tables():
+    z, router = make_tokens(150, 48, DEVICE), make_router(6, 20, 48, "regression", DEVICE)
+    out = torch.empty(150, 16, device=DEVICE)
+    mask, counts = routing.route(z, router, 0.6, out, None)
+    given, counted = (routing.build_tables(mask, 128, 64, c) for c in (counts, None))
+    assert torch.equal(given.counts, counted.counts)
+    assert torch.equal(given.tile_starts, counted.tile_starts)
+
+
+# The fused router
+
+
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+@pytest.mark.parametrize("n, h", [(3, 8), (24, 128), (100, 20)])
+def test_the_fused_router_selects_as_torch_does(n, h, kind):
+    z, router = make_tokens(100, 72, DEVICE), make_router(n, h, 72, kind, DEVICE)
+    out = torch.full((100, 40), float("nan"), device=DEVICE)
+    bias = torch.arange(40.0, device=DEVICE)
+    mask, _counts = routing.route(z, router, 0.5, out, bias)
+    scores = ops.scores(z, *router[:4])
+    scores = scores.abs() if kind == "regression" else scores.sigmoid()
+    near = (scores - 0.5 * scores.amax(-1, keepdim=True)).abs() < 1e-5
+    assert ((mask == dynamic_k(scores, 0.5)) | near).all() and near.float().mean() < 0.01
+    assert torch.equal(out, bias.expand(100, 40))
+
+
+@pytest.mark.parametrize("tau, runs", [(0.0, True), (0.5, False)])
+def test_a_token_whose_scores_are_all_0_runs_none_unless_tau_is_0(tau, runs):
+    router = make_router(5, 8, 16, "regression", DEVICE)
+    router = router._replace(down=router.down * 0, down_bias=router.down_bias * 0)
+    out = torch.full((3, 8), float("nan"), device=DEVICE)
+    mask, counts = routing.route(make_tokens(3, 16, DEVICE), router, tau, out, None)
+    assert (mask == runs).all() and counts.sum() == 15 * runs
+    assert not out.any()
+
+
+# The experts
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("tokens, e", [(1, 24), (7, 32), (197, 64), (130, 128)])
+def test_the_kernels_give_the_masked_sum(form, tokens, e):
+    experts = make_experts(form, 5, e, d_model=72, d_out=40, device=DEVICE)
+    z, mask = make_tokens(tokens, 72, DEVICE), random_mask(tokens, 5, 0.4)
+    mask[:, 2] = False  # an expert without tokens
+    mask[0] = tokens < 3  # a token without experts
+    expected = masked_sum(z, mask, experts)
+    for launch in (LAUNCH, DETERMINISTIC):
+        assert relative_error(run(z, mask, experts, launch), expected) < 1e-5
+    assert relative_error(grouped(z, mask, experts), expected) < 1e-5
+    assert relative_error(dense(z, mask, experts), expected) < 1e-5
+
+
+@pytest.mark.parametrize("size", [16, 200, 256])
+def test_experts_of_many_neurons_are_taken_in_chunks(size):
+    experts = make_experts("relu", 3, size, d_model=32, d_out=48, device=DEVICE)
+    z, mask = make_tokens(70, 32, DEVICE), random_mask(70, 3, 0.5)
+    assert relative_error(run(z, mask, experts), masked_sum(z, mask, experts)) < 1e-5
+
+
+def test_all_tokens_may_run_one_expert_or_every_expert_or_none():
+    experts = make_experts("relu", 4, 32, d_model=32, d_out=32, device=DEVICE)
+    z = make_tokens(140, 32, DEVICE)
+    one, every, none = (torch.zeros(140, 4, dtype=torch.bool, device=DEVICE) for _ in range(3))
+    one[:, 1], every[:] = True, True
+    for mask in (one, every):
+        assert relative_error(run(z, mask, experts), masked_sum(z, mask, experts)) < 1e-5
+    assert torch.equal(run(z, none, experts), experts.down_bias.expand(140, 32))
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("tokens", [1, 5, 16])
+def test_decoding_gives_the_masked_sum(form, tokens):
+    experts = make_experts(form, 6, 40, d_model=72, d_out=56, device=DEVICE)
+    before = None if experts.down_bias is None else experts.down_bias.clone()
+    z, mask = make_tokens(tokens, 72, DEVICE), random_mask(tokens, 6, 0.4)
+    mask[0, 3] = True
+    found = decode.decode(z, mask, experts)
+    assert relative_error(found, masked_sum(z, mask, experts)) < 1e-5
+    assert before is None or torch.equal(experts.down_bias, before)
+
+
+@pytest.mark.parametrize("tokens", [0, 3, 100])
+def test_the_fused_layer_is_router_and_experts(tokens):
+    experts = make_experts("glu", 6, 32, d_model=48, d_out=48, device=DEVICE)
+    router, z = make_router(6, 16, 48, "regression", DEVICE), make_tokens(tokens, 48, DEVICE)
+    mask = dynamic_k(ops.scores(z, *router[:4]).abs(), 0.5)
+    found = gpu.dynamic_k_ffn(z, router, 0.5, experts, LAUNCH)
+    assert found.shape == (tokens, 48)
+    if tokens:
+        assert relative_error(found, masked_sum(z, mask, experts)) < 1e-5
+
+
+# The operators
+
+
+def arguments(kind: str) -> tuple:
+    experts = make_experts("relu glu with biases", 4, 16, d_model=24, d_out=32, device=DEVICE)
+    z = make_tokens(9, 24, DEVICE)
+    if kind == "mask":
+        return (z, random_mask(9, 4, 0.5), experts)
+    return (z, make_router(4, 8, 24, "regression", DEVICE), 0.5, experts)
+
+
+def test_the_operators_are_well_formed():
+    z, mask, experts = arguments("mask")
+    torch.library.opcheck(ops._expert_ffn, (z, mask, *ops._flat(experts)))
+    z, router, tau, experts = arguments("router")
+    torch.library.opcheck(ops._dynamic_k_ffn, (z, *router, tau, *ops._flat(experts)))
+
+
+def test_the_operators_can_be_compiled_without_a_break():
+    z, mask, experts = arguments("mask")
+    compiled = torch.compile(lambda z: 2 * ops.expert_ffn(z, mask, experts), backend="aot_eager")
+    assert relative_error(compiled(z), 2 * masked_sum(z, mask, experts)) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda z, m, x: (z[:, :8], m, x), r"tokens must be \[tokens, 24\], these are \[9, 8\]"),
+        (lambda z, m, x: (z, m[:, :3], x), r"must be boolean \[9, 4\], it is torch.bool \[9, 3\]"),
+        (lambda z, m, x: (z, m.float(), x), "it is torch.float32"),
+        (lambda z, m, x: (z.double(), m, x), "float64, the experts torch.float32: convert one"),
+        (lambda z, m, x: (z, m, x._replace(activation="silu")), "'silu' is none of"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        ops.expert_ffn(*change(*arguments("mask")))
