@@ -24,6 +24,7 @@ include: "rules/compression.smk"
 include: "rules/downstream.smk"
 include: "rules/tables.smk"
 include: "rules/figures.smk"
+include: "rules/benchmarks.smk"
 
 
 report: "report/workflow.rst"
@@ -48,6 +49,7 @@ localrules:  # seconds each: on a cluster they run where snakemake runs
     figure_3,
     figure_4,
     figure_4_all_tasks,
+    figure_5,
     figure_6,
     figure_7,
     figure_8a,
@@ -80,6 +82,13 @@ if any(task.tuning for task in CONFIG.tasks.values()):
     rule tuning:
         input:
             "results/tables/tuning.csv",
+
+
+if CONFIG.benchmarks.cpu or CONFIG.benchmarks.gpu:
+
+    rule benchmarks:
+        input:
+            benchmark_results(),
 
 
 for suite in SUITES[1:]:  # snakemake --cores 2 ablations

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from d2dmoe.device import claim_device, make_deterministic
+from d2dmoe.errors import UserError
 from d2dmoe.job import job
 from d2dmoe.progress import logger
 from d2dmoe.state import TrainingState, state_path
@@ -38,6 +39,24 @@ def stage_run(snakemake: Any) -> Iterator[Run]:
         if torch.cuda.is_available():
             peak = torch.cuda.max_memory_allocated() / 2**20
             logger.info("peak memory on the GPU %.0f MiB", peak)
+
+
+@contextmanager
+def timed_job(snakemake: Any) -> Iterator[torch.device]:
+    """A job that measures wall-clock time, on its GPU or with all of its CPU threads.
+
+    Args:
+        snakemake: as for `stage_run`; `threads` are the CPU's, `resources.gpu` asks for a GPU.
+
+    Raises:
+        UserError: a GPU is asked for and there is none.
+    """
+    with job(snakemake):
+        gpu = bool(snakemake.resources.get("gpu", 0))
+        if gpu and not torch.cuda.is_available():
+            raise UserError("this benchmark needs a CUDA device, and torch sees none")
+        torch.set_num_threads(snakemake.threads)
+        yield claim_device(Path("results/.locks"), gpu)
 
 
 def _make_run(snakemake: Any) -> Run:

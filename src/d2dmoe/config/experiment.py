@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from d2dmoe.config.base import Strict
+from d2dmoe.config.benchmarks import BenchmarksConfig
 from d2dmoe.config.data import check_source
 from d2dmoe.config.downstream import check_boolq
 from d2dmoe.config.explain import explain
@@ -14,7 +15,7 @@ from d2dmoe.config.figures import Name
 from d2dmoe.config.task import SUITES, TaskConfig
 from d2dmoe.errors import ConfigError
 
-TARGETS = ("all", "validation", "tuning", *SUITES)  # of the workflow
+TARGETS = ("all", "validation", "tuning", "benchmarks", *SUITES)  # of the workflow
 
 
 class RuntimeConfig(Strict):
@@ -33,6 +34,7 @@ class Config(Strict):
     )
     runtime: RuntimeConfig = RuntimeConfig()
     tasks: dict[Name, TaskConfig] = Field(min_length=1)
+    benchmarks: BenchmarksConfig = BenchmarksConfig()
 
     @model_validator(mode="after")
     def _distinct_names(self):

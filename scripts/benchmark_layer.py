@@ -1,0 +1,10 @@
+from pathlib import Path
+
+from d2dmoe.benchmark.layer import COLUMNS, all_rows
+from d2dmoe.config.benchmarks import LayerBenchmark
+from d2dmoe.csvfile import write_csv
+from d2dmoe.run import timed_job
+
+with timed_job(snakemake) as device:
+    cfgs = [LayerBenchmark(**cfg) for cfg in snakemake.params.cfg.values()]
+    write_csv(Path(snakemake.output[0]), all_rows(cfgs, device), COLUMNS)

@@ -1,0 +1,9 @@
+from pathlib import Path
+
+from d2dmoe.figures.style import save
+from d2dmoe.figures.wall_clock import draw
+from d2dmoe.job import job
+
+with job(snakemake):
+    figure = draw(Path(snakemake.input[0]))
+    save(figure, Path(snakemake.output.png), Path(snakemake.output.pdf))

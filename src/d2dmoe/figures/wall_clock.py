@@ -1,0 +1,59 @@
+"""Figures 5 and 11: a layer's wall-clock time over the share of its experts that run (claim C9)."""
+
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from d2dmoe.figures import style
+
+SHAPE = ["dtype", "tokens", "d_model", "num_experts", "expert_size", "activation", "mask"]
+
+
+@style.styled
+def draw(table: Path) -> Figure:
+    """A panel per layer, number format and kind of mask: the median with its 20 and 80 % quantiles.
+
+    Args:
+        table: `results/benchmarks/layer.csv` or `cpu.csv`.
+    """
+    rows = pd.read_csv(table)
+    groups = list(rows.groupby(SHAPE, sort=False))
+    columns = min(2, len(groups))
+    lines = -(-len(groups) // columns)
+    figure = Figure(figsize=(style.WIDTH * columns, 0.4 + 2.3 * lines), layout="constrained")
+    panels = figure.subplots(lines, columns, squeeze=False).flat
+    backends = list(dict.fromkeys(rows["backend"]))
+    looks = {backend: style.look(index) for index, backend in enumerate(backends)}
+    for axes, (shape, group) in zip(panels, groups, strict=False):
+        _panel(axes, group, looks)
+        axes.set_title(_title(dict(zip(SHAPE, shape, strict=True))))
+    for axes in list(panels):  # those left over
+        axes.set_axis_off()
+    figure.suptitle(f"One layer on {rows['device'].iloc[0]}")
+    style.legend(figure, [style.handle(b.replace("_", " "), looks[b]) for b in backends])
+    return figure
+
+
+def _panel(axes: Axes, rows: pd.DataFrame, looks: dict[str, style.Look]) -> None:
+    for backend, points in rows.groupby("backend", sort=False):
+        look = looks[backend]
+        signs = {"color": look.colour, "linestyle": look.line}
+        if backend.startswith("dense"):  # one time, whatever the share
+            axes.axhline(points["median_ms"].median(), **signs, linewidth=0.9)
+            continue
+        points = points.sort_values("fraction")
+        x = 100 * points["fraction"]
+        axes.fill_between(x, points["p20_ms"], points["p80_ms"], color=look.colour, alpha=0.2)
+        axes.plot(x, points["median_ms"], marker=look.marker, **signs)
+    axes.set_xlim(0, 102)
+    axes.set_ylim(0)
+    axes.set_xlabel("executed experts (%)")
+    axes.set_ylabel("ms")
+
+
+def _title(shape: dict) -> str:
+    experts = f"{shape['num_experts']} × {shape['expert_size']}"
+    layer = f"{shape['tokens']} tokens, d_model {shape['d_model']}, experts {experts}"
+    return f"{layer}\n{shape['activation']}, {shape['dtype']}, {shape['mask']} mask"
