@@ -1,0 +1,106 @@
+"""How an MoE layer runs: both backends agree, calibration picks the faster, and it can say why."""
+
+import pytest
+import torch
+from small import make_inputs, make_routed
+
+from d2dmoe.kernels.backend import Backend, Choice
+from d2dmoe.kernels.calibration import calibrate, explain
+from d2dmoe.moe import MoE, set_selection, watch_selections
+from d2dmoe.surgery import find
+
+POINT = ("dynamic_k", 0.5)
+SLOW = Choice("dense", 100, 0.9, 1.0, 2.0, "CPU")
+FAST = Choice("dynamic_k", 1, 0.2, 3.0, 1.0, "CPU")
+
+
+@pytest.fixture
+def model():
+    model = make_routed()
+    set_selection(model, *POINT)
+    return model
+
+
+def backends(model, name: str) -> None:
+    for moe in find(model, MoE).values():
+        moe.backend.name = name
+
+
+@pytest.mark.parametrize("rule, value", [("dynamic_k", 0.5), ("top_k", 2), ("coverage", 0.8)])
+def test_both_backends_give_the_same_output(model, rule, value):
+    set_selection(model, rule, value)
+    outputs = {}
+    for name in ("dense", "dynamic_k"):
+        backends(model, name)
+        with torch.no_grad():
+            outputs[name] = model(make_inputs())
+    torch.testing.assert_close(outputs["dense"], outputs["dynamic_k"], rtol=0, atol=1e-5)
+
+
+def test_selections_can_be_watched_whatever_the_backend(model):
+    masks = {}
+    for name in ("dense", "dynamic_k"):
+        backends(model, name)
+        with torch.no_grad(), watch_selections(model) as seen:
+            model(make_inputs())
+        masks[name] = seen
+    assert masks["dense"].keys() == masks["dynamic_k"].keys()
+    assert all(torch.equal(masks["dense"][layer], masks["dynamic_k"][layer]) for layer in seen)
+
+
+def test_gradients_flow_where_they_are_asked_for(model):
+    backends(model, "dynamic_k")
+    moe = next(iter(find(model, MoE).values()))
+    model(make_inputs()).sum().backward()
+    assert moe.down.grad is not None and moe.down.grad.any()
+
+
+def test_an_uncalibrated_layer_runs_dense_and_says_so(model):
+    assert Backend().pick(10, POINT) == "dense"
+    reasons = set(explain(model).values())
+    assert reasons == {"dense: not calibrated at dynamic_k = 0.5, see d2dmoe.kernels.calibration"}
+
+
+def test_a_layer_without_a_router_says_that_all_experts_run(model):
+    moe = next(iter(find(model, MoE).values()))
+    moe.router = None
+    assert moe.explain() == "dense: the layer has no router, so every expert runs"
+
+
+def test_calibration_gives_each_layer_a_measured_choice(model):
+    choices = calibrate(model, {"x": make_inputs()})
+    layers = find(model, MoE)
+    assert choices.keys() == layers.keys()
+    for name, choice in choices.items():
+        faster = "dynamic_k" if choice.dynamic_k_ms < choice.dense_ms else "dense"
+        assert choice.backend == faster == layers[name].backend.pick(choice.tokens, POINT)
+        assert 0 < choice.density < 1 and choice.tokens == make_inputs().shape[0] * 5
+        assert explain(model)[name] == str(choice) and f"{choice.density:.0%}" in str(choice)
+
+
+def test_the_choice_made_for_the_nearest_number_of_tokens_counts():
+    backend = Backend()
+    backend.remember(SLOW, POINT)
+    backend.remember(FAST, POINT)
+    assert [backend.pick(t, POINT) for t in (1, 40, 60, 999)] == [
+        "dynamic_k",
+        "dynamic_k",
+        "dense",
+        "dense",
+    ]
+
+
+def test_a_choice_holds_at_its_operating_point_only():
+    backend = Backend()
+    backend.remember(FAST, POINT)
+    assert backend.pick(1, ("dynamic_k", 0.1)) == "dense"
+    assert "not calibrated at dynamic_k = 0.1" in backend.explain(("dynamic_k", 0.1))
+    backend.remember(SLOW, ("top_k", 3))
+    assert backend.pick(1, POINT) == "dense" and list(backend.choices) == [100]
+
+
+def test_a_set_backend_is_used_whatever_was_measured():
+    backend = Backend("dynamic_k")
+    backend.remember(SLOW, POINT)
+    assert backend.pick(100, POINT) == "dynamic_k"
+    assert backend.explain(POINT) == "dynamic_k: set so"
