@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from d2dmoe.ffn import FFN
-from d2dmoe.kernels.backend import Backend
+from d2dmoe.kernels.backend import Backend, uncalibrated
 from d2dmoe.kernels.experts import Experts
 from d2dmoe.kernels.ops import dynamic_k_ffn, expert_ffn
 from d2dmoe.kernels.reference import dense, hidden_neurons
@@ -68,18 +68,20 @@ class MoE(nn.Module):
         """The layer by a given backend: [..., d_model] -> [..., d_out].
 
         `dense` computes every expert and masks those that were not selected, and has gradients;
-        `dynamic_k` computes the selected ones only.
+        `dynamic_k` computes the selected ones only; `auto` is the one for an uncalibrated layer.
         """
         if self.router is None:
             return dense(z, None, self.experts)
-        if backend == "dense":
-            return dense(z, self.selection(self.router(z)), self.experts)
         tokens = z.flatten(0, -2)
-        if self._fusible():
+        if backend == "dynamic_k" and self._fusible():
             out = dynamic_k_ffn(tokens, self.router.weights, self.selection.value, self.experts)
-        else:
-            mask = self.selection(self.router(z))
-            out = expert_ffn(tokens, mask.flatten(0, -2), self.experts)
+            return out.unflatten(0, z.shape[:-1])
+        mask = self.selection(self.router(z))
+        if backend == "auto":
+            backend = uncalibrated(mask, self.expert_size)
+        if backend == "dense":
+            return dense(z, mask, self.experts)
+        out = expert_ffn(tokens, mask.flatten(0, -2), self.experts)
         return out.unflatten(0, z.shape[:-1])
 
     def _fusible(self) -> bool:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small import make_inputs, make_routed
 
-from d2dmoe.kernels.backend import Backend, Choice
+from d2dmoe.kernels.backend import Backend, Choice, uncalibrated
 from d2dmoe.kernels.calibration import calibrate, explain
 from d2dmoe.moe import MoE, set_selection, watch_selections
 from d2dmoe.surgery import find
@@ -55,10 +55,28 @@ def test_gradients_flow_where_they_are_asked_for(model):
     assert moe.down.grad is not None and moe.down.grad.any()
 
 
-def test_an_uncalibrated_layer_runs_dense_and_says_so(model):
-    assert Backend().pick(10, POINT) == "dense"
-    reasons = set(explain(model).values())
-    assert reasons == {"dense: not calibrated at dynamic_k = 0.5, see d2dmoe.kernels.calibration"}
+def test_an_uncalibrated_layer_says_so(model):
+    assert Backend().pick(10, POINT) == "auto"
+    (reason,) = set(explain(model).values())
+    assert "not calibrated at dynamic_k = 0.5, see d2dmoe.kernels.calibration" in reason
+
+
+@pytest.mark.parametrize(
+    "share, size, expected",
+    [(0.25, 128, "dynamic_k"), (0.25, 8, "dense"), (0.75, 128, "dense"), (0.0, 64, "dynamic_k")],
+)
+def test_without_a_calibration_large_experts_that_seldom_run_are_grouped(share, size, expected):
+    mask = torch.arange(40).view(5, 8) < 40 * share
+    assert uncalibrated(mask, size) == expected
+
+
+def test_an_uncalibrated_layer_gives_the_same_output_whatever_it_picks(model, monkeypatch):
+    monkeypatch.setattr("d2dmoe.kernels.backend.CPU_SIZE", 1)
+    monkeypatch.setattr("d2dmoe.kernels.backend.CPU_SHARE", 1.0)
+    with torch.no_grad():
+        grouped = model(make_inputs())
+        backends(model, "dense")
+        torch.testing.assert_close(grouped, model(make_inputs()), rtol=0, atol=1e-5)
 
 
 def test_a_layer_without_a_router_says_that_all_experts_run(model):
@@ -93,10 +111,10 @@ def test_the_choice_made_for_the_nearest_number_of_tokens_counts():
 def test_a_choice_holds_at_its_operating_point_only():
     backend = Backend()
     backend.remember(FAST, POINT)
-    assert backend.pick(1, ("dynamic_k", 0.1)) == "dense"
+    assert backend.pick(1, ("dynamic_k", 0.1)) == "auto"
     assert "not calibrated at dynamic_k = 0.1" in backend.explain(("dynamic_k", 0.1))
     backend.remember(SLOW, ("top_k", 3))
-    assert backend.pick(1, POINT) == "dense" and list(backend.choices) == [100]
+    assert backend.pick(1, POINT) == "auto" and list(backend.choices) == [100]
 
 
 def test_a_set_backend_is_used_whatever_was_measured():

@@ -1,5 +1,6 @@
 """Figures 5 and 11: a layer's wall-clock time over the share of its experts that run (claim C9)."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -25,7 +26,7 @@ def draw(table: Path) -> Figure:
     figure = Figure(figsize=(style.WIDTH * columns, 0.4 + 2.3 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).flat
     backends = list(dict.fromkeys(rows["backend"]))
-    looks = {backend: style.look(index) for index, backend in enumerate(backends)}
+    looks = {backend: _look(backend, index) for index, backend in enumerate(backends)}
     for axes, (shape, group) in zip(panels, groups, strict=False):
         _panel(axes, group, looks)
         axes.set_title(_title(dict(zip(SHAPE, shape, strict=True))))
@@ -36,11 +37,17 @@ def draw(table: Path) -> Figure:
     return figure
 
 
+def _look(backend: str, index: int) -> style.Look:
+    """A dense layer is a line without markers: it has one time, whatever the share."""
+    look = style.look(index)
+    return replace(look, marker="") if backend.startswith("dense") else look
+
+
 def _panel(axes: Axes, rows: pd.DataFrame, looks: dict[str, style.Look]) -> None:
     for backend, points in rows.groupby("backend", sort=False):
         look = looks[backend]
         signs = {"color": look.colour, "linestyle": look.line}
-        if backend.startswith("dense"):  # one time, whatever the share
+        if not look.marker:
             axes.axhline(points["median_ms"].median(), **signs, linewidth=0.9)
             continue
         points = points.sort_values("fraction")
