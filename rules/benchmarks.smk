@@ -1,23 +1,4 @@
 # Wall-clock time of layers: claim C9, figures 5 and 11.
-import shutil
-import sys
-
-BENCHMARKS = {"cpu": CONFIG.benchmarks.cpu, "layer": CONFIG.benchmarks.gpu}
-
-
-def benchmark_cfg(name):
-    """Options of a benchmark's layers."""
-    return {layer: plain(cfg) for layer, cfg in BENCHMARKS[name].items()}
-
-
-def benchmark_results():
-    """The figures, and with them the tables, of what this machine can time."""
-    names = [name for name, layers in BENCHMARKS.items() if layers]
-    if "layer" in names and not shutil.which("nvidia-smi"):
-        names.remove("layer")
-        if "benchmarks" in sys.argv:
-            print("no NVIDIA driver here: benchmarks of the GPU are left out", file=sys.stderr)
-    return [f"results/figures/benchmarks/{name}.png" for name in names]
 
 
 rule benchmark_cpu:

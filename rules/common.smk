@@ -1,5 +1,7 @@
 # What all rules share: the checked configuration, the lineages' folders, the digests of the code.
 import re
+import shutil
+import sys
 
 from d2dmoe.config.experiment import load_config
 from d2dmoe.config.task import SUITES

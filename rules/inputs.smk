@@ -352,3 +352,22 @@ def load_map_tensors(wildcards):
     """Images and load maps that are drawn."""
     lineage = load_map_lineage(suite_of(wildcards), wildcards.task)
     return f"{lineage.folder}/load_maps/{lineage.rule}.safetensors"
+
+
+# Wall-clock benchmarks: the layers of each table.
+BENCHMARKS = {"cpu": CONFIG.benchmarks.cpu, "layer": CONFIG.benchmarks.gpu}
+
+
+def benchmark_cfg(name):
+    """Options of a benchmark's layers."""
+    return {layer: plain(cfg) for layer, cfg in BENCHMARKS[name].items()}
+
+
+def benchmark_results():
+    """The figures, and with them the tables, of what this machine can time."""
+    names = [name for name, layers in BENCHMARKS.items() if layers]
+    if "layer" in names and not shutil.which("nvidia-smi"):
+        names.remove("layer")
+        if "benchmarks" in sys.argv:
+            print("no NVIDIA driver here: benchmarks of the GPU are left out", file=sys.stderr)
+    return [f"results/figures/benchmarks/{name}.png" for name in names]

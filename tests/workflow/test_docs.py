@@ -34,10 +34,12 @@ def test_the_library_example_runs(finished_language, capsys, tmp_path, monkeypat
     assert float(capsys.readouterr().out) > 0
     converted, spec = names["load_model"]("converted.safetensors")
     assert type(converted).__name__ == "GPT2LMHeadModel" and spec == names["spec"]
+    exec(compile(EXAMPLES[1], "docs/library.md", "exec"), names)
+    assert "of the experts in" in capsys.readouterr().out
 
 
 def test_the_example_of_a_published_checkpoint_runs_but_for_the_hub():
-    code = EXAMPLES[1].replace('"hub:openai-community/gpt2"', '"scratch"')
+    code = EXAMPLES[2].replace('"hub:openai-community/gpt2"', '"scratch"')
     code = code.replace('"layers": 12', '"layers": 1')
     assert "scratch" in code and '"layers": 1,' in code
     names = run_example(code)

@@ -387,6 +387,14 @@ def test_a_bad_configuration_ends_the_run_before_its_first_job(configured, chang
     assert "Traceback" not in result.stdout and "Building DAG" not in result.stdout
 
 
+def test_benchmarks_time_a_layer_and_draw_it(finished):
+    result = finished.run("benchmarks")
+    assert result.returncode == 0, result.stdout
+    times = pd.read_csv(finished.folder / "results/benchmarks/cpu.csv")
+    assert (times["median_ms"] > 0).all() and set(times["fraction"]) >= {1.0}
+    assert finished.figures("benchmarks") == {"cpu"}
+
+
 def test_the_report_holds_figures_with_captions(finished):
     result = finished.run(*SUITES, "--report", "report.html")
     assert result.returncode == 0, result.stdout
