@@ -12,7 +12,7 @@ from torch import Tensor
 
 from d2dmoe.kernels.experts import Experts
 from d2dmoe.kernels.routing import precision
-from d2dmoe.kernels.tiles import activate
+from d2dmoe.kernels.tiles import hidden_neurons
 
 MAX_TOKENS = 16
 NEURONS = 16  # of a program
@@ -96,28 +96,23 @@ def _decode(
     neurons = tl.program_id(1) * NEURONS + tl.arange(0, NEURONS)
     exists = neurons < E
     neuron = (expert * E + neurons).to(tl.int64)  # row of up, gate and down
-    ks = tl.arange(0, BLOCK_K)
-    hidden = tl.zeros((TOKENS, NEURONS), dtype=tl.float32)
-    gated = tl.zeros((TOKENS, NEURONS), dtype=tl.float32)
-    for k in range(0, d_model, BLOCK_K):
-        inside = ks + k < d_model
-        x = tl.load(z + token[:, None] * d_model + k + ks[None, :], chose[:, None] & inside, 0.0)
-        weights = neuron[None, :] * d_model + k + ks[:, None]
-        present = exists[None, :] & inside[:, None]
-        w = tl.load(up + weights, present, other=0.0)
-        hidden = tl.dot(x, w, hidden, input_precision=PRECISION)
-        if GATED:
-            g = tl.load(gate + weights, present, other=0.0)
-            gated = tl.dot(x, g, gated, input_precision=PRECISION)
-    if UP_BIAS:
-        hidden += tl.load(up_bias + neuron, exists, 0.0).to(tl.float32)[None, :]
-    if GATED:
-        if GATE_BIAS:
-            gated += tl.load(gate_bias + neuron, exists, 0.0).to(tl.float32)[None, :]
-        hidden *= activate(gated, ACTIVATION)
-    else:
-        hidden = activate(hidden, ACTIVATION)
-    hidden = hidden.to(z.dtype.element_ty)
+    rows = tl.where(chose, token, 0)  # those of other tokens are not there, or not added below
+    hidden = hidden_neurons(
+        z + rows[:, None] * d_model,
+        up,
+        gate,
+        up_bias,
+        gate_bias,
+        neuron,
+        exists,
+        d_model,
+        ACTIVATION,
+        GATED,
+        UP_BIAS,
+        GATE_BIAS,
+        BLOCK_K,
+        PRECISION,
+    )
     columns = tl.arange(0, BLOCK_N)
     for column in range(0, d_out, BLOCK_N):
         inside = column + columns < d_out

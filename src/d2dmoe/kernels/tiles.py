@@ -91,6 +91,49 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def hidden_neurons(
+    rows,
+    up,
+    gate,
+    up_bias,
+    gate_bias,
+    neuron,
+    exists,
+    d_model,
+    ACTIVATION: tl.constexpr,
+    GATED: tl.constexpr,
+    UP_BIAS: tl.constexpr,
+    GATE_BIAS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """What W2 multiplies, of the tokens at the pointers `rows` [T, 1], for the neurons with the
+    numbers `neuron` [N] in all experts' order that `exists`: [T, N], of the tokens' dtype."""
+    ks = tl.arange(0, BLOCK_K)
+    hidden = tl.zeros((rows.shape[0], neuron.shape[0]), dtype=tl.float32)
+    gated = tl.zeros((rows.shape[0], neuron.shape[0]), dtype=tl.float32)
+    for k in range(0, d_model, BLOCK_K):
+        inside = ks + k < d_model
+        x = tl.load(rows + k + ks[None, :], inside[None, :], other=0.0)
+        weights = neuron[None, :] * d_model + k + ks[:, None]
+        present = exists[None, :] & inside[:, None]
+        w = tl.load(up + weights, present, other=0.0)
+        hidden = tl.dot(x, w, hidden, input_precision=PRECISION)
+        if GATED:
+            g = tl.load(gate + weights, present, other=0.0)
+            gated = tl.dot(x, g, gated, input_precision=PRECISION)
+    if UP_BIAS:
+        hidden += tl.load(up_bias + neuron, exists, 0.0).to(tl.float32)[None, :]
+    if GATED:
+        if GATE_BIAS:
+            gated += tl.load(gate_bias + neuron, exists, 0.0).to(tl.float32)[None, :]
+        hidden *= activate(gated, ACTIVATION)
+    else:
+        hidden = activate(hidden, ACTIVATION)
+    return hidden.to(rows.dtype.element_ty)
+
+
+@triton.jit
 def _add_experts(
     z,
     up,
@@ -130,7 +173,6 @@ def _add_experts(
         first = program
         last = tl.load(tile_starts + segments) * CHUNKS
         step = tl.num_programs(0)
-    ks = tl.arange(0, BLOCK_K)
     columns = tl.arange(0, BLOCK_N)
     for work in range(first, last, step):
         tile = work // CHUNKS
@@ -143,29 +185,22 @@ def _add_experts(
         exists = neurons < E
         neuron = ((segment % n) * E + neurons).to(tl.int64)  # row of up, gate and down
 
-        rows = z + token[:, None] * d_model
-        hidden = tl.zeros((TILE, CHUNK), dtype=tl.float32)
-        gated = tl.zeros((TILE, CHUNK), dtype=tl.float32)
-        for k in range(0, d_model, BLOCK_K):
-            inside = ks + k < d_model
-            x = tl.load(rows + k + ks[None, :], inside[None, :], other=0.0)
-            weights = neuron[None, :] * d_model + k + ks[:, None]
-            present = exists[None, :] & inside[:, None]
-            w = tl.load(up + weights, present, other=0.0)
-            hidden = tl.dot(x, w, hidden, input_precision=PRECISION)
-            if GATED:
-                g = tl.load(gate + weights, present, other=0.0)
-                gated = tl.dot(x, g, gated, input_precision=PRECISION)
-        if UP_BIAS:
-            hidden += tl.load(up_bias + neuron, exists, 0.0).to(tl.float32)[None, :]
-        if GATED:
-            if GATE_BIAS:
-                gated += tl.load(gate_bias + neuron, exists, 0.0).to(tl.float32)[None, :]
-            hidden *= activate(gated, ACTIVATION)
-        else:
-            hidden = activate(hidden, ACTIVATION)
-        hidden = hidden.to(z.dtype.element_ty)
-
+        hidden = hidden_neurons(
+            z + token[:, None] * d_model,
+            up,
+            gate,
+            up_bias,
+            gate_bias,
+            neuron,
+            exists,
+            d_model,
+            ACTIVATION,
+            GATED,
+            UP_BIAS,
+            GATE_BIAS,
+            BLOCK_K,
+            PRECISION,
+        )
         for column in range(0, d_out, BLOCK_N):
             inside = column + columns < d_out
             w = tl.load(
