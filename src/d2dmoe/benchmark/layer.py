@@ -84,7 +84,7 @@ def _sparse_functions(
     narrow = _narrowed(experts, neurons)
 
     def dynamic_k() -> Tensor:
-        scores(z, *router[:4])
+        scores(z, router)
         return ops.expert_ffn(z, mask, experts)
 
     return {

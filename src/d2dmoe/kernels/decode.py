@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from d2dmoe.kernels.experts import Experts
+from d2dmoe.kernels.reference import outside
 from d2dmoe.kernels.routing import precision
 from d2dmoe.kernels.tiles import hidden_neurons
 
@@ -29,10 +30,7 @@ def decode(z: Tensor, mask: Tensor, experts: Experts) -> Tensor:
         [tokens, d_out], of z's dtype; sums are kept in fp32.
     """
     tokens, d_out = len(z), experts.d_out
-    if experts.down_bias is None:
-        out = torch.zeros(tokens, d_out, dtype=torch.float32, device=z.device)
-    else:
-        out = experts.down_bias.float().repeat(tokens, 1)
+    out = outside(z, experts, torch.float32)
     e = experts.expert_size
     _decode[(experts.num_experts, triton.cdiv(e, NEURONS))](
         z,

@@ -7,8 +7,7 @@ from torch import Tensor
 from torch.nn.functional import gelu, relu
 
 from d2dmoe.errors import UserError
-
-ACTIVATIONS = ("relu", "gelu", "gelu_tanh")
+from d2dmoe.ffn import ACTIVATIONS
 
 
 class Experts(NamedTuple):
@@ -17,7 +16,7 @@ class Experts(NamedTuple):
 
     up: Tensor  # [n, e, d_model]
     down: Tensor  # [n, e, d_out]
-    activation: str  # one of ACTIVATIONS
+    activation: str  # a key of ffn.ACTIVATIONS
     up_bias: Tensor | None = None  # [n, e]
     gate: Tensor | None = None  # [n, e, d_model]
     gate_bias: Tensor | None = None  # [n, e]
@@ -51,31 +50,44 @@ class RouterWeights(NamedTuple):
 
 
 def activate(x: Tensor, activation: str) -> Tensor:
-    """The activation function by its name, one of `ACTIVATIONS`."""
+    """The activation function by its name, a key of `ffn.ACTIVATIONS`."""
     if activation == "relu":
         return relu(x)
     return gelu(x, approximate="tanh" if activation == "gelu_tanh" else "none")
 
 
-def check(z: Tensor, mask: Tensor, experts: Experts) -> None:
-    """Refuse what no backend computes.
+def check_tokens(z: Tensor, experts: Experts) -> None:
+    """Refuse tokens and experts that no backend computes.
 
     Raises:
         UserError: shapes, dtypes or devices do not fit together; the message names both.
     """
-    n, d_model = experts.num_experts, experts.d_model
+    d_model = experts.d_model
     if z.ndim != 2 or z.shape[1] != d_model:
         raise UserError(f"tokens must be [tokens, {d_model}], these are {list(z.shape)}")
+    if not z.dtype == experts.up.dtype == experts.down.dtype:
+        raise UserError(f"tokens are {z.dtype}, the experts {experts.up.dtype}: convert one")
+    if z.device != experts.up.device:
+        raise UserError(
+            f"tokens are on {z.device}, the experts on {experts.up.device}: "
+            "they must share a device"
+        )
+    if experts.activation not in ACTIVATIONS:
+        raise UserError(f"the activation {experts.activation!r} is none of {list(ACTIVATIONS)}")
+
+
+def check_mask(mask: Tensor, z: Tensor, experts: Experts) -> None:
+    """Refuse a mask that is not of these tokens and experts.
+
+    Raises:
+        UserError: its shape, dtype or device does not fit.
+    """
+    n = experts.num_experts
     if mask.shape != (len(z), n) or mask.dtype != torch.bool:
         raise UserError(
             f"the mask must be boolean [{len(z)}, {n}], it is {mask.dtype} {list(mask.shape)}"
         )
-    if not z.dtype == experts.up.dtype == experts.down.dtype:
-        raise UserError(f"tokens are {z.dtype}, the experts {experts.up.dtype}: convert one")
-    if not z.device == mask.device == experts.up.device:
+    if mask.device != z.device:
         raise UserError(
-            f"tokens are on {z.device}, the mask on {mask.device}, the experts on "
-            f"{experts.up.device}: they must share a device"
+            f"the mask is on {mask.device}, tokens are on {z.device}: they must share a device"
         )
-    if experts.activation not in ACTIVATIONS:
-        raise UserError(f"the activation {experts.activation!r} is none of {ACTIVATIONS}")

@@ -11,7 +11,7 @@ from d2dmoe.kernels.decode import MAX_TOKENS, decode
 from d2dmoe.kernels.experts import Experts, RouterWeights
 from d2dmoe.kernels.launch import Launch, launch_for
 from d2dmoe.kernels.ops import ROUTER_EXPERTS
-from d2dmoe.kernels.reference import scores
+from d2dmoe.kernels.reference import outside, scores
 from d2dmoe.kernels.routing import build_tables, route
 from d2dmoe.kernels.tiles import add_experts
 from d2dmoe.selection import dynamic_k
@@ -19,12 +19,12 @@ from d2dmoe.selection import dynamic_k
 
 def expert_ffn(z: Tensor, mask: Tensor, experts: Experts, launch: Launch | None = None) -> Tensor:
     """See `ops.expert_ffn`."""
-    launch = launch or launch_for(z, experts)
+    launch = launch or launch_for(z)
     if len(z) == 0:
         return z.new_empty(0, experts.d_out)
     if len(z) <= MAX_TOKENS and not launch.deterministic:
         return decode(z, mask, experts)
-    out = _outside(z, experts)
+    out = outside(z, experts)
     add_experts(z, experts, build_tables(mask, launch.superblock, launch.tile), out, launch)
     return out
 
@@ -33,20 +33,11 @@ def dynamic_k_ffn(
     z: Tensor, router: RouterWeights, tau: float, experts: Experts, launch: Launch | None = None
 ) -> Tensor:
     """See `ops.dynamic_k_ffn`."""
-    launch = launch or launch_for(z, experts)
+    launch = launch or launch_for(z)
     if len(z) <= MAX_TOKENS or experts.num_experts > ROUTER_EXPERTS:
-        logits = scores(z, *router[:4])
-        mask = dynamic_k(logits.abs() if router.kind == "regression" else logits.sigmoid(), tau)
-        return expert_ffn(z, mask, experts, launch)
+        return expert_ffn(z, dynamic_k(scores(z, router), tau), experts, launch)
     out = z.new_empty(len(z), experts.d_out)
     mask, counts = route(z, router, tau, out, experts.down_bias)
     tables = build_tables(mask, launch.superblock, launch.tile, counts)
     add_experts(z, experts, tables, out, launch)
     return out
-
-
-def _outside(z: Tensor, experts: Experts) -> Tensor:
-    """What the tokens get without any expert."""
-    if experts.down_bias is None:
-        return z.new_zeros(len(z), experts.d_out)
-    return experts.down_bias.repeat(len(z), 1)

@@ -10,8 +10,6 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from d2dmoe.kernels.experts import Experts
-
 
 @dataclass(frozen=True)
 class Launch:
@@ -31,11 +29,11 @@ class Launch:
         return self.per_processor * _processors(device)
 
 
-def launch_for(z: Tensor, experts: Experts) -> Launch:
-    """The launch of a layer; deterministic where torch's deterministic algorithms are on."""
+def launch_for(z: Tensor) -> Launch:
+    """The launch for tokens z; deterministic where torch's deterministic algorithms are on."""
     launch = Launch()
     if z.dtype == torch.float32:  # twice the bytes a stage
-        launch = replace(launch, block_k=32, block_n=64)
+        launch = replace(launch, block_k=32)
     if torch.are_deterministic_algorithms_enabled():
         launch = replace(launch, superblock=256, tile=64, deterministic=True)
     return launch

@@ -7,7 +7,7 @@ compute expert by expert; on CUDA they run the Triton kernels, imported at the f
 import torch
 from torch import Tensor
 
-from d2dmoe.kernels.experts import Experts, RouterWeights, check
+from d2dmoe.kernels.experts import Experts, RouterWeights, check_mask, check_tokens
 from d2dmoe.kernels.reference import grouped, scores
 from d2dmoe.selection import dynamic_k
 
@@ -30,7 +30,8 @@ def expert_ffn(z: Tensor, mask: Tensor, experts: Experts) -> Tensor:
     Raises:
         UserError: shapes, dtypes or devices do not fit together.
     """
-    check(z, mask, experts)
+    check_tokens(z, experts)
+    check_mask(mask, z, experts)
     return _expert_ffn(z.contiguous(), mask.contiguous(), *_flat(experts))
 
 
@@ -49,7 +50,7 @@ def dynamic_k_ffn(z: Tensor, router: RouterWeights, tau: float, experts: Experts
     Returns:
         [tokens, d_out].
     """
-    check(z, torch.empty(len(z), experts.num_experts, dtype=torch.bool, device=z.device), experts)
+    check_tokens(z, experts)
     return _dynamic_k_ffn(z.contiguous(), *router, tau, *_flat(experts))
 
 
@@ -103,8 +104,8 @@ def _dynamic_k_ffn(
     gate_bias: Tensor | None,
     down_bias: Tensor | None,
 ) -> Tensor:
-    logits = scores(z, router_up, router_up_bias, router_down, router_down_bias)
-    mask = dynamic_k(logits.abs() if kind == "regression" else logits.sigmoid(), tau)
+    router = RouterWeights(router_up, router_up_bias, router_down, router_down_bias, kind)
+    mask = dynamic_k(scores(z, router), tau)
     return grouped(z, mask, Experts(up, down, activation, up_bias, gate, gate_bias, down_bias))
 
 

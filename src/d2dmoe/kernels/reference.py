@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from d2dmoe.kernels.experts import Experts, activate
+from d2dmoe.kernels.experts import Experts, RouterWeights, activate
 
 
 def dense(z: Tensor, mask: Tensor | None, experts: Experts) -> Tensor:
@@ -44,10 +44,7 @@ def grouped(z: Tensor, mask: Tensor, experts: Experts) -> Tensor:
     Returns:
         [tokens, d_out]; the same bytes on every call.
     """
-    if experts.down_bias is None:
-        out = z.new_zeros(len(z), experts.d_out)
-    else:
-        out = experts.down_bias.repeat(len(z), 1)
+    out = outside(z, experts)
     by_expert = mask.T.contiguous()
     for expert in by_expert.any(1).nonzero().flatten().tolist():
         tokens = by_expert[expert].nonzero().squeeze(-1)
@@ -66,6 +63,16 @@ def _activated(neurons, experts: Experts) -> Tensor:
     return activate(neurons(experts.gate, experts.gate_bias), experts.activation) * hidden
 
 
-def scores(z: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor) -> Tensor:
-    """A router's logits: [..., d_model] -> [..., n]."""
-    return linear(torch.relu(linear(z, up, up_bias)), down, down_bias)
+def outside(z: Tensor, experts: Experts, dtype: torch.dtype | None = None) -> Tensor:
+    """What each token gets without any expert, in memory of its own: [tokens, d_out], of z's dtype
+    unless another is given."""
+    if experts.down_bias is None:
+        return z.new_zeros(len(z), experts.d_out, dtype=dtype)
+    return experts.down_bias.to(dtype or z.dtype).repeat(len(z), 1)
+
+
+def scores(z: Tensor, router: RouterWeights) -> Tensor:
+    """A router's scores, not negative: [..., d_model] -> [..., n]."""
+    hidden = torch.relu(linear(z, router.up, router.up_bias))
+    logits = linear(hidden, router.down, router.down_bias)
+    return logits.abs() if router.kind == "regression" else logits.sigmoid()
