@@ -1,26 +1,25 @@
 """Calibration: each MoE layer is run both ways on real inputs, and keeps the faster backend."""
 
-import statistics
-import time
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from d2dmoe.benchmark.timing import compare
 from d2dmoe.inputs import Inputs
 from d2dmoe.kernels.backend import Choice
 from d2dmoe.moe import MoE, watch_inputs
 from d2dmoe.surgery import find
 
-REPEATS = 5
+ROUND_S = 0.01  # of a backend, in each of the rounds that `compare` makes
 
 
 def calibrate(model: nn.Module, inputs: Inputs) -> dict[str, Choice]:
     """Let each MoE layer with a router use the backend that is faster, at its present rule.
 
     Calibrate once for each number of tokens that will be run, as for prefill and decoding; other
-    numbers use the nearest. A layer whose rule or threshold changes afterwards runs dense until it
-    is calibrated anew.
+    numbers use the nearest. A layer whose rule or threshold changes afterwards is as if
+    uncalibrated until it is calibrated anew.
 
     Args:
         model: in evaluation mode, on its device.
@@ -47,27 +46,13 @@ def explain(model: nn.Module) -> dict[str, str]:
 
 def _measure(moe: MoE, z: Tensor) -> Choice:
     """Both backends on a layer's input z [..., d_model]."""
-    dense_ms = _median_ms(lambda: moe.run(z, "dense"), z.device)
-    dynamic_k_ms = _median_ms(lambda: moe.run(z, "dynamic_k"), z.device)
+    backends = {name: partial(moe.run, z, name) for name in ("dense", "dynamic_k")}
+    ms = {name: timing.median_ms for name, timing in compare(backends, z.device, ROUND_S).items()}
     return Choice(
-        backend="dynamic_k" if dynamic_k_ms < dense_ms else "dense",
+        backend=min(ms, key=ms.get),
         tokens=z[..., 0].numel(),
         density=moe.selection(moe.router(z)).float().mean().item(),
-        dense_ms=dense_ms,
-        dynamic_k_ms=dynamic_k_ms,
+        dense_ms=ms["dense"],
+        dynamic_k_ms=ms["dynamic_k"],
         device=torch.cuda.get_device_name(z.device) if z.is_cuda else "CPU",
     )
-
-
-def _median_ms(run: Callable[[], object], device: torch.device) -> float:
-    """Median milliseconds of a call, after one that compiles."""
-
-    def once() -> float:
-        start = time.perf_counter()
-        run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return (time.perf_counter() - start) * 1e3
-
-    once()
-    return statistics.median(once() for _ in range(REPEATS))
