@@ -39,49 +39,50 @@ def run(z, mask, experts: Experts, launch: Launch = LAUNCH) -> torch.Tensor:
     out = torch.full((len(z), experts.d_out), float("nan"), device=DEVICE)
     bias = experts.down_bias
     out.copy_(torch.zeros_like(out) if bias is None else bias.expand_as(out))
-    tables = routing.build_tables(mask, launch.superblock, launch.tile)
-    tiles.add_experts(z, experts, tables, out, launch)
+    tiles.add_experts(z, experts, routing.segments_of(mask, launch.superblock), out, launch)
     return out
 
 
-# The tables of routing
+def listed(segments: routing.Segments, num_tokens: int) -> torch.Tensor:
+    """The mask that the segments list; each pair of token and expert may stand there once."""
+    supers, n, superblock = segments.tokens.shape
+    mask = torch.zeros(num_tokens, n, dtype=torch.bool, device=DEVICE)
+    for s, counts in enumerate(segments.counts.tolist()):
+        for expert, count in enumerate(counts):
+            tokens = segments.tokens[s, expert, :count].long()
+            assert (tokens // superblock == s).all() and len(tokens.unique()) == count
+            mask[tokens, expert] = True
+    return mask
+
+
+# The lists of routing
 
 
 @pytest.mark.parametrize("tokens", [1, 63, 64, 200, 513])
 @pytest.mark.parametrize("n", [1, 5, 70])
 @pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
-def test_the_tables_list_each_chosen_pair_of_token_and_expert_once(tokens, n, density):
+def test_the_segments_list_each_chosen_pair_of_token_and_expert_once(tokens, n, density):
     mask = random_mask(tokens, n, density)
-    tables = routing.build_tables(mask, superblock=128, tile=64)
-    found = torch.zeros_like(mask)
-    for s, counts in enumerate(tables.counts.tolist()):
-        for expert, count in enumerate(counts):
-            listed = tables.tokens[s, expert, :count]
-            assert (listed // 128 == s).all() and (listed.diff() > 0).all()
-            found[listed.long(), expert] = True
-    assert int(tables.counts.sum()) == int(mask.sum()) and torch.equal(found, mask)
+    segments = routing.segments_of(mask, superblock=128)
+    assert int(segments.counts.sum()) == int(mask.sum())
+    assert torch.equal(listed(segments, tokens), mask)
 
 
 @pytest.mark.parametrize("density", [0.0, 0.4, 1.0])
-def test_the_tiles_cover_each_segment_in_order(density):
-    tables = routing.build_tables(random_mask(500, 6, density), superblock=256, tile=64)
-    counts = tables.counts.flatten().tolist()
-    expected = [segment for segment, c in enumerate(counts) for _ in range(-(-c // 64))]
-    total = int(tables.tile_starts[-1])
-    assert tables.tile_segments[:total].tolist() == expected
-    starts = tables.tile_starts.tolist()
-    assert [b - a for a, b in zip(starts, starts[1:], strict=False)] == [
-        -(-c // 64) for c in counts
-    ]
-
-
-def test_counts_from_the_router_give_the_same_tables():
-    z, router = make_tokens(150, 48, DEVICE), make_router(6, 20, 48, "regression", DEVICE)
-    out = torch.empty(150, 16, device=DEVICE)
-    mask, counts = routing.route(z, router, 0.6, out, None)
-    given, counted = (routing.build_tables(mask, 128, 64, c) for c in (counts, None))
-    assert torch.equal(given.counts, counted.counts)
-    assert torch.equal(given.tile_starts, counted.tile_starts)
+@pytest.mark.parametrize("n", [6, 1100])
+def test_the_tiles_cover_each_segment_in_order(n, density):
+    segments = routing.segments_of(random_mask(300, n, density), superblock=128)
+    tiles = routing.tiles_of(segments, 64)
+    expected, firsts = [], []
+    for s, counts in enumerate(segments.counts.tolist()):
+        firsts.append(len(expected))
+        for expert, count in enumerate(counts):
+            start = (s * n + expert) * 128
+            expected += [(start + done, min(64, count - done)) for done in range(0, count, 64)]
+    total = len(expected)
+    assert tiles.firsts.tolist() == [*firsts, total]
+    found = zip(tiles.starts[:total].tolist(), tiles.sizes[:total].tolist(), strict=True)
+    assert list(found) == expected
 
 
 # The fused router
@@ -93,7 +94,7 @@ def test_the_fused_router_selects_as_torch_does(n, h, kind):
     z, router = make_tokens(100, 72, DEVICE), make_router(n, h, 72, kind, DEVICE)
     out = torch.full((100, 40), float("nan"), device=DEVICE)
     bias = torch.arange(40.0, device=DEVICE)
-    mask, _counts = routing.route(z, router, 0.5, out, bias)
+    mask = listed(routing.route(z, router, 0.5, out, bias, superblock=64), 100)
     scores = ops.scores(z, router)
     near = (scores - 0.5 * scores.amax(-1, keepdim=True)).abs() < 1e-5
     assert ((mask == dynamic_k(scores, 0.5)) | near).all() and near.float().mean() < 0.01
@@ -105,8 +106,8 @@ def test_a_token_whose_scores_are_all_0_runs_none_unless_tau_is_0(tau, runs):
     router = make_router(5, 8, 16, "regression", DEVICE)
     router = router._replace(down=router.down * 0, down_bias=router.down_bias * 0)
     out = torch.full((3, 8), float("nan"), device=DEVICE)
-    mask, counts = routing.route(make_tokens(3, 16, DEVICE), router, tau, out, None)
-    assert (mask == runs).all() and counts.sum() == 15 * runs
+    z = make_tokens(3, 16, DEVICE)
+    assert (listed(routing.route(z, router, tau, out, None, superblock=64), 3) == runs).all()
     assert not out.any()
 
 
@@ -151,12 +152,23 @@ def test_decoding_gives_the_masked_sum(form, tokens):
     before = None if experts.down_bias is None else experts.down_bias.clone()
     z, mask = make_tokens(tokens, 72, DEVICE), random_mask(tokens, 6, 0.4)
     mask[0, 3] = True
-    found = decode.decode(z, mask, experts)
+    found = decode.decode(z, decode.active_of(mask, experts.d_out), experts)
     assert relative_error(found, masked_sum(z, mask, experts)) < 1e-5
     assert before is None or torch.equal(experts.down_bias, before)
 
 
-@pytest.mark.parametrize("tokens", [0, 3, 100])
+@pytest.mark.parametrize("kind", ["regression", "classification"])
+def test_decoding_selects_as_torch_does(kind):
+    router, z = make_router(20, 24, 48, kind, DEVICE), make_tokens(5, 48, DEVICE)
+    active = decode.select(z, router, 0.5, d_out=8)
+    mask = dynamic_k(ops.scores(z, router), 0.5)
+    assert torch.equal(active.mask.bool(), mask)
+    chosen = mask.any(0).nonzero().flatten()
+    assert active.number.item() == len(chosen)
+    assert torch.equal(active.experts[: len(chosen)].long(), chosen)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 3, 100])
 def test_the_fused_layer_is_router_and_experts(tokens):
     experts = make_experts("glu", 6, 32, d_model=48, d_out=48, device=DEVICE)
     router, z = make_router(6, 16, 48, "regression", DEVICE), make_tokens(tokens, 48, DEVICE)

@@ -22,11 +22,13 @@ class Launch:
     num_warps: int = 8
     num_stages: int = 3
     per_processor: int = 2  # programs that share a multiprocessor
+    maxnreg: int | None = None
+    tma: bool = True  # whether weights come by the tensor memory accelerator
     deterministic: bool = False
 
     def programs(self, device: torch.device) -> int:
         """Persistent programs of the grid."""
-        return self.per_processor * _processors(device)
+        return self.per_processor * processors(device)
 
 
 def launch_for(z: Tensor) -> Launch:
@@ -40,7 +42,7 @@ def launch_for(z: Tensor) -> Launch:
 
 
 @cache
-def _processors(device: torch.device) -> int:
+def processors(device: torch.device) -> int:
     if device.type != "cuda":  # Triton's interpreter
         return 2
     return torch.cuda.get_device_properties(device).multi_processor_count

@@ -1,12 +1,14 @@
-"""From scores to lists of tokens per expert on the GPU: no sort, no atomics, no host sync.
+"""From scores to lists of tokens per expert on the GPU: no sort, no host synchronisation.
 
-Tokens are cut into superblocks of `SUPERBLOCK`, so that a superblock's inputs and outputs stay in
-the L2 cache while its experts run. A segment is one expert's tokens in one superblock; a tile is up
-to TILE of them, the work of one step of the expert kernel.
+Tokens are cut into superblocks, so that a superblock's inputs and outputs stay in the L2 cache
+while its experts run. A segment is one expert's tokens in one superblock; a tile is up to TILE of
+them, the work of one step of the expert kernel.
 
-    router or count   mask, and per block of tokens how many chose each expert
-    offsets           where each block's tokens start in their segments; the segments' sizes
-    lists             the tokens of each segment, and the table of tiles
+    router or mask    each block of tokens reserves a place in the segments of its experts by one
+                      atomic addition each, and lists its tokens there
+    tiles             the table of tiles, of the segments' sizes
+
+The order of a segment's tokens differs from run to run; no token's output depends on it.
 """
 
 from typing import NamedTuple
@@ -18,159 +20,165 @@ from torch import Tensor
 
 from d2dmoe.kernels.experts import RouterWeights
 
-BLOCK = 64  # tokens that one program of these kernels looks at
+BLOCK = 64  # tokens that one program looks at
+ROUTE = {"BLOCK_K": 64, "num_warps": 4, "num_stages": 4}
 
 
-class Tables(NamedTuple):
-    """Which tokens each expert runs. S superblocks, n experts, at most B blocks a superblock."""
+class Segments(NamedTuple):
+    """Which tokens each of n experts runs, by the S superblocks."""
 
-    tokens: Tensor  # int32 [S, n, superblock]: a segment's tokens, ascending; the rest is undefined
+    tokens: Tensor  # int32 [S, n, superblock]; those beyond a segment's count are undefined
     counts: Tensor  # int32 [S, n]: tokens of each segment
-    tile_starts: Tensor  # int32 [S * n + 1]: tiles before each segment; the last: tiles in all
-    tile_segments: Tensor  # int32 [most tiles]: segment of each tile
-    superblock: int  # tokens
-    tile: int  # tokens
+
+    @property
+    def superblock(self) -> int:
+        return self.tokens.shape[2]
 
 
-def build_tables(mask: Tensor, superblock: int, tile: int, counts: Tensor | None = None) -> Tables:
-    """Index lists of a mask.
+class Tiles(NamedTuple):
+    """The work of the expert kernel, superblock by superblock, there expert by expert."""
+
+    starts: Tensor  # int32 [most tiles]: where in the segments' tokens, as one list, a tile starts
+    sizes: Tensor  # int32 [most tiles]: its tokens
+    firsts: Tensor  # int32 [S + 1]: tiles before each superblock; the last: tiles in all
+
+
+def _empty_segments(z: Tensor, n: int, superblock: int) -> Segments:
+    supers = triton.cdiv(len(z), superblock)
+    tokens = torch.empty(supers, n, superblock, dtype=torch.int32, device=z.device)
+    return Segments(tokens, torch.zeros(supers, n, dtype=torch.int32, device=z.device))
+
+
+def segments_of(mask: Tensor, superblock: int) -> Segments:
+    """The tokens of each expert by a mask.
 
     Args:
         mask: boolean [tokens, n], contiguous.
-        superblock: tokens; a multiple of BLOCK.
-        tile: tokens; a multiple of BLOCK.
-        counts: int32 [blocks, n], tokens of each block that chose each expert; None: counted here.
+        superblock: tokens; a power of two, and a multiple of BLOCK.
     """
     num_tokens, n = mask.shape
-    blocks = triton.cdiv(num_tokens, BLOCK)
-    supers = triton.cdiv(num_tokens, superblock)
+    segments = _empty_segments(mask, n, superblock)
     width = min(triton.next_power_of_2(n), 64)  # experts that a program looks at
-    chunks = triton.cdiv(n, width)
-    mask = mask.view(torch.uint8)
-    new = mask.new_empty
-    if counts is None:
-        counts = new((blocks, n), dtype=torch.int32)
-        _count[(blocks, chunks)](mask, counts, num_tokens, n, BLOCK=BLOCK, WIDTH=width)
-    per_super = superblock // BLOCK
-    offsets = new((blocks, n), dtype=torch.int32)
-    segment_counts = new((supers, n), dtype=torch.int32)
-    _offsets[(supers, chunks)](
-        counts, offsets, segment_counts, blocks, n, PER_SUPER=per_super, WIDTH=width
-    )
-    segments = supers * n
-    starts = new(segments + 1, dtype=torch.int32)
-    _tile_starts[(1,)](segment_counts, starts, segments, TILE=tile, WIDTH=1024)
-    tokens = new((supers, n, superblock), dtype=torch.int32)
-    tile_segments = new(supers * n * (superblock // tile), dtype=torch.int32)
-    _lists[(blocks, chunks)](
-        mask,
-        offsets,
-        segment_counts,
-        starts,
-        tokens,
-        tile_segments,
+    _list[(triton.cdiv(num_tokens, BLOCK), triton.cdiv(n, width))](
+        mask.view(torch.uint8),
+        *segments,
         num_tokens,
         n,
         SUPERBLOCK=superblock,
-        TILE=tile,
         BLOCK=BLOCK,
         WIDTH=width,
     )
-    return Tables(tokens, segment_counts, starts, tile_segments, superblock, tile)
+    return segments
 
 
 @triton.jit
-def _count(mask, counts, num_tokens, n, BLOCK: tl.constexpr, WIDTH: tl.constexpr):
-    block, experts = tl.program_id(0), tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    rows = block * BLOCK + tl.arange(0, BLOCK)
-    inside = (rows < num_tokens)[:, None] & (experts < n)[None, :]
-    chosen = tl.load(mask + rows[:, None].to(tl.int64) * n + experts[None, :], inside, other=0)
-    tl.store(counts + block * n + experts, tl.sum(chosen.to(tl.int32), 0), experts < n)
-
-
-@triton.jit
-def _offsets(
-    counts, offsets, segment_counts, blocks, n, PER_SUPER: tl.constexpr, WIDTH: tl.constexpr
-):
-    """Running sums of the counts down a superblock's blocks."""
-    superblock, experts = tl.program_id(0), tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    rows = superblock * PER_SUPER + tl.arange(0, PER_SUPER)
-    places = rows[:, None] * n + experts[None, :]
-    inside = (rows < blocks)[:, None] & (experts < n)[None, :]
-    count = tl.load(counts + places, inside, other=0)
-    tl.store(offsets + places, tl.cumsum(count, 0) - count, inside)
-    tl.store(segment_counts + superblock * n + experts, tl.sum(count, 0), experts < n)
-
-
-@triton.jit
-def _tile_starts(segment_counts, starts, segments, TILE: tl.constexpr, WIDTH: tl.constexpr):
-    """Running sum of the segments' tiles; one program."""
-    before = 0
-    for first in range(0, segments, WIDTH):
-        segment = first + tl.arange(0, WIDTH)
-        count = tl.load(segment_counts + segment, segment < segments, other=0)
-        tiles = (count + TILE - 1) // TILE
-        tl.store(starts + segment, before + tl.cumsum(tiles, 0) - tiles, segment < segments)
-        before += tl.sum(tiles, 0)
-    tl.store(starts + segments, before)
-
-
-@triton.jit
-def _lists(
+def _list(
     mask,
-    offsets,
-    segment_counts,
-    starts,
     tokens,
-    tile_segments,
+    counts,
     num_tokens,
     n,
     SUPERBLOCK: tl.constexpr,
-    TILE: tl.constexpr,
     BLOCK: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    block, experts = tl.program_id(0), tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    superblock = block // (SUPERBLOCK // BLOCK)
-    rows = block * BLOCK + tl.arange(0, BLOCK)
-    known = experts < n
-    inside = (rows < num_tokens)[:, None] & known[None, :]
+    experts = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = (rows < num_tokens)[:, None] & (experts < n)[None, :]
     chosen = tl.load(mask + rows[:, None].to(tl.int64) * n + experts[None, :], inside, other=0)
-    chosen = chosen.to(tl.int32)
+    _append(chosen.to(tl.int32), rows, experts, tokens, counts, n, SUPERBLOCK, BLOCK)
+
+
+@triton.jit
+def _append(
+    chosen, rows, experts, tokens, counts, n, SUPERBLOCK: tl.constexpr, BLOCK: tl.constexpr
+):
+    """List the rows under the experts that they chose: chosen, 0 or 1, [BLOCK, experts]."""
+    superblock = tl.program_id(0) // (SUPERBLOCK // BLOCK)
     segment = superblock * n + experts
-    offset = tl.load(offsets + block * n + experts, known, other=0)
-    place = offset[None, :] + tl.cumsum(chosen, 0) - chosen
-    segment_tokens = tokens + segment.to(tl.int64) * SUPERBLOCK
-    tl.store(segment_tokens[None, :] + place, rows[:, None], chosen > 0)
-    # The i-th block of a superblock writes the i-th tile of each of its segments: it has no more.
-    tile = block % (SUPERBLOCK // BLOCK)
-    count = tl.load(segment_counts + segment, known, other=0)
-    start = tl.load(starts + segment, known, other=0)
-    tl.store(tile_segments + start + tile, segment, known & (tile * TILE < count))
+    count = tl.sum(chosen, 0)
+    first = tl.atomic_add(counts + segment, count, (experts < n) & (count > 0), sem="relaxed")
+    place = first[None, :] + tl.cumsum(chosen, 0) - 1
+    listed = tokens + segment.to(tl.int64)[None, :] * SUPERBLOCK + place
+    tl.store(listed, tl.broadcast_to(rows[:, None], chosen.shape), chosen > 0)
 
 
-def route(z: Tensor, router: RouterWeights, tau: float, out: Tensor, init: Tensor | None) -> tuple:
-    """Scores, dynamic-k mask and counts in one pass over the tokens; fills `out` on the way.
+def tiles_of(segments: Segments, tile: int) -> Tiles:
+    """The table of tiles of up to `tile` tokens, a power of two that divides the superblock."""
+    supers, n = segments.counts.shape
+    new = segments.counts.new_empty
+    most = supers * n * (segments.superblock // tile)
+    tiles = Tiles(new(most), new(most), new(supers + 1))
+    _tabulate[(1,)](
+        segments.counts,
+        *tiles,
+        supers * n,
+        n,
+        SUPERBLOCK=segments.superblock,
+        TILE=tile,
+        WIDTH=256,
+        DEPTH=8,
+    )
+    return tiles
+
+
+@triton.jit
+def _tabulate(
+    counts,
+    starts,
+    sizes,
+    firsts,
+    segments,
+    n,
+    SUPERBLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    WIDTH: tl.constexpr,
+    DEPTH: tl.constexpr,
+):
+    """One program: the segments are few, and each tile's place depends on all before it."""
+    depth = tl.arange(0, DEPTH)[:, None]
+    before = 0
+    for first in range(0, segments, WIDTH):
+        segment = first + tl.arange(0, WIDTH)
+        count = tl.load(counts + segment, segment < segments, other=0)
+        tiles = (count + TILE - 1) // TILE
+        place = before + tl.cumsum(tiles, 0) - tiles
+        tl.store(firsts + segment // n, place, (segment < segments) & (segment % n == 0))
+        for some in range(0, tl.max(tiles, 0), DEPTH):
+            tile = some + depth
+            exists = tile < tiles[None, :]
+            start = segment[None, :] * SUPERBLOCK + tile * TILE
+            tl.store(starts + place[None, :] + tile, start, exists)
+            size = tl.minimum(count[None, :] - tile * TILE, TILE)
+            tl.store(sizes + place[None, :] + tile, size, exists)
+        before += tl.sum(tiles, 0)
+    tl.store(firsts + segments // n, before)
+
+
+def route(
+    z: Tensor,
+    router: RouterWeights,
+    tau: float,
+    out: Tensor,
+    init: Tensor | None,
+    superblock: int,
+) -> Segments:
+    """Scores, dynamic-k and lists in one pass over the tokens; fills `out` on the way.
 
     Args:
         z: tokens, [tokens, d_model].
         router: its weights, of z's dtype; at most 256 experts.
         tau: threshold of dynamic-k.
         out: [tokens, d_out]; every row is set to `init` [d_out], or to zero.
-
-    Returns:
-        The mask, boolean [tokens, n], and counts, int32 [blocks, n], for `build_tables`.
+        superblock: tokens; a power of two, and a multiple of BLOCK.
     """
     num_tokens, d_model = z.shape
     n, h = router.down.shape
-    blocks = triton.cdiv(num_tokens, BLOCK)
-    mask = torch.empty(num_tokens, n, dtype=torch.bool, device=z.device)
-    counts = torch.empty(blocks, n, dtype=torch.int32, device=z.device)
-    _route[(blocks,)](
+    segments = _empty_segments(z, n, superblock)
+    _route[(triton.cdiv(num_tokens, BLOCK),)](
         z,
         *router[:4],
-        mask.view(torch.uint8),
-        counts,
+        *segments,
         out,
         out if init is None else init,
         num_tokens,
@@ -182,20 +190,79 @@ def route(z: Tensor, router: RouterWeights, tau: float, out: Tensor, init: Tenso
         HAS_INIT=init is not None,
         REGRESSION=router.kind == "regression",
         PRECISION=precision(z),
+        SUPERBLOCK=superblock,
         BLOCK=BLOCK,
-        BLOCK_K=64,
         WIDTH_H=max(16, triton.next_power_of_2(h)),
         WIDTH=max(16, triton.next_power_of_2(n)),
         BLOCK_OUT=128,
-        num_warps=4,
-        num_stages=3,
+        **ROUTE,
     )
-    return mask, counts
+    return segments
 
 
 def precision(z: Tensor) -> str:
-    """`input_precision` of products: TF32 only where torch may use it."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    """`input_precision` of products. Where torch may not use TF32, fp32 numbers are each split into
+    three TF32 numbers, whose products lose hardly more than fp32 itself."""
+    if z.dtype != torch.float32:
+        return "ieee"
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+
+
+@triton.jit
+def router_hidden(
+    z,
+    rows,
+    real,
+    up,
+    up_bias,
+    hs,
+    d_model,
+    h,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """The router's hidden neurons hs [H] of the rows [T] that are real: [T, H], of z's dtype."""
+    ks = tl.arange(0, BLOCK_K)
+    rows = rows.to(tl.int64)
+    hidden = tl.zeros((rows.shape[0], hs.shape[0]), dtype=tl.float32)
+    for k in range(0, d_model, BLOCK_K):
+        inside = ks + k < d_model
+        x = tl.load(
+            z + rows[:, None] * d_model + k + ks[None, :], real[:, None] & inside[None, :], 0.0
+        )
+        w = tl.load(
+            up + hs[None, :] * d_model + k + ks[:, None], (hs < h)[None, :] & inside[:, None], 0.0
+        )
+        hidden = tl.dot(x, w, hidden, input_precision=PRECISION)
+    hidden += tl.load(up_bias + hs, hs < h, 0.0).to(tl.float32)[None, :]
+    return tl.maximum(hidden, 0.0).to(z.dtype.element_ty)
+
+
+@triton.jit
+def router_choice(
+    hidden,
+    hs,
+    down,
+    down_bias,
+    experts,
+    tau,
+    h,
+    n,
+    REGRESSION: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """Dynamic-k of the router's hidden neurons [T, H]: boolean [T, experts], false beyond n."""
+    known = experts < n
+    w = tl.load(down + experts[None, :] * h + hs[:, None], known[None, :] & (hs < h)[:, None], 0.0)
+    scores = tl.dot(hidden, w, input_precision=PRECISION)
+    scores += tl.load(down_bias + experts, known, 0.0).to(tl.float32)[None, :]
+    if REGRESSION:
+        scores = tl.abs(scores)
+    else:
+        scores = tl.sigmoid(scores)
+    scores = tl.where(known[None, :], scores, -1.0)
+    largest = tl.max(scores, 1)[:, None]
+    return (scores >= tau * largest) & ((largest > 0) | (tau == 0)) & known[None, :]
 
 
 @triton.jit
@@ -205,7 +272,7 @@ def _route(
     up_bias,
     down,
     down_bias,
-    mask,
+    tokens,
     counts,
     out,
     init,
@@ -218,53 +285,29 @@ def _route(
     HAS_INIT: tl.constexpr,
     REGRESSION: tl.constexpr,
     PRECISION: tl.constexpr,
+    SUPERBLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
     WIDTH_H: tl.constexpr,
     WIDTH: tl.constexpr,
     BLOCK_OUT: tl.constexpr,
 ):
-    block = tl.program_id(0)
-    rows = block * BLOCK + tl.arange(0, BLOCK)
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     real = rows < num_tokens
-    rows64 = rows.to(tl.int64)
-    ks, hs, experts = tl.arange(0, BLOCK_K), tl.arange(0, WIDTH_H), tl.arange(0, WIDTH)
-    hidden = tl.zeros((BLOCK, WIDTH_H), dtype=tl.float32)
-    for k in range(0, d_model, BLOCK_K):
-        inside = ks + k < d_model
-        x = tl.load(
-            z + rows64[:, None] * d_model + k + ks[None, :], real[:, None] & inside[None, :], 0.0
-        )
-        w = tl.load(
-            up + hs[None, :] * d_model + k + ks[:, None], (hs < h)[None, :] & inside[:, None], 0.0
-        )
-        hidden = tl.dot(x, w, hidden, input_precision=PRECISION)
-    hidden += tl.load(up_bias + hs, hs < h, 0.0).to(tl.float32)[None, :]
-    hidden = tl.maximum(hidden, 0.0).to(z.dtype.element_ty)
-    known = experts < n
-    w = tl.load(down + experts[None, :] * h + hs[:, None], known[None, :] & (hs < h)[:, None], 0.0)
-    scores = tl.dot(hidden, w, input_precision=PRECISION)
-    scores += tl.load(down_bias + experts, known, 0.0).to(tl.float32)[None, :]
-    if REGRESSION:
-        scores = tl.abs(scores)
-    else:
-        scores = tl.sigmoid(scores)
-    scores = tl.where(known[None, :], scores, -1.0)
-    largest = tl.max(scores, 1)[:, None]
-    chosen = (scores >= tau * largest) & ((largest > 0) | (tau == 0))
-    inside = real[:, None] & known[None, :]
-    chosen = chosen & inside
-    tl.store(mask + rows64[:, None] * n + experts[None, :], chosen.to(tl.uint8), inside)
-    tl.store(counts + block * n + experts, tl.sum(chosen.to(tl.int32), 0), known)
     columns = tl.arange(0, BLOCK_OUT)
     for first in range(0, d_out, BLOCK_OUT):
         column = first + columns
-        inside_out = column < d_out
+        inside = column < d_out
         value = tl.zeros((BLOCK_OUT,), dtype=out.dtype.element_ty)
         if HAS_INIT:
-            value = tl.load(init + column, inside_out, 0.0).to(out.dtype.element_ty)
+            value = tl.load(init + column, inside, 0.0).to(out.dtype.element_ty)
         tl.store(
-            out + rows64[:, None] * d_out + column[None, :],
+            out + rows[:, None].to(tl.int64) * d_out + column[None, :],
             tl.broadcast_to(value[None, :], (BLOCK, BLOCK_OUT)),
-            real[:, None] & inside_out[None, :],
+            real[:, None] & inside[None, :],
         )
+    hs, experts = tl.arange(0, WIDTH_H), tl.arange(0, WIDTH)
+    hidden = router_hidden(z, rows, real, up, up_bias, hs, d_model, h, BLOCK_K, PRECISION)
+    chosen = router_choice(hidden, hs, down, down_bias, experts, tau, h, n, REGRESSION, PRECISION)
+    chosen = (chosen & real[:, None]).to(tl.int32)
+    _append(chosen, rows, experts, tokens, counts, n, SUPERBLOCK, BLOCK)
