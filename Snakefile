@@ -50,6 +50,7 @@ localrules:  # seconds each: on a cluster they run where snakemake runs
     figure_4,
     figure_4_all_tasks,
     figure_5,
+    figure_wall_clock,
     figure_6,
     figure_7,
     figure_8a,
@@ -84,7 +85,7 @@ if any(task.tuning for task in CONFIG.tasks.values()):
             "results/tables/tuning.csv",
 
 
-if CONFIG.benchmarks.cpu or CONFIG.benchmarks.gpu:
+if any(BENCHMARKS.values()):
 
     rule benchmarks:
         input:

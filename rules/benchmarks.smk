@@ -1,4 +1,4 @@
-# Wall-clock time of layers: claim C9, figures 5 and 11.
+# Wall-clock time: of layers (claim C9, figures 5 and 11), of whole models and of decoding.
 
 
 rule benchmark_cpu:
@@ -29,6 +29,60 @@ rule benchmark_gpu:
         "../scripts/benchmark_layer.py"
 
 
+rule benchmark_model:
+    input:
+        benchmark_masks(),
+    output:
+        "results/benchmarks/model.csv",
+    log:
+        "results/logs/benchmarks/model.log",
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    params:
+        cfg=benchmark_cfg("model"),
+        code=code("benchmark_model"),
+    script:
+        "../scripts/benchmark_model.py"
+
+
+rule benchmark_decode:
+    output:
+        "results/benchmarks/decode.csv",
+    log:
+        "results/logs/benchmarks/decode.log",
+    threads: workflow.cores
+    resources:
+        gpu=1,
+    params:
+        cfg=benchmark_cfg("decode"),
+        code=code("benchmark_decode"),
+    script:
+        "../scripts/benchmark_decode.py"
+
+
+if CONFIG.benchmarks.masks:
+
+    rule benchmark_masks:
+        input:
+            model=f"{masks_model()}/model.safetensors",
+            data=[
+                f"results/data/{CONFIG.benchmarks.masks.task}/{name}"
+                for name in ("dataset.json", "test.safetensors")
+            ],
+        output:
+            "results/benchmarks/masks.safetensors",
+        log:
+            "results/logs/benchmarks/masks.log",
+        resources:
+            gpu=1,
+        params:
+            cfg=plain(CONFIG.benchmarks.masks),
+            code=code("benchmark_masks"),
+        script:
+            "../scripts/benchmark_masks.py"
+
+
 rule figure_5:
     input:
         "results/benchmarks/{name}.csv",
@@ -44,6 +98,22 @@ rule figure_5:
     wildcard_constraints:
         name="cpu|layer",
     params:
+        subject="One layer",
         code=code("figure_wall_clock"),
     script:
         "../scripts/figure_wall_clock.py"
+
+
+use rule figure_5 as figure_wall_clock with:
+    output:
+        png=report(
+            "results/figures/benchmarks/{name}.png",
+            caption="../report/wall_clock.rst",
+            category="Wall-clock time",
+        ),
+        pdf="results/figures/benchmarks/{name}.pdf",
+    wildcard_constraints:
+        name="model|decode",
+    params:
+        subject=lambda w: {"model": "Whole models", "decode": "Decoding"}[w.name],
+        code=code("figure_wall_clock"),

@@ -354,20 +354,38 @@ def load_map_tensors(wildcards):
     return f"{lineage.folder}/load_maps/{lineage.rule}.safetensors"
 
 
-# Wall-clock benchmarks: the layers of each table.
-BENCHMARKS = {"cpu": CONFIG.benchmarks.cpu, "layer": CONFIG.benchmarks.gpu}
+# Wall-clock benchmarks: the entries of each table; all but the first need a GPU.
+BENCHMARKS = {
+    "cpu": CONFIG.benchmarks.cpu,
+    "layer": CONFIG.benchmarks.gpu,
+    "model": CONFIG.benchmarks.models,
+    "decode": CONFIG.benchmarks.decode,
+}
 
 
 def benchmark_cfg(name):
-    """Options of a benchmark's layers."""
-    return {layer: plain(cfg) for layer, cfg in BENCHMARKS[name].items()}
+    """Options of a benchmark's entries."""
+    return {entry: plain(cfg) for entry, cfg in BENCHMARKS[name].items()}
+
+
+def benchmark_masks():
+    """The recorded masks, where a model of the benchmarks follows them."""
+    converted = any(x.mask == "converted" for x in CONFIG.benchmarks.models.values())
+    return "results/benchmarks/masks.safetensors" if converted else []
+
+
+def masks_model():
+    """The folder of the model whose masks are recorded."""
+    masks = CONFIG.benchmarks.masks
+    wanted = (masks.task, masks.variant, CONFIG.seeds[0])
+    return next(x.folder for x in LINEAGES["main"] if (x.task, x.variant, x.seed) == wanted)
 
 
 def benchmark_results():
     """The figures, and with them the tables, of what this machine can time."""
-    names = [name for name, layers in BENCHMARKS.items() if layers]
-    if "layer" in names and not shutil.which("nvidia-smi"):
-        names.remove("layer")
+    names = [name for name, entries in BENCHMARKS.items() if entries]
+    if names != ["cpu"] and not shutil.which("nvidia-smi"):
+        names = [name for name in names if name == "cpu"]
         if "benchmarks" in sys.argv:
             print("no NVIDIA driver here: benchmarks of the GPU are left out", file=sys.stderr)
     return [f"results/figures/benchmarks/{name}.png" for name in names]

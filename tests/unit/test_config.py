@@ -219,6 +219,40 @@ def test_a_wrong_value_is_one_error_that_names_key_value_and_what_is_allowed(
         assert part in line
 
 
+@pytest.fixture
+def with_benchmarks(raw) -> dict:
+    """With a model that follows the selections of a conversion, and a decoding step."""
+    vit, gpt2 = copy.deepcopy(raw["tasks"]["tiny"]["model"]), {"architecture": "gpt2"}
+    gpt2 |= {"positions": 16, "layers": 1, "d_model": 16, "heads": 2, "d_ff": 32}
+    timed = {"num_experts": 8, "batches": [1]}
+    masks = {"task": "tiny", "variant": "sparse", "values": [0.5], "samples": 2}
+    models = {"vit": timed | {"model": vit, "size": 8, "mask": "converted"}}
+    decode = {"gpt2": timed | {"kind": "step", "model": gpt2, "context": 8}}
+    return raw | {"benchmarks": {"models": models, "decode": decode, "masks": masks}}
+
+
+B = "benchmarks."
+WRONG_BENCHMARKS = [  # key, value, what the message must hold
+    ("masks", None, ["models.vit.mask is converted", "give benchmarks.masks"]),
+    ("masks.task", "other", ["benchmarks.masks.task = other", "['tiny']"]),
+    ("masks.variant", "other", ["benchmarks.masks.variant = other", "'sparse'"]),
+    ("masks.variant", "static", ["masks.variant = static", "dynamic-k"]),
+    ("masks.values", [0.4], ["benchmarks.masks.values: 0.4", "[0.0, 0.5]"]),
+    ("models.vit.num_experts", 16, ["models.vit.num_experts = 16 must be 8"]),
+    ("models.vit.num_experts", 5, ["num_experts = 5 must divide model.d_ff = 32"]),
+    ("decode.gpt2.kind", "stack", ["benchmarks.decode.gpt2.kind", "ffn, step"]),
+    ("decode.gpt2.context", 0, ["benchmarks.decode.gpt2.context = 0", "greater than 0"]),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "parts"), WRONG_BENCHMARKS)
+def test_benchmarks_that_cannot_run_are_refused(with_benchmarks, root, key, value, parts):
+    assert load_config(with_benchmarks, root).benchmarks.masks.values == [0.5]
+    line = fault(put(with_benchmarks, B + key, value), root)
+    for part in parts:
+        assert part in line
+
+
 def test_every_architecture_has_a_valid_minimal_configuration(of_any, architecture, root):
     task = load_config(of_any, root).tasks["tiny"]
     assert task.model.architecture == architecture and task.model.weights == "scratch"

@@ -1,29 +1,25 @@
 """What `snakemake benchmarks` times."""
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, model_validator
 
 from d2dmoe.config.base import Strict
+from d2dmoe.config.model import GPT2Config, ModelConfig
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
+Batches = Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)]
 
 
-class LayerBenchmark(Strict):
-    """One layer's shape, and the executed shares to time it at."""
+class Timed(Strict):
+    """What all benchmarks share: the experts, and the executed shares to time them at."""
 
-    tokens: int = Field(gt=0, description="Tokens of a call")
-    d_model: int = Field(gt=0, description="Width of a token")
     num_experts: int = Field(gt=0, description="Experts")
-    expert_size: int = Field(gt=0, description="Hidden neurons of an expert")
     router_width: int = Field(128, gt=0, description="Hidden neurons of the router")
     activation: Literal["relu", "gelu", "gelu_tanh"] = Field("relu", description="Of the experts")
-    gated: bool = Field(False, description="Whether the experts have a gate (GLU)")
     dtypes: list[Literal["fp32", "fp16", "bf16"]] = Field(
         ["fp32"], min_length=1, description="Number formats"
-    )
-    masks: list[Literal["bernoulli", "clustered"]] = Field(
-        ["bernoulli"], min_length=1, description="Tokens choose independently, or alike in groups"
     )
     fractions: list[Fraction] = Field(
         [1.0, 0.8, 0.6, 0.4, 0.2, 0.1], min_length=1, description="Executed shares"
@@ -31,8 +27,96 @@ class LayerBenchmark(Strict):
     round_s: float = Field(0.1, gt=0, description="Seconds for a backend in each of five rounds")
 
 
+class LayerBenchmark(Timed):
+    """One layer's shape."""
+
+    tokens: int = Field(gt=0, description="Tokens of a call")
+    d_model: int = Field(gt=0, description="Width of a token")
+    expert_size: int = Field(gt=0, description="Hidden neurons of an expert")
+    gated: bool = Field(False, description="Whether the experts have a gate (GLU)")
+    masks: list[Literal["bernoulli", "clustered"]] = Field(
+        ["bernoulli"], min_length=1, description="Tokens choose independently, or alike in groups"
+    )
+
+
+class ModelBenchmark(Timed):
+    """A whole model."""
+
+    model: ModelConfig
+    size: int = Field(gt=0, description="Side of an image in pixels, or tokens of a text")
+    vocab_size: int = Field(50257, gt=0, description="Tokens that a language model knows")
+    batches: Batches = Field(description="Images or texts of a call")
+    mask: Literal["router", "converted"] = Field(
+        "router",
+        description="What each layer's random router selects, or what a converted model selected: "
+        "see masks",
+    )
+
+    @model_validator(mode="after")
+    def _experts_divide(self):
+        _check_experts(self.num_experts, self.model.d_ff, "model.d_ff")
+        return self
+
+
+class StackBenchmark(Timed):
+    """FFNs of Gemma's form, one after the other: what batch-1 decoding spends its time on."""
+
+    kind: Literal["ffn"]
+    layers: int = Field(gt=0, description="Distinct FFNs; more than the caches hold")
+    d_model: int = Field(gt=0, description="Width of a token")
+    d_ff: int = Field(gt=0, description="Hidden neurons of an FFN")
+    batches: Batches = Field(description="Tokens of a call")
+
+    @model_validator(mode="after")
+    def _experts_divide(self):
+        _check_experts(self.num_experts, self.d_ff, "d_ff")
+        return self
+
+
+class StepBenchmark(Timed):
+    """One decoding step of a whole model."""
+
+    kind: Literal["step"]
+    model: GPT2Config
+    vocab_size: int = Field(50257, gt=0, description="Tokens that the model knows")
+    context: int = Field(gt=0, description="Earlier tokens, whose keys and values are cached")
+    batches: Batches = Field(description="Texts of a call, a token each")
+
+    @model_validator(mode="after")
+    def _experts_divide(self):
+        _check_experts(self.num_experts, self.model.d_ff, "model.d_ff")
+        return self
+
+
+def _check_experts(num_experts: int, d_ff: int, key: str) -> None:
+    if d_ff % num_experts:
+        raise ValueError(f"num_experts = {num_experts} must divide {key} = {d_ff}")
+
+
+DecodeBenchmark = Annotated[StackBenchmark | StepBenchmark, Field(discriminator="kind")]
+
+
+def decode_benchmark(values: Mapping[str, Any]) -> StackBenchmark | StepBenchmark:
+    """A decoding benchmark of plain values, as rules hand them to scripts."""
+    return TypeAdapter(DecodeBenchmark).validate_python(dict(values))
+
+
+class MasksConfig(Strict):
+    """Whose selections are recorded, for whole models with mask: converted."""
+
+    task: str = Field(description="A key of tasks")
+    variant: str = Field(description="Of the task, a conversion; its first seed is taken")
+    values: list[float] = Field(
+        min_length=1, description="Operating points, of the task's select.dynamic_k"
+    )
+    samples: int = Field(gt=0, description="Test samples, from the first on")
+
+
 class BenchmarksConfig(Strict):
     """Wall-clock benchmarks."""
 
     cpu: dict[str, LayerBenchmark] = Field({}, description="Layers timed on the CPU")
     gpu: dict[str, LayerBenchmark] = Field({}, description="Layers timed on a CUDA device")
+    models: dict[str, ModelBenchmark] = Field({}, description="Models timed on a CUDA device")
+    decode: dict[str, DecodeBenchmark] = Field({}, description="Decoding timed on a CUDA device")
+    masks: MasksConfig | None = Field(None, description="Selections of a converted model")

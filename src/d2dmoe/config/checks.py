@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from d2dmoe.config.bases import DistillConfig, PruneConfig, remaining
@@ -19,6 +20,7 @@ from d2dmoe.config.variants import (
 )
 
 if TYPE_CHECKING:
+    from d2dmoe.config.benchmarks import BenchmarksConfig
     from d2dmoe.config.task import TaskConfig
 
 
@@ -39,6 +41,37 @@ def check_task(task: TaskConfig) -> None:
         _check_figures(task, f"{suite}.figures", own.figures, allowed)
     _check_boolq(task)
     _check_tuning(task)
+
+
+def check_masks(benchmarks: BenchmarksConfig, tasks: Mapping[str, TaskConfig]) -> None:
+    """The recorded selections are of a conversion, and fit the models that follow them.
+
+    Raises ValueError for the first fault found.
+    """
+    masks = benchmarks.masks
+    models = {name: x for name, x in benchmarks.models.items() if x.mask == "converted"}
+    if masks is None:
+        for name in models:
+            raise ValueError(f"benchmarks.models.{name}.mask is converted: give benchmarks.masks")
+        return
+    if masks.task not in tasks:
+        raise ValueError(f"benchmarks.masks.task = {masks.task}; defined: {list(tasks)}")
+    task = tasks[masks.task]
+    if masks.variant not in task.variants:
+        raise ValueError(
+            f"benchmarks.masks.variant = {masks.variant}; defined: {list(task.variants)}"
+        )
+    if task.rule(masks.variant) != "dynamic_k":
+        raise ValueError(f"benchmarks.masks.variant = {masks.variant} does not select by dynamic-k")
+    _check_values(task, "benchmarks.masks.values", [masks.variant], masks.values)
+    d_ff = _d_ff(task, masks.variant, task.variants[masks.variant])
+    recorded = d_ff // task.stages(masks.variant).split.expert_size
+    for name, model in models.items():
+        if model.num_experts != recorded:
+            raise ValueError(
+                f"benchmarks.models.{name}.num_experts = {model.num_experts} must be {recorded}, "
+                "as in benchmarks.masks"
+            )
 
 
 def _check_data(task: TaskConfig) -> None:

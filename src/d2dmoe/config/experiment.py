@@ -8,6 +8,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from d2dmoe.config.base import Strict
 from d2dmoe.config.benchmarks import BenchmarksConfig
+from d2dmoe.config.checks import check_masks
 from d2dmoe.config.data import check_source
 from d2dmoe.config.downstream import check_boolq
 from d2dmoe.config.explain import explain
@@ -43,6 +44,11 @@ class Config(Strict):
                 raise ValueError(f"tasks.{name}: the name is a target's; call the task otherwise")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError(f"seeds = {self.seeds} has repetitions; each must be given once")
+        return self
+
+    @model_validator(mode="after")
+    def _benchmarks_fit(self):
+        check_masks(self.benchmarks, self.tasks)
         return self
 
 

@@ -1,4 +1,5 @@
-"""Figures 5 and 11: a layer's wall-clock time over the share of its experts that run (claim C9)."""
+"""Wall-clock time over the share of the experts that run: of a layer (figures 5 and 11, claim C9),
+of whole models and of decoding."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -9,18 +10,21 @@ from matplotlib.figure import Figure
 
 from d2dmoe.figures import style
 
-SHAPE = ["dtype", "tokens", "d_model", "num_experts", "expert_size", "activation", "mask"]
+MACHINE = ["device", "torch", "triton"]
+POINT = ["fraction", "backend", "median_ms", "p20_ms", "p80_ms", "peak_mb"]
 
 
 @style.styled
-def draw(table: Path) -> Figure:
-    """A panel per layer, number format and kind of mask: the median with its 20 and 80 % quantiles.
+def draw(table: Path, subject: str = "One layer") -> Figure:
+    """A panel per shape, number format and kind of mask: the median with its 20 and 80 % quantiles.
 
     Args:
-        table: `results/benchmarks/layer.csv` or `cpu.csv`.
+        table: one of `results/benchmarks/`: `cpu.csv`, `layer.csv`, `model.csv` or `decode.csv`.
+        subject: what was timed, for the title.
     """
     rows = pd.read_csv(table)
-    groups = list(rows.groupby(SHAPE, sort=False))
+    shapes = [column for column in rows.columns if column not in MACHINE + POINT]
+    groups = list(rows.groupby(shapes, sort=False))
     columns = min(2, len(groups))
     lines = -(-len(groups) // columns)
     figure = Figure(figsize=(style.WIDTH * columns, 0.4 + 2.3 * lines), layout="constrained")
@@ -29,10 +33,10 @@ def draw(table: Path) -> Figure:
     looks = {backend: _look(backend, index) for index, backend in enumerate(backends)}
     for axes, (shape, group) in zip(panels, groups, strict=False):
         _panel(axes, group, looks)
-        axes.set_title(_title(dict(zip(SHAPE, shape, strict=True))))
+        axes.set_title(_title(dict(zip(shapes, shape, strict=True))))
     for axes in list(panels):  # those left over
         axes.set_axis_off()
-    figure.suptitle(f"One layer on {rows['device'].iloc[0]}")
+    figure.suptitle(f"{subject} on {rows['device'].iloc[0]}")
     style.legend(figure, [style.handle(b.replace("_", " "), looks[b]) for b in backends])
     return figure
 
@@ -62,5 +66,9 @@ def _panel(axes: Axes, rows: pd.DataFrame, looks: dict[str, style.Look]) -> None
 
 def _title(shape: dict) -> str:
     experts = f"{shape['num_experts']} × {shape['expert_size']}"
+    if "model" in shape:
+        context = f" after {shape['context']} tokens" if shape.get("context") else ""
+        called = f"{shape['model']}, batch {shape['batch']}{context}, experts {experts}"
+        return f"{called}\n{shape['dtype']}, {shape['mask']} mask"
     layer = f"{shape['tokens']} tokens, d_model {shape['d_model']}, experts {experts}"
     return f"{layer}\n{shape['activation']}, {shape['dtype']}, {shape['mask']} mask"

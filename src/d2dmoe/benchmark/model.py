@@ -1,0 +1,192 @@
+"""Whole models' wall-clock time: dense, compiled, as narrow as what dynamic-k executes, dynamic-k.
+
+Weights and inputs are random, sizes real. On CUDA models are compiled block by block (equal blocks
+share one compilation) and timed in CUDA graphs; on the CPU they run eagerly.
+"""
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from d2dmoe.benchmark.layer import DTYPES, _machine
+from d2dmoe.benchmark.routed import Routed, follow, nearest, route, to_routed
+from d2dmoe.benchmark.timing import Timing, compare
+from d2dmoe.config.benchmarks import ModelBenchmark, Timed
+from d2dmoe.config.model import TransformerConfig
+from d2dmoe.ffn import FFN
+from d2dmoe.models import create_model
+from d2dmoe.progress import logger
+from d2dmoe.surgery import find
+
+COLUMNS = [
+    "device", "torch", "triton", "dtype", "model", "batch", "tokens", "num_experts", "expert_size",
+    "mask", "fraction", "backend", "median_ms", "p20_ms", "p80_ms", "peak_mb",
+]  # fmt: skip
+
+Build = Callable[[int], nn.Module]  # a dense model of so many hidden neurons
+Bind = Callable[[nn.Module], Callable[[], object]]  # the call of a model that is timed
+Share = Callable[[nn.Module, Callable[[], object], float], float]  # as `routed.route`
+
+
+def model_rows(
+    name: str,
+    cfg: ModelBenchmark,
+    device: torch.device,
+    points: Mapping[str, Tensor],
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Rows of `COLUMNS`, one per number format, batch, executed share and backend.
+
+    Args:
+        name: the column `model`.
+        cfg: the model, the experts, and what is timed.
+        device: where it runs.
+        points: masks recorded of a converted model, bool [layers, tokens, n], by operating point;
+            read where `cfg.mask` is `converted`.
+        seed: of weights and inputs.
+
+    Returns:
+        `tokens` are those of a call; `fraction` is the share really executed, the dense model's 1.
+    """
+    rows = []
+    for dtype in cfg.dtypes:
+        for batch in cfg.batches:
+            torch.manual_seed(seed)
+            inputs, tokens = _inputs(cfg, batch, device, DTYPES[dtype])
+
+            def build(d_ff: int, dtype=dtype) -> nn.Module:
+                return dense_model(cfg.model, d_ff, cfg.size, cfg.vocab_size, device, DTYPES[dtype])
+
+            def by_masks(model, _run, fraction, tokens=tokens) -> float:
+                return follow(model, nearest(points, fraction), tokens)
+
+            timings = time_backends(
+                cfg,
+                cfg.model.d_ff,
+                build,
+                lambda model, inputs=inputs: lambda: model(**inputs),
+                device,
+                share=by_masks if cfg.mask == "converted" else route,
+            )
+            about = {"model": name, "batch": batch, "tokens": tokens, "mask": cfg.mask}
+            rows += rows_of(timings, cfg, cfg.model.d_ff, dtype, device, about)
+    return rows
+
+
+def dense_model(
+    cfg: TransformerConfig,
+    d_ff: int,
+    size: int,
+    vocab_size: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> nn.Module:
+    """A model of a configuration with other FFNs, for images or texts of a size."""
+    about = {"image_size": size, "classes": [str(i) for i in range(1000)]}
+    about |= {"length": size, "vocab_size": vocab_size, "pad_id": None, "end_of_text_id": None}
+    with device:
+        _options, model = create_model(cfg.model_copy(update={"d_ff": d_ff}), about)
+    return model.to(dtype).eval()
+
+
+class KeepNothing(DynamicCache):
+    """The cache of a call that no other follows. Without any, transformers looks for several texts
+    in a row, and, where it cannot look, as in a CUDA graph, masks: slow attention."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_args, **_options):
+        return key_states, value_states
+
+
+def _inputs(
+    cfg: ModelBenchmark, batch: int, device: torch.device, dtype: torch.dtype
+) -> tuple[dict[str, Any], int]:
+    """Random arguments of the model, and their tokens."""
+    if cfg.model.data_kind == "images":
+        grid = cfg.size // cfg.model.patch_size
+        x = torch.randn(batch, 3, cfg.size, cfg.size, device=device, dtype=dtype)
+        return {"x": x}, batch * (grid**2 + 1)
+    inputs = {"input_ids": torch.randint(cfg.vocab_size, (batch, cfg.size), device=device)}
+    if cfg.model.data_kind == "corpus":
+        inputs["past_key_values"] = KeepNothing()
+    return inputs, batch * cfg.size
+
+
+def time_backends(
+    cfg: Timed,
+    d_ff: int,
+    build: Build,
+    bind: Bind,
+    device: torch.device,
+    share: Share = route,
+    compiled: bool = True,
+) -> dict[tuple[str, float], Timing]:
+    """Time a model in its forms.
+
+    Args:
+        cfg: experts and executed shares.
+        d_ff: hidden neurons of the dense FFNs.
+        build: makes the dense model.
+        bind: makes the function that is timed.
+        device: where it runs.
+        share: lets a converted model run a share of its experts, and returns that really executed.
+        compiled: whether models are compiled, where the device is CUDA.
+
+    Returns:
+        Timings by backend and executed share.
+    """
+    compiled = compiled and device.type == "cuda"
+    torch.compiler.reset()  # what was compiled for an earlier model
+    finish = compile_blocks if compiled else lambda model: model
+    dense = build(d_ff)
+    with torch.inference_mode():
+        functions = {("dense_eager", 1.0): bind(dense)}
+        if compiled:
+            functions["dense_compiled", 1.0] = bind(compile_blocks(copy.deepcopy(dense)))
+    for wanted in cfg.fractions:
+        routed = to_routed(copy.deepcopy(dense), cfg)
+        with torch.inference_mode():
+            run = bind(routed)
+            fraction = share(routed, run, wanted)
+            functions["mlp_equal_flops", fraction] = bind(finish(build(width(d_ff, fraction))))
+            functions["dynamic_k", fraction] = run
+        finish(routed)
+    # Every width is a compilation of its own; beyond the limit blocks would silently run eagerly.
+    with torch.inference_mode(), torch._dynamo.config.patch(recompile_limit=64):
+        return compare(functions, device, cfg.round_s, graph=True)
+
+
+def compile_blocks(model: nn.Module) -> nn.Module:
+    """Compile, in place, what holds an FFN or its experts: the model's blocks."""
+    for name in find(model, (FFN, Routed)):
+        model.get_submodule(name.rpartition(".")[0]).compile(dynamic=False)
+    return model
+
+
+def width(d_ff: int, fraction: float) -> int:
+    """Hidden neurons of a dense FFN that executes a share; a multiple of 8, as fast products need,
+    where the FFN has so many."""
+    step = 8 if d_ff % 8 == 0 else 1
+    return step * max(1, round(fraction * d_ff / step))
+
+
+def rows_of(
+    timings: Mapping[tuple[str, float], Timing],
+    cfg: Timed,
+    d_ff: int,
+    dtype: str,
+    device: torch.device,
+    about: dict[str, Any],
+) -> list[dict[str, Any]]:
+    """A row per timing, with what it is of."""
+    common = _machine(device) | {"dtype": dtype} | about
+    common |= {"num_experts": cfg.num_experts, "expert_size": d_ff // cfg.num_experts}
+    rows = []
+    for (backend, fraction), timing in timings.items():
+        rows.append(common | {"fraction": fraction, "backend": backend} | timing._asdict())
+        what = f"{about['model']}, batch {about['batch']}, {dtype}"
+        logger.info("%s: %s at %.3f took %.4g ms", what, backend, fraction, timing.median_ms)
+    return rows

@@ -1,0 +1,100 @@
+"""Models whose FFNs run a wanted share of their experts, chosen by random routers or by masks."""
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from d2dmoe.config.benchmarks import Timed
+from d2dmoe.ffn import FFN
+from d2dmoe.kernels.ops import expert_ffn
+from d2dmoe.kernels.reference import scores
+from d2dmoe.moe import MoE, split_ffn, watch_selections
+from d2dmoe.router import Router
+from d2dmoe.surgery import find, replace
+
+
+class Routed(nn.Module):
+    """An MoE layer that runs as it is, or, where a mask is given, by that: its router's scores are
+    then computed, for they take time, and not used.
+
+    The compiler leaves it alone, or it would compile every block again for its own τ. Nothing is
+    lost: the kernels are opaque to it anyway, and in a CUDA graph Python takes no time.
+    """
+
+    def __init__(self, moe: MoE):
+        super().__init__()
+        self.moe = moe
+        self.mask: Tensor | None = None  # bool [tokens, n]
+
+    @torch.compiler.disable
+    def forward(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., d_out]
+        if self.mask is None:
+            return self.moe(z)
+        tokens = z.flatten(0, -2)
+        scores(tokens, self.moe.router.weights)
+        return expert_ffn(tokens, self.mask, self.moe.experts).unflatten(0, z.shape[:-1])
+
+
+def to_routed(model: nn.Module, cfg: Timed) -> nn.Module:
+    """Replace every FFN, in place, by experts of neighbouring neurons with a random router."""
+
+    def convert(ffn: FFN, _: int) -> Routed:
+        ffn.set_activation(cfg.activation)
+        moe = split_ffn(ffn, torch.arange(ffn.d_ff).view(cfg.num_experts, -1))
+        router = Router(ffn.d_model, cfg.router_width, cfg.num_experts, "regression")
+        moe.router = router.to(ffn.up.weight)
+        moe.backend.name = "dynamic_k"
+        return Routed(moe)
+
+    return replace(model, FFN, convert)
+
+
+def route(model: nn.Module, run: Callable[[], object], fraction: float) -> float:
+    """Let every layer run about a share of its experts, by its own τ.
+
+    Args:
+        model: of `to_routed`.
+        run: calls the model; without gradients.
+        fraction: the wanted share; τ is that quantile of score / largest score over the tokens.
+
+    Returns:
+        The executed share, mean over layers.
+    """
+
+    def set_threshold(moe: MoE, inputs: tuple[Tensor]) -> None:  # the earlier layers have theirs
+        found = moe.router(inputs[0]).float()
+        relative = (found / found.amax(-1, keepdim=True)).flatten()
+        moe.selection.value = relative.quantile(1 - fraction).item() if fraction < 1 else 0.0
+
+    hooks = [moe.register_forward_pre_hook(set_threshold) for moe in find(model, MoE).values()]
+    run()
+    for hook in hooks:
+        hook.remove()
+    with watch_selections(model) as masks:
+        run()
+    return torch.stack([mask.float().mean() for mask in masks.values()]).mean().item()
+
+
+def follow(model: nn.Module, masks: Tensor, tokens: int) -> float:
+    """Let every layer run by recorded masks, repeated or cut to the tokens, the layers in turn.
+
+    Args:
+        model: of `to_routed`.
+        masks: bool [layers, recorded tokens, n].
+        tokens: of a call.
+
+    Returns:
+        The executed share, mean over layers.
+    """
+    layers = list(find(model, Routed).values())
+    for index, layer in enumerate(layers):
+        mask = masks[index % len(masks)]
+        repeated = mask.repeat(-(-tokens // len(mask)), 1)[:tokens]
+        layer.mask = repeated.to(layer.moe.up.device)
+    return torch.stack([layer.mask.float().mean() for layer in layers]).mean().item()
+
+
+def nearest(points: Mapping[str, Tensor], fraction: float) -> Tensor:
+    """The recorded masks, of all operating points, whose executed share is nearest."""
+    return min(points.values(), key=lambda masks: abs(masks.float().mean().item() - fraction))
