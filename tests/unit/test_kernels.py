@@ -23,9 +23,9 @@ from d2dmoe.selection import dynamic_k
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton", reason="this platform has no Triton")
-from d2dmoe.kernels import decode, gpu, routing, tiles  # noqa: E402
+from d2dmoe.kernels import decode, gpu, persistent  # noqa: E402
 
-LAUNCH = Launch(superblock=128, tile=64)
+LAUNCH = Launch(superblock=128, tile=64)  # several superblocks, and several tiles of each
 DETERMINISTIC = Launch(superblock=64, tile=64, deterministic=True)
 
 
@@ -35,80 +35,47 @@ def random_mask(tokens: int, n: int, density: float, seed: int = 0) -> torch.Ten
 
 
 def run(z, mask, experts: Experts, launch: Launch = LAUNCH) -> torch.Tensor:
-    """The kernels for many tokens, whatever their number; the output is poisoned first."""
-    out = torch.full((len(z), experts.d_out), float("nan"), device=DEVICE)
-    bias = experts.down_bias
-    out.copy_(torch.zeros_like(out) if bias is None else bias.expand_as(out))
-    tiles.add_experts(z, experts, routing.segments_of(mask, launch.superblock), out, launch)
-    return out
+    """The kernel for many tokens, whatever their number."""
+    return persistent.run(z, experts, launch, mask=mask)
 
 
-def listed(segments: routing.Segments, num_tokens: int) -> torch.Tensor:
-    """The mask that the segments list; each pair of token and expert may stand there once."""
-    supers, n, superblock = segments.tokens.shape
-    mask = torch.zeros(num_tokens, n, dtype=torch.bool, device=DEVICE)
-    for s, counts in enumerate(segments.counts.tolist()):
-        for expert, count in enumerate(counts):
-            tokens = segments.tokens[s, expert, :count].long()
-            assert (tokens // superblock == s).all() and len(tokens.unique()) == count
-            mask[tokens, expert] = True
-    return mask
+def tellers(n: int, d_model: int) -> Experts:
+    """Experts whose summed output is the mask: the i-th adds 1 to column i, whatever its input."""
+    down = torch.zeros(n, 16, n, device=DEVICE)
+    down[:, 0] = torch.eye(n, device=DEVICE)
+    ones = torch.ones(n, 16, device=DEVICE)
+    return Experts(torch.zeros(n, 16, d_model, device=DEVICE), down, "relu", ones)
 
 
-# The lists of routing
+# Which experts run
 
 
 @pytest.mark.parametrize("tokens", [1, 63, 64, 200, 513])
 @pytest.mark.parametrize("n", [1, 5, 70])
 @pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
-def test_the_segments_list_each_chosen_pair_of_token_and_expert_once(tokens, n, density):
-    mask = random_mask(tokens, n, density)
-    segments = routing.segments_of(mask, superblock=128)
-    assert int(segments.counts.sum()) == int(mask.sum())
-    assert torch.equal(listed(segments, tokens), mask)
-
-
-@pytest.mark.parametrize("density", [0.0, 0.4, 1.0])
-@pytest.mark.parametrize("n", [6, 1100])
-def test_the_tiles_cover_each_segment_in_order(n, density):
-    segments = routing.segments_of(random_mask(300, n, density), superblock=128)
-    tiles = routing.tiles_of(segments, 64)
-    expected, firsts = [], []
-    for s, counts in enumerate(segments.counts.tolist()):
-        firsts.append(len(expected))
-        for expert, count in enumerate(counts):
-            start = (s * n + expert) * 128
-            expected += [(start + done, min(64, count - done)) for done in range(0, count, 64)]
-    total = len(expected)
-    assert tiles.firsts.tolist() == [*firsts, total]
-    found = zip(tiles.starts[:total].tolist(), tiles.sizes[:total].tolist(), strict=True)
-    assert list(found) == expected
-
-
-# The fused router
+def test_each_chosen_pair_of_token_and_expert_runs_once(tokens, n, density):
+    z, mask = make_tokens(tokens, 16, DEVICE), random_mask(tokens, n, density)
+    for launch in (LAUNCH, DETERMINISTIC):
+        assert torch.equal(run(z, mask, tellers(n, 16), launch), mask.float())
 
 
 @pytest.mark.parametrize("kind", ["regression", "classification"])
 @pytest.mark.parametrize("n, h", [(3, 8), (24, 128), (100, 20)])
-def test_the_fused_router_selects_as_torch_does(n, h, kind):
-    z, router = make_tokens(100, 72, DEVICE), make_router(n, h, 72, kind, DEVICE)
-    out = torch.full((100, 40), float("nan"), device=DEVICE)
-    bias = torch.arange(40.0, device=DEVICE)
-    mask = listed(routing.route(z, router, 0.5, out, bias, superblock=64), 100)
+@pytest.mark.parametrize("launch", [LAUNCH, DETERMINISTIC])
+def test_the_fused_router_selects_as_torch_does(n, h, kind, launch):
+    z, router = make_tokens(300, 72, DEVICE), make_router(n, h, 72, kind, DEVICE)
+    mask = persistent.run(z, tellers(n, 72), launch, router=router, tau=0.5)
     scores = ops.scores(z, router)
     near = (scores - 0.5 * scores.amax(-1, keepdim=True)).abs() < 1e-5
     assert ((mask == dynamic_k(scores, 0.5)) | near).all() and near.float().mean() < 0.01
-    assert torch.equal(out, bias.expand(100, 40))
 
 
 @pytest.mark.parametrize("tau, runs", [(0.0, True), (0.5, False)])
 def test_a_token_whose_scores_are_all_0_runs_none_unless_tau_is_0(tau, runs):
     router = make_router(5, 8, 16, "regression", DEVICE)
     router = router._replace(down=router.down * 0, down_bias=router.down_bias * 0)
-    out = torch.full((3, 8), float("nan"), device=DEVICE)
     z = make_tokens(3, 16, DEVICE)
-    assert (listed(routing.route(z, router, tau, out, None, superblock=64), 3) == runs).all()
-    assert not out.any()
+    assert (persistent.run(z, tellers(5, 16), LAUNCH, router=router, tau=tau) == runs).all()
 
 
 # The experts
@@ -152,20 +119,17 @@ def test_decoding_gives_the_masked_sum(form, tokens):
     before = None if experts.down_bias is None else experts.down_bias.clone()
     z, mask = make_tokens(tokens, 72, DEVICE), random_mask(tokens, 6, 0.4)
     mask[0, 3] = True
-    found = decode.decode(z, decode.active_of(mask, experts.d_out), experts)
+    found = decode.run(z, experts, mask=mask)
     assert relative_error(found, masked_sum(z, mask, experts)) < 1e-5
     assert before is None or torch.equal(experts.down_bias, before)
 
 
 @pytest.mark.parametrize("kind", ["regression", "classification"])
-def test_decoding_selects_as_torch_does(kind):
-    router, z = make_router(20, 24, 48, kind, DEVICE), make_tokens(5, 48, DEVICE)
-    active = decode.select(z, router, 0.5, d_out=8)
-    mask = dynamic_k(ops.scores(z, router), 0.5)
-    assert torch.equal(active.mask.bool(), mask)
-    chosen = mask.any(0).nonzero().flatten()
-    assert active.number.item() == len(chosen)
-    assert torch.equal(active.experts[: len(chosen)].long(), chosen)
+@pytest.mark.parametrize("tokens", [1, 5])
+def test_decoding_selects_as_torch_does(tokens, kind):
+    router, z = make_router(20, 24, 48, kind, DEVICE), make_tokens(tokens, 48, DEVICE)
+    found = decode.run(z, tellers(20, 48), router=router, tau=0.5)
+    assert torch.equal(found, dynamic_k(ops.scores(z, router), 0.5).float())
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 3, 100])

@@ -13,7 +13,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Launch:
-    """Launch options of `tiles.add_experts`."""
+    """Launch options of `persistent.run`."""
 
     superblock: int = 8192  # tokens whose inputs and outputs shall stay in the L2 cache
     tile: int = 128  # tokens
@@ -22,7 +22,8 @@ class Launch:
     num_warps: int = 8
     num_stages: int = 3
     per_processor: int = 2  # programs that share a multiprocessor
-    maxnreg: int | None = None
+    registers: int | None = 128  # most of a thread, so that as many programs share a multiprocessor
+    ahead: int = 2  # superblocks that are routed before the experts of one run
     tma: bool = True  # whether weights come by the tensor memory accelerator
     deterministic: bool = False
 

@@ -11,9 +11,6 @@ from d2dmoe.kernels.experts import Experts, RouterWeights, check_mask, check_tok
 from d2dmoe.kernels.reference import grouped, scores
 from d2dmoe.selection import dynamic_k
 
-ROUTER_EXPERTS = 256
-"""Most experts whose scores the fused router's kernel keeps in registers."""
-
 
 def expert_ffn(z: Tensor, mask: Tensor, experts: Experts) -> Tensor:
     """The sum of the selected experts of each token, plus down_bias.

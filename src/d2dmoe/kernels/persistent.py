@@ -1,0 +1,361 @@
+"""The whole layer in one persistent kernel: router, selection, lists, experts.
+
+The work is a sequence of items, R_s routes a block of tokens of superblock s and T_s runs one tile
+of its experts:
+
+    R_0  R_1  (R_2  T_0)  (R_3  T_1)  (R_4  T_2)  …
+
+Programs take items in this order. Routing is bound by memory and runs beside the experts of earlier
+superblocks, bound by the tensor cores. How many tiles a superblock has is known once its routing is
+done: who reaches T_s waits for that, and never in vain, since items that came before were taken by
+programs that run.
+
+Tokens belong to several experts, so several programs add into one row: atomically, in an order that
+differs from run to run. In the deterministic variant a program has a small superblock to itself,
+takes its tiles in order and adds without atomics.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton.tools.tensor_descriptor import TensorDescriptor
+
+from d2dmoe.kernels.experts import Experts, RouterWeights
+from d2dmoe.kernels.launch import Launch
+from d2dmoe.kernels.routing import append, fill, precision, router_choice
+from d2dmoe.kernels.tiles import add_outputs, hidden_neurons
+
+ROUTER_EXPERTS = 256
+"""Most experts whose scores a program keeps in registers."""
+
+CHUNK = 128  # neurons, of those that one tile's accumulators can hold
+BLOCK = 128  # most tokens of a routing item
+MASK_WIDTH = 64  # experts of a mask that are looked at together
+
+
+def run(
+    z: Tensor,
+    experts: Experts,
+    launch: Launch,
+    mask: Tensor | None = None,
+    router: RouterWeights | None = None,
+    tau: float = 0.0,
+) -> Tensor:
+    """The sum of the selected experts, plus down_bias: [tokens, d_out].
+
+    Args:
+        z: tokens, [tokens, d_model], contiguous.
+        experts: of z's dtype.
+        launch: how the kernel is launched.
+        mask: boolean [tokens, n], contiguous; else the router selects.
+        router: of z's dtype; at most `ROUTER_EXPERTS` experts.
+        tau: threshold of dynamic-k.
+    """
+    n, e = experts.num_experts, experts.expert_size
+    chunk = min(CHUNK, max(16, triton.next_power_of_2(e)))
+    chunks = triton.cdiv(e, chunk)
+    block = min(BLOCK, launch.tile)
+    blocks, supers = triton.cdiv(len(z), block), triton.cdiv(len(z), launch.superblock)
+    out = z.new_empty(len(z), experts.d_out)
+    tokens = torch.empty(supers, n, launch.superblock, dtype=torch.int32, device=z.device)
+    # The next item, and by superblock the blocks that are routed and each expert's tokens.
+    state = torch.zeros(1 + supers * (1 + n), dtype=torch.int32, device=z.device)
+    if launch.deterministic:
+        programs = supers
+    else:
+        programs = min(launch.programs(z.device), blocks * (1 + n * chunks))
+    tma = launch.tma and all(
+        z.dtype.itemsize * width % 16 == 0 for width in (experts.d_model, experts.d_out)
+    )
+
+    def weights(w: Tensor, rows: int, columns: int) -> Tensor | TensorDescriptor:
+        return TensorDescriptor.from_tensor(w, [1, rows, columns]) if tma else w
+
+    h = 0 if router is None else router.up.shape[0]
+    width_h = max(16, triton.next_power_of_2(h))
+    router_up = experts.up if router is None else router.up[None]
+    _layer[(programs,)](
+        z,
+        out if mask is None else mask.view(torch.uint8),
+        weights(router_up, width_h, launch.block_k),
+        *((out,) * 3 if router is None else router[1:4]),
+        weights(experts.up, chunk, launch.block_k),
+        weights(experts.up if experts.gate is None else experts.gate, chunk, launch.block_k),
+        weights(experts.down, chunk, launch.block_n),
+        _or(experts.up_bias, out),
+        _or(experts.gate_bias, out),
+        _or(experts.down_bias, out),
+        out,
+        tokens,
+        state,
+        len(z),
+        tau,
+        n,
+        experts.d_model,
+        experts.d_out,
+        blocks,
+        supers,
+        H=h,
+        ROUTED=router is not None,
+        REGRESSION=router is not None and router.kind == "regression",
+        E=e,
+        ACTIVATION=experts.activation,
+        GATED=experts.gate is not None,
+        UP_BIAS=experts.up_bias is not None,
+        GATE_BIAS=experts.gate_bias is not None,
+        DOWN_BIAS=experts.down_bias is not None,
+        DETERMINISTIC=launch.deterministic,
+        AHEAD=0 if launch.deterministic else launch.ahead,
+        SUPERBLOCK=launch.superblock,
+        BLOCK=block,
+        TILE=launch.tile,
+        CHUNK=chunk,
+        CHUNKS=chunks,
+        BLOCK_K=launch.block_k,
+        BLOCK_N=launch.block_n,
+        WIDTH_H=width_h,
+        WIDTH=max(16, triton.next_power_of_2(n)),
+        MASK_WIDTH=min(MASK_WIDTH, max(16, triton.next_power_of_2(n))),
+        PRECISION=precision(z),
+        TMA=tma,
+        num_warps=launch.num_warps,
+        num_stages=launch.num_stages,
+        maxnreg=launch.registers,
+    )
+    return out
+
+
+def _or(bias: Tensor | None, other: Tensor) -> Tensor:
+    return other if bias is None else bias
+
+
+@triton.jit
+def _next(ticket, state, DETERMINISTIC: tl.constexpr):
+    """The number of the item to do after that of the ticket."""
+    if DETERMINISTIC:
+        return ticket + 1
+    else:
+        return tl.atomic_add(state, 1, sem="relaxed")
+
+
+@triton.jit
+def _route_block(
+    block,
+    z,
+    mask,
+    router_up,
+    router_up_bias,
+    router_down,
+    router_down_bias,
+    init,
+    out,
+    tokens,
+    counts,
+    num_tokens,
+    tau,
+    n,
+    d_model,
+    d_out,
+    H: tl.constexpr,
+    ROUTED: tl.constexpr,
+    REGRESSION: tl.constexpr,
+    HAS_INIT: tl.constexpr,
+    SUPERBLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    WIDTH_H: tl.constexpr,
+    WIDTH: tl.constexpr,
+    MASK_WIDTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TMA: tl.constexpr,
+):
+    rows = block * BLOCK + tl.arange(0, BLOCK)
+    real = rows < num_tokens
+    fill(out, init, rows, real, d_out, HAS_INIT, 128)
+    if ROUTED:
+        hs, experts = tl.arange(0, WIDTH_H), tl.arange(0, WIDTH)
+        hidden = hidden_neurons(  # the router's first layer is as an expert's
+            z + tl.where(real, rows, 0).to(tl.int64)[:, None] * d_model,
+            router_up,
+            router_up,
+            router_up_bias,
+            router_up_bias,
+            0,
+            0,
+            d_model,
+            H,
+            WIDTH_H,
+            "relu",
+            False,
+            True,
+            False,
+            BLOCK_K,
+            PRECISION,
+            TMA,
+        )
+        chosen = router_choice(
+            hidden, hs, router_down, router_down_bias, experts, tau, H, n, REGRESSION, PRECISION
+        )
+        chosen = (chosen & real[:, None]).to(tl.int32)
+        append(chosen, rows, experts, tokens, counts, n, SUPERBLOCK)
+    else:
+        for first in range(0, n, MASK_WIDTH):
+            experts = first + tl.arange(0, MASK_WIDTH)
+            inside = real[:, None] & (experts < n)[None, :]
+            places = mask + rows[:, None].to(tl.int64) * n + experts[None, :]
+            chosen = tl.load(places, inside, other=0).to(tl.int32)
+            append(chosen, rows, experts, tokens, counts, n, SUPERBLOCK)
+
+
+@triton.jit
+def _layer(
+    z,
+    mask,
+    router_up,
+    router_up_bias,
+    router_down,
+    router_down_bias,
+    up,
+    gate,
+    down,
+    up_bias,
+    gate_bias,
+    down_bias,
+    out,
+    tokens,
+    state,
+    num_tokens,
+    tau,
+    n,
+    d_model,
+    d_out,
+    blocks,
+    supers,
+    H: tl.constexpr,
+    ROUTED: tl.constexpr,
+    REGRESSION: tl.constexpr,
+    E: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    GATED: tl.constexpr,
+    UP_BIAS: tl.constexpr,
+    GATE_BIAS: tl.constexpr,
+    DOWN_BIAS: tl.constexpr,
+    DETERMINISTIC: tl.constexpr,
+    AHEAD: tl.constexpr,
+    SUPERBLOCK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    WIDTH_H: tl.constexpr,
+    WIDTH: tl.constexpr,
+    MASK_WIDTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TMA: tl.constexpr,
+):
+    first_super, last_super = 0, supers
+    if DETERMINISTIC:
+        first_super, last_super = tl.program_id(0), tl.program_id(0) + 1
+    routed, counts = state + 1, state + 1 + supers
+    per_super: tl.constexpr = SUPERBLOCK // BLOCK
+    row, experts = tl.arange(0, TILE), tl.arange(0, WIDTH)
+    base = 0  # items before those at hand
+    ticket = _next(-1, state, DETERMINISTIC)
+    for step in range(first_super, last_super + AHEAD):
+        if step < last_super:
+            number = tl.minimum(blocks - step * per_super, per_super)
+            while ticket < base + number:
+                _route_block(
+                    step * per_super + ticket - base,
+                    z,
+                    mask,
+                    router_up,
+                    router_up_bias,
+                    router_down,
+                    router_down_bias,
+                    down_bias,
+                    out,
+                    tokens + (step * n).to(tl.int64) * SUPERBLOCK,
+                    counts + step * n,
+                    num_tokens,
+                    tau,
+                    n,
+                    d_model,
+                    d_out,
+                    H,
+                    ROUTED,
+                    REGRESSION,
+                    DOWN_BIAS,
+                    SUPERBLOCK,
+                    BLOCK,
+                    BLOCK_K,
+                    WIDTH_H,
+                    WIDTH,
+                    MASK_WIDTH,
+                    PRECISION,
+                    TMA,
+                )
+                tl.debug_barrier()  # all of the program's threads have written
+                tl.atomic_add(routed + step, 1, sem="release")
+                ticket = _next(ticket, state, DETERMINISTIC)
+            base += number
+        at = step - AHEAD  # superblock
+        if at >= first_super:
+            number = tl.minimum(blocks - at * per_super, per_super)
+            while tl.atomic_add(routed + at, 0, sem="acquire") < number:
+                pass
+            # Past the L1 cache, which knows nothing of other programs' writes.
+            count = tl.load(counts + at * n + experts, experts < n, other=0, cache_modifier=".cg")
+            tiles = (count + TILE - 1) // TILE
+            ends = tl.cumsum(tiles, 0)
+            number = tl.sum(tiles, 0) * CHUNKS
+            while ticket < base + number:
+                tile, chunk = (ticket - base) // CHUNKS, (ticket - base) % CHUNKS
+                expert = tl.sum((ends <= tile).to(tl.int32), 0)
+                here = experts == expert
+                place = (tile - tl.sum(tl.where(here, ends - tiles, 0), 0)) * TILE + row
+                real = place < tl.sum(tl.where(here, count, 0), 0)
+                segment = tokens + (at * n + expert).to(tl.int64) * SUPERBLOCK
+                token = tl.load(segment + place, real, other=0, cache_modifier=".cg").to(tl.int64)
+                hidden = hidden_neurons(
+                    z + token[:, None] * d_model,
+                    up,
+                    gate,
+                    up_bias,
+                    gate_bias,
+                    expert,
+                    chunk * CHUNK,
+                    d_model,
+                    E,
+                    CHUNK,
+                    ACTIVATION,
+                    GATED,
+                    UP_BIAS,
+                    GATE_BIAS,
+                    BLOCK_K,
+                    PRECISION,
+                    TMA,
+                )
+                add_outputs(
+                    hidden,
+                    down,
+                    out,
+                    token,
+                    real,
+                    expert,
+                    chunk * CHUNK,
+                    d_out,
+                    E,
+                    CHUNK,
+                    BLOCK_N,
+                    PRECISION,
+                    TMA,
+                    not DETERMINISTIC,
+                )
+                if DETERMINISTIC:
+                    tl.debug_barrier()  # the next tile may add to the same rows by other threads
+                ticket = _next(ticket, state, DETERMINISTIC)
+            base += number
