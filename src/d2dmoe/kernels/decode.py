@@ -15,11 +15,14 @@ import triton.language as tl
 from torch import Tensor
 
 from d2dmoe.kernels.experts import Experts, RouterWeights
+from d2dmoe.kernels.launch import processors
 from d2dmoe.kernels.routing import precision, router_choice
 from d2dmoe.kernels.tiles import hidden_neurons, weight_block
 
 MAX_TOKENS = 16
 NEURONS = 16  # that a program computes at a time
+ELEMENTS = 8192  # of the router's first matrix that a program has in registers
+PER_PROCESSOR = 2  # programs of `_activate` for a multiprocessor
 COLUMNS = 128  # of the output, that a program adds to
 ROWS = 128  # of W2, that a program multiplies at a time
 EXPERTS_AT_ONCE = 64  # chosen experts that programs of their own work on
@@ -34,7 +37,7 @@ def run(
 ) -> Tensor:
     """As `persistent.run`, for up to `MAX_TOKENS` tokens."""
     tokens, n, e, d_out = len(z), experts.num_experts, experts.expert_size, experts.d_out
-    sums = torch.zeros(tokens, d_out, dtype=torch.float32, device=z.device)
+    sums = torch.empty(tokens, d_out, dtype=torch.float32, device=z.device)
     hidden = torch.empty(tokens, n, e, dtype=z.dtype, device=z.device)  # by place in the list
     listed = torch.empty(
         1 + n, dtype=torch.int32, device=z.device
@@ -42,7 +45,7 @@ def run(
     h = 0 if router is None else router.up.shape[0]
     routed = z if router is None else _route(z, router)
     pieces = triton.cdiv(e, NEURONS)
-    _activate[(n * pieces,)](
+    _activate[(min(n * pieces, PER_PROCESSOR * processors(z.device)),)](
         z,
         z if mask is None else mask.view(torch.uint8),
         routed,
@@ -53,11 +56,13 @@ def run(
         z if experts.gate_bias is None else experts.gate_bias,
         hidden,
         listed,
+        sums,
         tokens,
         tau,
         h,
         n,
         experts.d_model,
+        d_out,
         ROUTED=router is not None,
         REGRESSION=router is not None and router.kind == "regression",
         E=e,
@@ -101,61 +106,26 @@ def _route(z: Tensor, router: RouterWeights) -> Tensor:
     """The router's hidden neurons, [tokens, h]."""
     h, d_model = router.up.shape
     hidden = torch.empty(len(z), h, dtype=z.dtype, device=z.device)
-    _router_hidden[(triton.cdiv(h, NEURONS),)](
-        z,
-        router.up,
-        router.up_bias,
-        hidden,
-        len(z),
-        d_model,
-        H=h,
-        TOKENS=MAX_TOKENS,
-        NEURONS=NEURONS,
-        BLOCK_K=256,
-        PRECISION=precision(z),
-        num_warps=4,
-        num_stages=4,
+    width = triton.next_power_of_2(d_model)
+    neurons = max(1, ELEMENTS // width)
+    _router_hidden[(triton.cdiv(h, neurons), len(z))](
+        z, router.up, router.up_bias, hidden, d_model, h, NEURONS=neurons, WIDTH=width, num_warps=4
     )
     return hidden
 
 
 @triton.jit
-def _router_hidden(
-    z,
-    up,
-    up_bias,
-    hidden,
-    tokens,
-    d_model,
-    H: tl.constexpr,
-    TOKENS: tl.constexpr,
-    NEURONS: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-):
-    row, first = tl.arange(0, TOKENS), tl.program_id(0) * NEURONS
-    value = hidden_neurons(  # the router's first layer is as an expert's
-        z + tl.where(row < tokens, row, 0)[:, None] * d_model,
-        up,
-        up,
-        up_bias,
-        up_bias,
-        0,
-        first,
-        d_model,
-        H,
-        NEURONS,
-        "relu",
-        False,
-        True,
-        False,
-        BLOCK_K,
-        PRECISION,
-        False,
-    )
-    neurons = first + tl.arange(0, NEURONS)
-    inside = (row < tokens)[:, None] & (neurons < H)[None, :]
-    tl.store(hidden + row[:, None] * H + neurons[None, :], value, inside)
+def _router_hidden(z, up, up_bias, hidden, d_model, h, NEURONS: tl.constexpr, WIDTH: tl.constexpr):
+    """Some neurons of a token; too little work for the tensor cores."""
+    token, columns = tl.program_id(1), tl.arange(0, WIDTH)
+    neurons = tl.program_id(0) * NEURONS + tl.arange(0, NEURONS)
+    inside = (neurons < h)[:, None] & (columns < d_model)[None, :]
+    w = tl.load(up + neurons[:, None] * d_model + columns[None, :], inside, other=0.0)
+    x = tl.load(z + token * d_model + columns, columns < d_model, other=0.0)
+    value = tl.sum(w.to(tl.float32) * x.to(tl.float32)[None, :], 1)
+    value += tl.load(up_bias + neurons, neurons < h, other=0.0).to(tl.float32)
+    value = tl.maximum(value, 0.0).to(hidden.dtype.element_ty)
+    tl.store(hidden + token * h + neurons, value, neurons < h)
 
 
 @triton.jit
@@ -171,11 +141,13 @@ def _activate(
     gate_bias,
     hidden,
     listed,
+    sums,
     tokens,
     tau,
     h,
     n,
     d_model,
+    d_out,
     ROUTED: tl.constexpr,
     REGRESSION: tl.constexpr,
     E: tl.constexpr,
@@ -207,14 +179,19 @@ def _activate(
         chosen = tl.load(mask + row[:, None] * n + experts[None, :], inside, other=0).to(tl.int32)
     by_any = tl.max(chosen, 0)
     ends = tl.cumsum(by_any, 0)
-    if tl.program_id(0) == 0:
-        tl.store(listed, tl.sum(by_any, 0))
+    number = tl.sum(by_any, 0)
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    if program == 0:
+        tl.store(listed, number)
         tl.store(listed + ends, experts, by_any > 0)
-    place = tl.program_id(0) // PIECES  # in the list of chosen experts
-    if place < tl.sum(by_any, 0):
+    for start in range(program * 256, tokens * d_out, programs * 256):
+        places = start + tl.arange(0, 256)
+        tl.store(sums + places, tl.zeros((256,), tl.float32), places < tokens * d_out)
+    for piece in range(program, number * PIECES, programs):
+        place = piece // PIECES  # in the list of chosen experts
         expert = tl.sum((ends <= place).to(tl.int32), 0)
         chose = tl.sum(tl.where(experts[None, :] == expert, chosen, 0), 1) > 0
-        first = (tl.program_id(0) % PIECES) * NEURONS
+        first = (piece % PIECES) * NEURONS
         value = hidden_neurons(
             z + tl.where(chose, row, 0)[:, None] * d_model,
             up,

@@ -57,8 +57,9 @@ def run(
     chunks = triton.cdiv(e, chunk)
     block = min(BLOCK, launch.tile)
     blocks, supers = triton.cdiv(len(z), block), triton.cdiv(len(z), launch.superblock)
+    superblock = block * triton.cdiv(blocks, supers)  # all alike
     out = z.new_empty(len(z), experts.d_out)
-    tokens = torch.empty(supers, n, launch.superblock, dtype=torch.int32, device=z.device)
+    tokens = torch.empty(supers, n, superblock, dtype=torch.int32, device=z.device)
     # The next item, and by superblock the blocks that are routed and each expert's tokens.
     state = torch.zeros(1 + supers * (1 + n), dtype=torch.int32, device=z.device)
     if launch.deterministic:
@@ -96,6 +97,7 @@ def run(
         experts.d_out,
         blocks,
         supers,
+        superblock,
         H=h,
         ROUTED=router is not None,
         REGRESSION=router is not None and router.kind == "regression",
@@ -107,7 +109,6 @@ def run(
         DOWN_BIAS=experts.down_bias is not None,
         DETERMINISTIC=launch.deterministic,
         AHEAD=0 if launch.deterministic else launch.ahead,
-        SUPERBLOCK=launch.superblock,
         BLOCK=block,
         TILE=launch.tile,
         CHUNK=chunk,
@@ -157,11 +158,11 @@ def _route_block(
     n,
     d_model,
     d_out,
+    superblock,
     H: tl.constexpr,
     ROUTED: tl.constexpr,
     REGRESSION: tl.constexpr,
     HAS_INIT: tl.constexpr,
-    SUPERBLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
     WIDTH_H: tl.constexpr,
@@ -198,14 +199,14 @@ def _route_block(
             hidden, hs, router_down, router_down_bias, experts, tau, H, n, REGRESSION, PRECISION
         )
         chosen = (chosen & real[:, None]).to(tl.int32)
-        append(chosen, rows, experts, tokens, counts, n, SUPERBLOCK)
+        append(chosen, rows, experts, tokens, counts, n, superblock)
     else:
         for first in range(0, n, MASK_WIDTH):
             experts = first + tl.arange(0, MASK_WIDTH)
             inside = real[:, None] & (experts < n)[None, :]
             places = mask + rows[:, None].to(tl.int64) * n + experts[None, :]
             chosen = tl.load(places, inside, other=0).to(tl.int32)
-            append(chosen, rows, experts, tokens, counts, n, SUPERBLOCK)
+            append(chosen, rows, experts, tokens, counts, n, superblock)
 
 
 @triton.jit
@@ -232,6 +233,7 @@ def _layer(
     d_out,
     blocks,
     supers,
+    superblock,
     H: tl.constexpr,
     ROUTED: tl.constexpr,
     REGRESSION: tl.constexpr,
@@ -243,7 +245,6 @@ def _layer(
     DOWN_BIAS: tl.constexpr,
     DETERMINISTIC: tl.constexpr,
     AHEAD: tl.constexpr,
-    SUPERBLOCK: tl.constexpr,
     BLOCK: tl.constexpr,
     TILE: tl.constexpr,
     CHUNK: tl.constexpr,
@@ -260,7 +261,7 @@ def _layer(
     if DETERMINISTIC:
         first_super, last_super = tl.program_id(0), tl.program_id(0) + 1
     routed, counts = state + 1, state + 1 + supers
-    per_super: tl.constexpr = SUPERBLOCK // BLOCK
+    per_super = superblock // BLOCK
     row, experts = tl.arange(0, TILE), tl.arange(0, WIDTH)
     base = 0  # items before those at hand
     ticket = _next(-1, state, DETERMINISTIC)
@@ -278,18 +279,18 @@ def _layer(
                     router_down_bias,
                     down_bias,
                     out,
-                    tokens + (step * n).to(tl.int64) * SUPERBLOCK,
+                    tokens + tl.cast(step * n, tl.int64) * superblock,
                     counts + step * n,
                     num_tokens,
                     tau,
                     n,
                     d_model,
                     d_out,
+                    superblock,
                     H,
                     ROUTED,
                     REGRESSION,
                     DOWN_BIAS,
-                    SUPERBLOCK,
                     BLOCK,
                     BLOCK_K,
                     WIDTH_H,
@@ -318,7 +319,7 @@ def _layer(
                 here = experts == expert
                 place = (tile - tl.sum(tl.where(here, ends - tiles, 0), 0)) * TILE + row
                 real = place < tl.sum(tl.where(here, count, 0), 0)
-                segment = tokens + (at * n + expert).to(tl.int64) * SUPERBLOCK
+                segment = tokens + (at * n + expert).to(tl.int64) * superblock
                 token = tl.load(segment + place, real, other=0, cache_modifier=".cg").to(tl.int64)
                 hidden = hidden_neurons(
                     z + token[:, None] * d_model,

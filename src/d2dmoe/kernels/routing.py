@@ -49,13 +49,13 @@ def router_choice(
 
 
 @triton.jit
-def append(chosen, rows, experts, tokens, counts, n, SUPERBLOCK: tl.constexpr):
+def append(chosen, rows, experts, tokens, counts, n, superblock):
     """List the rows [T] under the experts [N] that they chose, 0 or 1 [T, N]: `tokens` and `counts`
-    are those of the superblock, [n, SUPERBLOCK] and [n]."""
+    are those of the superblock, [n, superblock] and [n]."""
     count = tl.sum(chosen, 0)
     first = tl.atomic_add(counts + experts, count, (experts < n) & (count > 0), sem="relaxed")
     place = first[None, :] + tl.cumsum(chosen, 0) - 1
-    listed = tokens + experts[None, :] * SUPERBLOCK + place
+    listed = tokens + experts[None, :] * superblock + place
     tl.store(listed, tl.broadcast_to(rows[:, None], chosen.shape), chosen > 0)
 
 
