@@ -20,7 +20,8 @@ from d2dmoe.kernels.routing import precision, router_choice
 from d2dmoe.kernels.tiles import hidden_neurons, weight_block
 
 MAX_TOKENS = 16
-NEURONS = 16  # that a program computes at a time
+NEURONS = 32  # that a program computes at a time
+BLOCK_K, STAGES, WARPS = 256, 4, 4
 ELEMENTS = 8192  # of the router's first matrix that a program has in registers
 PER_PROCESSOR = 2  # programs of `_activate` for a multiprocessor
 COLUMNS = 128  # of the output, that a program adds to
@@ -61,8 +62,8 @@ def run(
         tau,
         h,
         n,
-        experts.d_model,
-        d_out,
+        D_MODEL=experts.d_model,
+        D_OUT=d_out,
         ROUTED=router is not None,
         REGRESSION=router is not None and router.kind == "regression",
         E=e,
@@ -73,12 +74,12 @@ def run(
         GATE_BIAS=experts.gate_bias is not None,
         TOKENS=MAX_TOKENS,
         NEURONS=NEURONS,
-        BLOCK_K=256,
+        BLOCK_K=BLOCK_K,
         WIDTH_H=max(16, triton.next_power_of_2(h)),
         WIDTH=max(16, triton.next_power_of_2(n)),
         PRECISION=precision(z),
-        num_warps=4,
-        num_stages=4,
+        num_warps=WARPS,
+        num_stages=STAGES,
     )
     _add[(triton.cdiv(d_out, COLUMNS), min(n, EXPERTS_AT_ONCE))](
         hidden,
@@ -87,7 +88,7 @@ def run(
         sums,
         tokens,
         n,
-        d_out,
+        D_OUT=d_out,
         E=e,
         TOKENS=MAX_TOKENS,
         ROWS=min(ROWS, max(16, triton.next_power_of_2(e))),
@@ -146,8 +147,8 @@ def _activate(
     tau,
     h,
     n,
-    d_model,
-    d_out,
+    D_MODEL: tl.constexpr,
+    D_OUT: tl.constexpr,
     ROUTED: tl.constexpr,
     REGRESSION: tl.constexpr,
     E: tl.constexpr,
@@ -184,23 +185,23 @@ def _activate(
     if program == 0:
         tl.store(listed, number)
         tl.store(listed + ends, experts, by_any > 0)
-    for start in range(program * 256, tokens * d_out, programs * 256):
+    for start in range(program * 256, tokens * D_OUT, programs * 256):
         places = start + tl.arange(0, 256)
-        tl.store(sums + places, tl.zeros((256,), tl.float32), places < tokens * d_out)
+        tl.store(sums + places, tl.zeros((256,), tl.float32), places < tokens * D_OUT)
     for piece in range(program, number * PIECES, programs):
         place = piece // PIECES  # in the list of chosen experts
         expert = tl.sum((ends <= place).to(tl.int32), 0)
         chose = tl.sum(tl.where(experts[None, :] == expert, chosen, 0), 1) > 0
         first = (piece % PIECES) * NEURONS
         value = hidden_neurons(
-            z + tl.where(chose, row, 0)[:, None] * d_model,
+            z + tl.where(chose, row, 0)[:, None] * D_MODEL,
             up,
             gate,
             up_bias,
             gate_bias,
             expert,
             first,
-            d_model,
+            D_MODEL,
             E,
             NEURONS,
             ACTIVATION,
@@ -225,7 +226,7 @@ def _add(
     sums,
     tokens,
     n,
-    d_out,
+    D_OUT: tl.constexpr,
     E: tl.constexpr,
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
@@ -241,10 +242,10 @@ def _add(
         for place in range(tl.program_id(1), number, tl.num_programs(1)):
             expert = tl.load(listed + 1 + place)
             for first in range(0, E, ROWS):
-                w = weight_block(down, expert, first, column, E, d_out, ROWS, COLUMNS, False)
+                w = weight_block(down, expert, first, column, E, D_OUT, ROWS, COLUMNS, False)
                 values = hidden + (row[:, None] * n + place) * E + first + rows[None, :]
                 x = tl.load(values, real & (first + rows < E)[None, :], other=0.0)
                 y = tl.dot(x, w, y, input_precision=PRECISION)
         columns = column + tl.arange(0, COLUMNS)
-        places = sums + row[:, None] * d_out + columns[None, :]
-        tl.atomic_add(places, y, real & (columns < d_out)[None, :], sem="relaxed")
+        places = sums + row[:, None] * D_OUT + columns[None, :]
+        tl.atomic_add(places, y, real & (columns < D_OUT)[None, :], sem="relaxed")

@@ -60,14 +60,14 @@ def append(chosen, rows, experts, tokens, counts, n, superblock):
 
 
 @triton.jit
-def fill(out, init, rows, real, d_out, HAS_INIT: tl.constexpr, BLOCK_OUT: tl.constexpr):
-    """Set the rows [T] of out [tokens, d_out] that are real to `init` [d_out], or to zero."""
-    for first in range(0, d_out, BLOCK_OUT):
-        column = first + tl.arange(0, BLOCK_OUT)
-        inside = column < d_out
-        value = tl.zeros((BLOCK_OUT,), dtype=out.dtype.element_ty)
+def fill(out, init, rows, real, D_OUT: tl.constexpr, HAS_INIT: tl.constexpr):
+    """Set the rows [T] of out [tokens, D_OUT] that are real to `init` [D_OUT], or to zero."""
+    columns = tl.arange(0, 128)
+    for first in range(0, D_OUT, 128):
+        column = first + columns
+        value = tl.zeros((128,), dtype=out.dtype.element_ty)
         if HAS_INIT:
-            value = tl.load(init + column, inside, other=0.0).to(out.dtype.element_ty)
-        places = out + rows[:, None].to(tl.int64) * d_out + column[None, :]
+            value = tl.load(init + column, column < D_OUT, other=0.0).to(out.dtype.element_ty)
+        places = out + rows[:, None].to(tl.int64) * D_OUT + column[None, :]
         value = tl.broadcast_to(value[None, :], places.shape)
-        tl.store(places, value, real[:, None] & inside[None, :])
+        tl.store(places, value, real[:, None] & (column < D_OUT)[None, :])

@@ -22,17 +22,30 @@ def activate(x, ACTIVATION: tl.constexpr):
 
 @triton.jit
 def weight_block(
-    w, expert, row, column, E, width, ROWS: tl.constexpr, COLUMNS: tl.constexpr, TMA: tl.constexpr
+    w,
+    expert,
+    row,
+    column,
+    E: tl.constexpr,
+    WIDTH: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    TMA: tl.constexpr,
 ):
-    """[ROWS, COLUMNS] of the matrix [E, width] of an expert, from a row and a column on; zeros
+    """[ROWS, COLUMNS] of the matrix [E, WIDTH] of an expert, from a row and a column on; zeros
     beyond the matrix."""
     if TMA:
         block = tl.reshape(w.load([expert, row, column]), (ROWS, COLUMNS))
     else:
         rows, columns = row + tl.arange(0, ROWS), column + tl.arange(0, COLUMNS)
-        inside = (rows < E)[:, None] & (columns < width)[None, :]
-        first = w + tl.cast(expert, tl.int64) * E * width
-        block = tl.load(first + rows[:, None] * width + columns[None, :], inside, other=0.0)
+        places = (
+            w + tl.cast(expert, tl.int64) * E * WIDTH + rows[:, None] * WIDTH + columns[None, :]
+        )
+        if E % ROWS == 0 and WIDTH % COLUMNS == 0:
+            block = tl.load(places)
+        else:
+            inside = (rows < E)[:, None] & (columns < WIDTH)[None, :]
+            block = tl.load(places, inside, other=0.0)
     return block
 
 
@@ -45,7 +58,7 @@ def hidden_neurons(
     gate_bias,
     expert,
     first,
-    d_model,
+    D_MODEL: tl.constexpr,
     E: tl.constexpr,
     NEURONS: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -69,12 +82,15 @@ def hidden_neurons(
         bias = tl.load(gate_bias + expert * E + neurons, neurons < E, other=0.0)
         gated += bias.to(tl.float32)[None, :]
     ks = tl.arange(0, BLOCK_K)
-    for k in range(0, d_model, BLOCK_K):
-        x = tl.load(rows + k + ks[None, :], (ks + k < d_model)[None, :], other=0.0)
-        w = weight_block(up, expert, first, k, E, d_model, NEURONS, BLOCK_K, TMA)
+    for k in range(0, D_MODEL, BLOCK_K):
+        if D_MODEL % BLOCK_K == 0:
+            x = tl.load(rows + k + ks[None, :])
+        else:
+            x = tl.load(rows + k + ks[None, :], (ks + k < D_MODEL)[None, :], other=0.0)
+        w = weight_block(up, expert, first, k, E, D_MODEL, NEURONS, BLOCK_K, TMA)
         hidden = tl.dot(x, w.T, hidden, input_precision=PRECISION)
         if GATED:
-            g = weight_block(gate, expert, first, k, E, d_model, NEURONS, BLOCK_K, TMA)
+            g = weight_block(gate, expert, first, k, E, D_MODEL, NEURONS, BLOCK_K, TMA)
             gated = tl.dot(x, g.T, gated, input_precision=PRECISION)
     if GATED:
         hidden *= activate(gated, ACTIVATION)
@@ -92,7 +108,7 @@ def add_outputs(
     real,
     expert,
     first,
-    d_out,
+    D_OUT: tl.constexpr,
     E: tl.constexpr,
     NEURONS: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -102,11 +118,13 @@ def add_outputs(
 ):
     """Add what the hidden neurons [T, NEURONS] give to the rows of out that are real."""
     columns = tl.arange(0, BLOCK_N)
-    for column in range(0, d_out, BLOCK_N):
-        w = weight_block(down, expert, first, column, E, d_out, NEURONS, BLOCK_N, TMA)
+    for column in range(0, D_OUT, BLOCK_N):
+        w = weight_block(down, expert, first, column, E, D_OUT, NEURONS, BLOCK_N, TMA)
         y = tl.dot(hidden, w, input_precision=PRECISION).to(out.dtype.element_ty)
-        places = out + token[:, None] * d_out + column + columns[None, :]
-        wanted = real[:, None] & (column + columns < d_out)[None, :]
+        places = out + token[:, None] * D_OUT + column + columns[None, :]
+        wanted = tl.broadcast_to(real[:, None], places.shape)
+        if D_OUT % BLOCK_N != 0:
+            wanted &= (column + columns < D_OUT)[None, :]
         if ATOMIC:
             tl.atomic_add(places, y, wanted, sem="relaxed")
         else:
