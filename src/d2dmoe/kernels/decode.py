@@ -3,16 +3,19 @@
     route     the router's hidden neurons
     activate  scores and dynamic-k, by every program for itself, or a given mask; then a block of a
               chosen expert's hidden neurons
-    add       a chosen expert's part of some columns of the output, added in fp32
+    add       some columns of the output, of all chosen experts
 
 Each weight of a chosen expert is read once for all tokens, others are not read: time follows the
 executed share.
 """
 
+from functools import cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from d2dmoe.kernels.experts import Experts, RouterWeights
 from d2dmoe.kernels.launch import processors
@@ -24,9 +27,10 @@ NEURONS = 32  # that a program computes at a time
 BLOCK_K, STAGES, WARPS = 256, 4, 4
 ELEMENTS = 8192  # of the router's first matrix that a program has in registers
 PER_PROCESSOR = 2  # programs of `_activate` for a multiprocessor
-COLUMNS = 128  # of the output, that a program adds to
+COLUMNS = 32  # of the output, that a program adds to
 ROWS = 128  # of W2, that a program multiplies at a time
-EXPERTS_AT_ONCE = 64  # chosen experts that programs of their own work on
+AWARPS, ASTAGES = 4, 6
+PDL = True
 
 
 def run(
@@ -38,13 +42,15 @@ def run(
 ) -> Tensor:
     """As `persistent.run`, for up to `MAX_TOKENS` tokens."""
     tokens, n, e, d_out = len(z), experts.num_experts, experts.expert_size, experts.d_out
-    sums = torch.empty(tokens, d_out, dtype=torch.float32, device=z.device)
+    out = z.new_empty(tokens, d_out)
     hidden = torch.empty(tokens, n, e, dtype=z.dtype, device=z.device)  # by place in the list
     listed = torch.empty(
         1 + n, dtype=torch.int32, device=z.device
     )  # chosen experts, after how many
     h = 0 if router is None else router.up.shape[0]
-    routed = z if router is None else _route(z, router)
+    pdl = PDL and _launches_early(z.device)
+    early = {"launch_pdl": True} if pdl else {}
+    routed = z if router is None else _route(z, router, pdl)
     pieces = triton.cdiv(e, NEURONS)
     _activate[(min(n * pieces, PER_PROCESSOR * processors(z.device)),)](
         z,
@@ -57,13 +63,11 @@ def run(
         z if experts.gate_bias is None else experts.gate_bias,
         hidden,
         listed,
-        sums,
         tokens,
         tau,
         h,
         n,
         D_MODEL=experts.d_model,
-        D_OUT=d_out,
         ROUTED=router is not None,
         REGRESSION=router is not None and router.kind == "regression",
         E=e,
@@ -78,46 +82,75 @@ def run(
         WIDTH_H=max(16, triton.next_power_of_2(h)),
         WIDTH=max(16, triton.next_power_of_2(n)),
         PRECISION=precision(z),
+        PDL=pdl,
         num_warps=WARPS,
         num_stages=STAGES,
+        **(early if router is not None else {}),
     )
-    _add[(triton.cdiv(d_out, COLUMNS), min(n, EXPERTS_AT_ONCE))](
+    _add[(triton.cdiv(d_out, COLUMNS),)](
         hidden,
         listed,
         experts.down,
-        sums,
+        z if experts.down_bias is None else experts.down_bias,
+        out,
         tokens,
         n,
         D_OUT=d_out,
         E=e,
+        DOWN_BIAS=experts.down_bias is not None,
         TOKENS=MAX_TOKENS,
         ROWS=min(ROWS, max(16, triton.next_power_of_2(e))),
         COLUMNS=COLUMNS,
         PRECISION=precision(z),
-        num_warps=4,
-        num_stages=2,
+        PDL=pdl,
+        num_warps=AWARPS,
+        num_stages=ASTAGES,
+        **early,
     )
-    if experts.down_bias is None:
-        return sums.to(z.dtype)
-    out = torch.empty_like(sums, dtype=z.dtype)
-    return torch.add(sums, experts.down_bias, out=out)
+    return out
 
 
-def _route(z: Tensor, router: RouterWeights) -> Tensor:
+def _route(z: Tensor, router: RouterWeights, pdl: bool) -> Tensor:
     """The router's hidden neurons, [tokens, h]."""
     h, d_model = router.up.shape
     hidden = torch.empty(len(z), h, dtype=z.dtype, device=z.device)
     width = triton.next_power_of_2(d_model)
     neurons = max(1, ELEMENTS // width)
     _router_hidden[(triton.cdiv(h, neurons), len(z))](
-        z, router.up, router.up_bias, hidden, d_model, h, NEURONS=neurons, WIDTH=width, num_warps=4
+        z,
+        router.up,
+        router.up_bias,
+        hidden,
+        d_model,
+        h,
+        NEURONS=neurons,
+        WIDTH=width,
+        PDL=pdl,
+        num_warps=4,
     )
     return hidden
 
 
+@cache
+def _launches_early(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 @triton.jit
-def _router_hidden(z, up, up_bias, hidden, d_model, h, NEURONS: tl.constexpr, WIDTH: tl.constexpr):
+def _router_hidden(
+    z,
+    up,
+    up_bias,
+    hidden,
+    d_model,
+    h,
+    NEURONS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PDL: tl.constexpr,
+):
     """Some neurons of a token; too little work for the tensor cores."""
+    if PDL:
+        gdc_launch_dependents()
     token, columns = tl.program_id(1), tl.arange(0, WIDTH)
     neurons = tl.program_id(0) * NEURONS + tl.arange(0, NEURONS)
     inside = (neurons < h)[:, None] & (columns < d_model)[None, :]
@@ -142,13 +175,11 @@ def _activate(
     gate_bias,
     hidden,
     listed,
-    sums,
     tokens,
     tau,
     h,
     n,
     D_MODEL: tl.constexpr,
-    D_OUT: tl.constexpr,
     ROUTED: tl.constexpr,
     REGRESSION: tl.constexpr,
     E: tl.constexpr,
@@ -163,7 +194,11 @@ def _activate(
     WIDTH_H: tl.constexpr,
     WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    if PDL:
+        gdc_launch_dependents()
+        gdc_wait()
     row, experts = tl.arange(0, TOKENS), tl.arange(0, WIDTH)
     real = (row < tokens)[:, None]
     if ROUTED:
@@ -185,9 +220,6 @@ def _activate(
     if program == 0:
         tl.store(listed, number)
         tl.store(listed + ends, experts, by_any > 0)
-    for start in range(program * 256, tokens * D_OUT, programs * 256):
-        places = start + tl.arange(0, 256)
-        tl.store(sums + places, tl.zeros((256,), tl.float32), places < tokens * D_OUT)
     for piece in range(program, number * PIECES, programs):
         place = piece // PIECES  # in the list of chosen experts
         expert = tl.sum((ends <= place).to(tl.int32), 0)
@@ -223,29 +255,35 @@ def _add(
     hidden,
     listed,
     down,
-    sums,
+    down_bias,
+    out,
     tokens,
     n,
     D_OUT: tl.constexpr,
     E: tl.constexpr,
+    DOWN_BIAS: tl.constexpr,
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    if PDL:
+        gdc_wait()
     row, rows = tl.arange(0, TOKENS), tl.arange(0, ROWS)
     real = (row < tokens)[:, None]
     column = tl.program_id(0) * COLUMNS
-    number = tl.load(listed)
-    if tl.program_id(1) < number:
-        y = tl.zeros((TOKENS, COLUMNS), dtype=tl.float32)
-        for place in range(tl.program_id(1), number, tl.num_programs(1)):
-            expert = tl.load(listed + 1 + place)
-            for first in range(0, E, ROWS):
-                w = weight_block(down, expert, first, column, E, D_OUT, ROWS, COLUMNS, False)
-                values = hidden + (row[:, None] * n + place) * E + first + rows[None, :]
-                x = tl.load(values, real & (first + rows < E)[None, :], other=0.0)
-                y = tl.dot(x, w, y, input_precision=PRECISION)
-        columns = column + tl.arange(0, COLUMNS)
-        places = sums + row[:, None] * D_OUT + columns[None, :]
-        tl.atomic_add(places, y, real & (columns < D_OUT)[None, :], sem="relaxed")
+    columns = column + tl.arange(0, COLUMNS)
+    y = tl.zeros((TOKENS, COLUMNS), dtype=tl.float32)
+    blocks: tl.constexpr = (E + ROWS - 1) // ROWS
+    for piece in range(0, tl.load(listed) * blocks):
+        place, first = piece // blocks, (piece % blocks) * ROWS
+        expert = tl.load(listed + 1 + place)
+        w = weight_block(down, expert, first, column, E, D_OUT, ROWS, COLUMNS, False)
+        values = hidden + (row[:, None] * n + place) * E + first + rows[None, :]
+        x = tl.load(values, real & (first + rows < E)[None, :], other=0.0)
+        y = tl.dot(x, w, y, input_precision=PRECISION)
+    if DOWN_BIAS:
+        y += tl.load(down_bias + columns, columns < D_OUT, other=0.0).to(tl.float32)[None, :]
+    places = out + row[:, None] * D_OUT + columns[None, :]
+    tl.store(places, y.to(out.dtype.element_ty), real & (columns < D_OUT)[None, :])
