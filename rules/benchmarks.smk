@@ -2,6 +2,8 @@
 
 
 rule benchmark_cpu:
+    input:
+        benchmark_masks("cpu"),
     output:
         "results/benchmarks/cpu.csv",
     log:
@@ -15,6 +17,8 @@ rule benchmark_cpu:
 
 
 rule benchmark_gpu:
+    input:
+        benchmark_masks("layer"),
     output:
         "results/benchmarks/layer.csv",
     log:
@@ -31,7 +35,7 @@ rule benchmark_gpu:
 
 rule benchmark_model:
     input:
-        benchmark_masks(),
+        benchmark_masks("model"),
     output:
         "results/benchmarks/model.csv",
     log:
@@ -83,6 +87,23 @@ if CONFIG.benchmarks.masks:
             "../scripts/benchmark_masks.py"
 
 
+rule benchmark_claims:
+    input:
+        timed_layers(),
+    output:
+        report(
+            "results/benchmarks/claims.csv",
+            caption="../report/benchmark_claims.rst",
+            category="Wall-clock time",
+        ),
+    log:
+        "results/logs/benchmarks/claims.log",
+    params:
+        code=code("benchmark_claims"),
+    script:
+        "../scripts/benchmark_claims.py"
+
+
 rule figure_5:
     input:
         "results/benchmarks/{name}.csv",
@@ -98,10 +119,27 @@ rule figure_5:
     wildcard_constraints:
         name="cpu|layer",
     params:
-        subject="One layer",
+        cfg=lambda w: {"layers": "first" if w.name == "layer" else "all"},
         code=code("figure_wall_clock"),
     script:
         "../scripts/figure_wall_clock.py"
+
+
+use rule figure_5 as figure_11 with:
+    output:
+        png=report(
+            "results/figures/benchmarks/{name}_appendix.png",
+            caption="../report/figure_11.rst",
+            category="Wall-clock time",
+        ),
+        pdf="results/figures/benchmarks/{name}_appendix.pdf",
+    log:
+        "results/logs/figures/benchmarks/{name}_appendix.log",
+    wildcard_constraints:
+        name="layer",
+    params:
+        cfg={"layers": "others", "subject": "Other layers"},
+        code=code("figure_wall_clock"),
 
 
 use rule figure_5 as figure_wall_clock with:
@@ -115,5 +153,5 @@ use rule figure_5 as figure_wall_clock with:
     wildcard_constraints:
         name="model|decode",
     params:
-        subject=lambda w: {"model": "Whole models", "decode": "Decoding"}[w.name],
+        cfg=lambda w: {"subject": {"model": "Whole models", "decode": "Decoding"}[w.name]},
         code=code("figure_wall_clock"),

@@ -368,9 +368,9 @@ def benchmark_cfg(name):
     return {entry: plain(cfg) for entry, cfg in BENCHMARKS[name].items()}
 
 
-def benchmark_masks():
-    """The recorded masks, where a model of the benchmarks follows them."""
-    converted = any(x.mask == "converted" for x in CONFIG.benchmarks.models.values())
+def benchmark_masks(name):
+    """The recorded masks, where an entry of a benchmark follows them."""
+    converted = any(x.converted for x in BENCHMARKS[name].values())
     return "results/benchmarks/masks.safetensors" if converted else []
 
 
@@ -381,11 +381,25 @@ def masks_model():
     return next(x.folder for x in LINEAGES["main"] if (x.task, x.variant, x.seed) == wanted)
 
 
-def benchmark_results():
-    """The figures, and with them the tables, of what this machine can time."""
+def timed_here():
+    """The benchmarks that this machine can run."""
     names = [name for name, entries in BENCHMARKS.items() if entries]
-    if names != ["cpu"] and not shutil.which("nvidia-smi"):
-        names = [name for name in names if name == "cpu"]
+    return names if shutil.which("nvidia-smi") else [x for x in names if x == "cpu"]
+
+
+def timed_layers():
+    """The tables of layers that this machine can make."""
+    names = [name for name in timed_here() if name in ("cpu", "layer")]
+    return [f"results/benchmarks/{name}.csv" for name in names]
+
+
+def benchmark_results():
+    """The figures, and with them the tables, of what this machine can time, and their claims."""
+    names = timed_here()
+    if names != [name for name, entries in BENCHMARKS.items() if entries]:
         if "benchmarks" in sys.argv:
             print("no NVIDIA driver here: benchmarks of the GPU are left out", file=sys.stderr)
-    return [f"results/figures/benchmarks/{name}.png" for name in names]
+    shapes = {tuple(x.shape.values()) for x in BENCHMARKS["layer"].values()}
+    figures = [*names, "layer_appendix"] if "layer" in names and len(shapes) > 1 else names
+    claims = ["results/benchmarks/claims.csv"] if timed_layers() else []
+    return [f"results/figures/benchmarks/{name}.png" for name in figures] + claims

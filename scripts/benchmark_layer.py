@@ -1,10 +1,12 @@
 from pathlib import Path
 
 from d2dmoe.benchmark.layer import COLUMNS, all_rows
+from d2dmoe.benchmark.masks import load_points
 from d2dmoe.config.benchmarks import LayerBenchmark
 from d2dmoe.csvfile import write_csv
 from d2dmoe.run import timed_job
 
 with timed_job(snakemake) as device:
     cfgs = [LayerBenchmark(**cfg) for cfg in snakemake.params.cfg.values()]
-    write_csv(Path(snakemake.output[0]), all_rows(cfgs, device), COLUMNS)
+    rows = all_rows(cfgs, device, load_points(snakemake.input))
+    write_csv(Path(snakemake.output[0]), rows, COLUMNS)

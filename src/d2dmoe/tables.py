@@ -25,6 +25,7 @@ TRADEOFF_COLUMNS = [
 RATIOS = [round(0.1 * i, 1) for i in range(9, 0, -1)]  # budgets that the summary reports
 BUDGETS = [0.5, 0.6, 0.7, 0.8]  # ratios at which claims compare curves
 KEPT = {"99": 0.99, "95": 0.95}  # shares of the dense quality
+LAYER = ["tokens", "d_model", "num_experts", "expert_size", "activation"]  # what tells timed layers
 
 
 def gather(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -123,3 +124,8 @@ def _measures(points: pd.DataFrame) -> dict[str, float]:
     measures = {f"flops_ratio_at_{name}": cheapest(points, kept) for name, kept in KEPT.items()}
     measures |= {f"quality_at_{ratio}": quality_at(points, ratio) for ratio in RATIOS}
     return measures | {"area": area(points)}
+
+
+def of_first_layer(timed: pd.DataFrame) -> pd.Series:
+    """Which rows of `layer.csv` or `cpu.csv` are of the layer that it lists first; boolean."""
+    return (timed[LAYER] == timed[LAYER].iloc[0]).all(axis=1)

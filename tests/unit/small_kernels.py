@@ -48,6 +48,25 @@ def make_tokens(tokens: int, d_model: int, device="cpu", dtype=torch.float32) ->
     return torch.randn(tokens, d_model, generator=generator).to(device, dtype)
 
 
+def make_mask(tokens: int, n: int, density: float, device="cpu", seed: int = 0) -> Tensor:
+    """Random experts of each token, boolean [tokens, n]."""
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.rand(tokens, n, generator=generator) < density).to(device)
+
+
+def make_exact_router(n: int, d_model: int, kind: str, device="cpu", dtype=torch.float32):
+    """A router that selects, at tau = 0.5, what stands in the first n columns of its input, as 0 or
+    1. By classification every token must have an expert: scores are never 0."""
+    sharpness, offset = (1, 0) if kind == "regression" else (20, -10)
+    weights = (
+        torch.eye(n, d_model),
+        torch.zeros(n),
+        sharpness * torch.eye(n),
+        torch.full((n,), float(offset)),
+    )
+    return RouterWeights(*(w.to(device, dtype) for w in weights), kind)
+
+
 def masked_sum(z: Tensor, mask: Tensor, experts: Experts) -> Tensor:
     """The law, in fp64 on the CPU: the sum of the selected experts' outputs, plus down_bias."""
     z, mask = z.cpu().double(), mask.cpu()

@@ -5,7 +5,7 @@ import torch
 from small import make_inputs, make_routed
 
 from d2dmoe.kernels.backend import Backend, Choice, uncalibrated
-from d2dmoe.kernels.calibration import calibrate, explain
+from d2dmoe.kernels.calibration import _tune, calibrate, explain
 from d2dmoe.moe import MoE, set_selection, watch_selections
 from d2dmoe.surgery import find
 
@@ -94,6 +94,42 @@ def test_calibration_gives_each_layer_a_measured_choice(model):
         assert choice.backend == faster == layers[name].backend.pick(choice.tokens, POINT)
         assert 0 < choice.density < 1 and choice.tokens == make_inputs().shape[0] * 5
         assert explain(model)[name] == str(choice) and f"{choice.density:.0%}" in str(choice)
+
+
+@pytest.fixture
+def tuned(monkeypatch) -> list[tuple]:
+    """What the kernel was tuned with."""
+    pytest.importorskip("triton", reason="this platform has no Triton")
+    seen: list[tuple] = []
+    monkeypatch.setattr("d2dmoe.kernels.tuning.tune", lambda *args: seen.append(args))
+    return seen
+
+
+def test_nothing_is_tuned_on_the_cpu(model, tuned):
+    calibrate(model, {"x": make_inputs()})
+    assert not tuned
+
+
+def test_the_kernel_for_many_tokens_is_tuned_by_the_layers_own_inputs_and_mask(model, tuned):
+    moe = next(iter(find(model, MoE).values()))
+    z = torch.randn(4, 5, moe.d_model)
+    mask = moe.selection(moe.router(z))
+    _tune(moe, z[:3], mask[:3])  # 15 tokens
+    _tune(moe, z, mask)
+    ((tokens, experts, chosen),) = tuned
+    assert torch.equal(tokens, z.flatten(0, 1)) and torch.equal(chosen, mask.flatten(0, 1))
+    assert experts.up is moe.up
+
+
+def test_no_deterministic_kernel_is_tuned(model, tuned):
+    moe = next(iter(find(model, MoE).values()))
+    z = torch.randn(20, moe.d_model)
+    torch.use_deterministic_algorithms(True)
+    try:
+        _tune(moe, z, moe.selection(moe.router(z)))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert not tuned
 
 
 def test_the_choice_made_for_the_nearest_number_of_tokens_counts():

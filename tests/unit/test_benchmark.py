@@ -4,12 +4,27 @@ import pandas as pd
 import pytest
 import torch
 
+from d2dmoe.benchmark import layer
+from d2dmoe.benchmark.common import DTYPES
 from d2dmoe.benchmark.layer import COLUMNS, all_rows, layer_rows
-from d2dmoe.benchmark.masks import GROUP, MASKS
+from d2dmoe.benchmark.masks import (
+    GROUP,
+    MASKS,
+    TAU,
+    load_points,
+    recorded,
+    selecting_router,
+    with_choices,
+)
 from d2dmoe.benchmark.timing import ROUNDS, compare
 from d2dmoe.config.benchmarks import LayerBenchmark
 from d2dmoe.csvfile import write_csv
-from d2dmoe.figures.wall_clock import draw
+from d2dmoe.errors import CheckpointError
+from d2dmoe.figures.wall_clock import BACKENDS, draw
+from d2dmoe.kernels.experts import RouterWeights
+from d2dmoe.kernels.reference import scores
+from d2dmoe.selection import dynamic_k
+from d2dmoe.tensors import save_tensors
 
 CPU = torch.device("cpu")
 SMALL = {"tokens": 96, "d_model": 24, "num_experts": 6, "expert_size": 8, "router_width": 8}
@@ -38,13 +53,72 @@ def test_tokens_of_a_group_choose_alike_and_others_do_not():
     assert within > 0.85 and across < 0.7
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", MASKS)
+@pytest.mark.parametrize("width", [24, 128])  # without other neurons than the experts', and with
+def test_the_router_selects_exactly_the_mask_in_every_format(dtype, kind, width):
+    *weights, regression = selecting_router(24, width, 96, generator())
+    router = RouterWeights(*(x.to(DTYPES[dtype]) for x in weights), regression)
+    z = torch.randn(3000, 96, generator=generator(1)).to(DTYPES[dtype])
+    for fraction in (1.0, 0.4, 0.1):
+        mask = MASKS[kind](3000, 24, fraction, generator(2))
+        marked = with_choices(z, mask)
+        assert torch.equal(dynamic_k(scores(marked, router), TAU), mask)
+        assert torch.equal(marked[:, 24:], z[:, 24:])
+
+
+def test_all_backends_of_a_mask_run_it_on_the_same_tokens():
+    """By the router and by the mask the experts give the same; all of them, what dense gives."""
+    parts = layer._layer(cfg(), torch.float32, CPU, generator())
+    for fraction in (1.0, 0.3):
+        functions = layer._sparse(parts, MASKS["bernoulli"](96, 6, fraction, generator()))
+        results = {backend: function() for (backend, _), function in functions.items()}
+        torch.testing.assert_close(results["dynamic_k"], results["dynamic_k_experts"])
+        if fraction == 1.0:
+            torch.testing.assert_close(results["dynamic_k"], results["mlp_equal_flops"])
+
+
+def test_deterministic_algorithms_are_on_just_for_the_call():
+    found = layer._deterministic(lambda: torch.tensor(torch.are_deterministic_algorithms_enabled()))
+    assert found and not torch.are_deterministic_algorithms_enabled()
+    assert torch.utils.deterministic.fill_uninitialized_memory
+
+
+def test_a_projection_stands_beside_the_linear_map_that_it_replaces():
+    parts = layer._layer(cfg(projection=True), torch.float32, CPU, generator())
+    weight, bias = parts.projection
+    assert weight.shape == (24, 24)
+    (dense,) = layer._dense(parts).values()
+    torch.testing.assert_close(dense(), parts.z @ weight.T + bias)
+    rows = pd.DataFrame(layer_rows(cfg(projection=True), "fp32", CPU, {}))
+    assert set(rows["activation"]) == {"relu projection"}
+
+
+def test_a_layer_follows_the_recorded_layer_of_the_nearest_share(tmp_path):
+    """Padding tokens, which run nothing, are left out."""
+    masks = torch.zeros(2, 40, 6, dtype=torch.bool)
+    masks[0, :, 0], masks[1, ::2, :3] = True, True
+    save_tensors(tmp_path / "masks.safetensors", {"tau_0": torch.ones_like(masks), "tau_1": masks})
+    points = load_points([str(tmp_path / "masks.safetensors")])
+    assert torch.equal(recorded(points, 100, 0.1), masks[0, :1].expand(100, 6))
+    assert torch.equal(recorded(points, 30, 0.25), masks[1, :1].expand(30, 6))
+    rows = pd.DataFrame(layer_rows(cfg(masks=["converted"]), "fp32", CPU, points))
+    shares = rows.loc[rows["backend"] == "dynamic_k", "fraction"]
+    assert sorted(shares) == pytest.approx([0.5, 1.0]) and set(rows["mask"]) == {"converted"}
+    assert load_points([]) == {}
+    with pytest.raises(CheckpointError, match="run the same command again"):
+        load_points([str(tmp_path / "nothing.safetensors")])
+
+
 @pytest.mark.parametrize("gated", [False, True])
 def test_every_mask_share_and_backend_has_a_row_with_the_share_really_executed(gated):
-    rows = pd.DataFrame(layer_rows(cfg(gated=gated, masks=["bernoulli", "clustered"]), "fp32", CPU))
+    both = cfg(gated=gated, masks=["bernoulli", "clustered"])
+    rows = pd.DataFrame(layer_rows(both, "fp32", CPU, {}))
     assert list(rows.columns) == COLUMNS
-    assert set(rows["backend"]) == {"dense_eager", "mlp_equal_flops", "dynamic_k"}
+    backends = {"mlp_equal_flops", "dynamic_k", "dynamic_k_experts"}
+    assert set(rows["backend"]) == {"dense_eager"} | backends
     assert (
-        len(rows) == 2 * (1 + 2 * 2) and not rows.duplicated(["mask", "fraction", "backend"]).any()
+        len(rows) == 2 * (1 + 2 * 3) and not rows.duplicated(["mask", "fraction", "backend"]).any()
     )
     dense = rows["backend"] == "dense_eager"
     assert (rows.loc[dense, "fraction"] == 1).all()
@@ -61,8 +135,29 @@ def test_functions_are_timed_in_turn():
 
 def test_the_figure_has_a_panel_per_layer_format_and_mask(tmp_path):
     layers = [cfg(masks=["bernoulli", "clustered"]), cfg(gated=True)]
-    write_csv(tmp_path / "cpu.csv", all_rows(layers, CPU), COLUMNS)
-    figure = draw(tmp_path / "cpu.csv")
-    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
-    assert len(titles) == 3 and len(set(titles)) == 3
-    assert len(figure.axes[0].get_lines()) == 3  # dense, of equal FLOPs, dynamic-k
+    write_csv(tmp_path / "cpu.csv", all_rows(layers, CPU, {}), COLUMNS)
+
+    def titles(part: str) -> list[str]:
+        figure = draw(tmp_path / "cpu.csv", layers=part)
+        assert all(len(axes.get_lines()) == 4 for axes in figure.axes if axes.get_title())
+        assert all(axes.axison == bool(axes.get_title()) for axes in figure.axes)
+        return [axes.get_title() for axes in figure.axes if axes.get_title()]
+
+    assert len(titles("all")) == 3 == len(set(titles("all")))
+    assert titles("all") == titles("first") + titles("others")
+    assert len(titles("first")) == 2 and "relu gated" in titles("others")[0]
+
+
+def test_the_figures_legend_names_every_backend(tmp_path):
+    write_csv(tmp_path / "cpu.csv", all_rows([cfg()], CPU, {}), COLUMNS)
+    table = pd.read_csv(tmp_path / "cpu.csv")
+    dense = table[table["backend"] == "dense_eager"]
+    of_gpu = [dense.assign(backend=name) for name in ("dense_addmm", "dense_compiled")]
+    sparse = table[table["backend"] == "dynamic_k"].assign(backend="dynamic_k_deterministic")
+    pd.concat([table, *of_gpu, sparse]).to_csv(tmp_path / "layer.csv", index=False)
+    figure = draw(tmp_path / "layer.csv")
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == [
+        label for label, _ in BACKENDS.values()
+    ]
+    assert len({look for _, look in BACKENDS.values()}) == 7

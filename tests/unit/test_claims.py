@@ -4,7 +4,16 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from d2dmoe.claims import CONTRADICTED, NOT_TESTED, PAPER_SAYS, SUPPORTED, evidence_of, ledger
+from d2dmoe.claims import (
+    COLUMNS,
+    CONTRADICTED,
+    NOT_TESTED,
+    PAPER_SAYS,
+    SUPPORTED,
+    evidence_of,
+    ledger,
+    wall_clock_ledger,
+)
 from d2dmoe.config.figures import FiguresConfig
 
 SHARES = [0.1, 0.3, 0.5, 0.7, 0.9, 1.0]  # executed experts at each operating point
@@ -70,9 +79,11 @@ def verdicts(tables: dict, metric: str = "accuracy", more=None, **figures) -> di
 def test_every_claim_has_a_row_and_those_without_an_experiment_say_so():
     rows = verdicts(tables())
     assert list(rows) == list(PAPER_SAYS) == [f"C{i}" for i in range(1, 12)]
+    others = {"C9": "snakemake benchmarks tests it"}
     for claim in ("C9", "C11"):
         assert rows[claim]["verdict"] == NOT_TESTED and rows[claim]["where"] == "-"
-        assert rows[claim]["evidence"] == "this pipeline has no experiment for it yet"
+        missing = others.get(claim, "this pipeline has no experiment for it yet")
+        assert rows[claim]["evidence"] == missing
     for claim in ("C3", "C4", "C5", "C6", "C7", "C8", "C10"):  # no figure names variants for them
         assert rows[claim]["verdict"] == NOT_TESTED and rows[claim]["where"] == "t"
 
@@ -94,7 +105,7 @@ def test_a_claim_that_another_suite_tests_says_which_target_does():
     rows = verdicts(tables(), more={"elsewhere": other}, tradeoff=["sparse"])
     for claim, target in {"C5": "ablations", "C8": "ablations", "C10": "compatibility"}.items():
         assert rows[claim]["evidence"].endswith(f"; snakemake {target} tests it")
-    assert not any("tests it" in rows[claim]["evidence"] for claim in ("C1", "C2", "C3", "C9"))
+    assert not any("tests it" in rows[claim]["evidence"] for claim in ("C1", "C2", "C3", "C11"))
     rows = verdicts(tables(), more={"elsewhere": {"main": ["tradeoff"]}}, tradeoff=[])
     assert rows["C2"]["evidence"].endswith("; snakemake all tests it")
 
@@ -440,3 +451,46 @@ def test_c10_asks_every_seed():
     points.loc[(points["variant"] == "converted") & (points["seed"] == 1), "relative_value"] = 0.5
     row = verdicts(found | {"tradeoff": points}, more={"bases": PRUNED})["C10"]
     assert row["verdict"] == CONTRADICTED and "not every seed" in row["measured"]
+
+
+def timed(time, shares=(1.0, 0.8, 0.6, 0.4, 0.2, 0.1), **of) -> pd.DataFrame:
+    """A layer's times: dynamic-k as a function of the share, dense 1 ms, and at best 0.8 ms."""
+    layer = {"device": "GPU", "tokens": 9, "d_model": 8, "num_experts": 24, "expert_size": 128}
+    layer |= {"activation": "relu", "dtype": "bf16", "mask": "bernoulli"} | of
+    dense = {"dense_eager": 1.0, "dense_addmm": 0.8}
+    rows = [{"backend": name, "fraction": 1.0, "median_ms": ms} for name, ms in dense.items()]
+    for share in shares:
+        point = {"fraction": share, "median_ms": time(share)}
+        rows += [point | {"backend": "dynamic_k"}, point | {"backend": "dynamic_k_experts"}]
+    return pd.DataFrame([layer | row for row in rows])
+
+
+@pytest.mark.parametrize(
+    ("time", "verdict", "measured"),
+    [
+        (lambda f: 0.1 + f, SUPPORTED, ["0.1 ms + 1 ms", "4.00 at 10.0%", "break-even at 70.0%"]),
+        (lambda f: 0.1 + 0.5 * f, SUPPORTED, ["1.33 at 100.0%", "faster at all shares"]),
+        (lambda f: 2 + f, SUPPORTED, ["0.27 at 100.0%", "not faster even at the least share"]),
+        (lambda f: 0.2 + 0.6 * f**4, CONTRADICTED, ["4.00 at 10.0%", "break-even at 100.0%"]),
+        (lambda f: 1 - 0.5 * f, CONTRADICTED, ["1.60 at 100.0%"]),  # linear, but it rises
+    ],
+)
+def test_c9_asks_for_a_rising_line_and_measures_factors_and_break_even(time, verdict, measured):
+    (row,) = wall_clock_ledger([timed(time)])
+    assert list(row) == COLUMNS and (row["claim"], row["verdict"]) == ("C9", verdict)
+    assert all(part in row["measured"] for part in measured)
+    assert row["where"].startswith("layer: 24 × 128, relu, 9 tokens, bf16, bernoulli mask, GPU")
+    assert "dense_addmm, 0.8 ms" in row["evidence"]
+
+
+def test_c9_is_of_the_first_layer_format_and_mask_of_each_table():
+    first = timed(lambda f: 0.1 + f)
+    others = [{"expert_size": 64}, {"dtype": "fp32"}, {"mask": "clustered"}]
+    more = [timed(lambda f: 1 - f, **of) for of in others]
+    rows = wall_clock_ledger([pd.concat([first, *more]), first])
+    assert len(rows) == 2 and rows[0] == rows[1]
+
+
+def test_c9_needs_three_shares():
+    (row,) = wall_clock_ledger([timed(lambda f: f, shares=(1.0, 0.5))])
+    assert row["verdict"] == NOT_TESTED and "at 3 shares" in row["evidence"]

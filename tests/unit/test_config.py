@@ -219,6 +219,9 @@ def test_a_wrong_value_is_one_error_that_names_key_value_and_what_is_allowed(
         assert part in line
 
 
+LAYER = {"tokens": 9, "d_model": 16, "num_experts": 8, "expert_size": 2}
+
+
 @pytest.fixture
 def with_benchmarks(raw) -> dict:
     """With a model that follows the selections of a conversion, and a decoding step."""
@@ -228,12 +231,18 @@ def with_benchmarks(raw) -> dict:
     masks = {"task": "tiny", "variant": "sparse", "values": [0.5], "samples": 2}
     models = {"vit": timed | {"model": vit, "size": 8, "mask": "converted"}}
     decode = {"gpt2": timed | {"kind": "step", "model": gpt2, "context": 8}}
-    return raw | {"benchmarks": {"models": models, "decode": decode, "masks": masks}}
+    layers = {"cpu": {"small": LAYER | {"masks": ["converted"]}}, "gpu": {"large": LAYER}}
+    return raw | {"benchmarks": layers | {"models": models, "decode": decode, "masks": masks}}
 
 
 B = "benchmarks."
 WRONG_BENCHMARKS = [  # key, value, what the message must hold
-    ("masks", None, ["models.vit.mask is converted", "give benchmarks.masks"]),
+    ("masks", None, ["cpu.small has the mask converted", "give benchmarks.masks"]),
+    ("cpu.small.num_experts", 4, ["cpu.small.num_experts = 4 must be 8"]),
+    ("gpu.large.router_width", 7, ["router_width = 7 must be at least num_experts = 8"]),
+    ("gpu.large.d_model", 6, ["d_model = 6 must be at least num_experts = 8"]),
+    ("gpu.large", LAYER | {"gated": True, "projection": True}, ["gated and projection are both"]),
+    ("gpu.large.masks", ["other"], ["benchmarks.gpu.large.masks", "converted"]),
     ("masks.task", "other", ["benchmarks.masks.task = other", "['tiny']"]),
     ("masks.variant", "other", ["benchmarks.masks.variant = other", "'sparse'"]),
     ("masks.variant", "static", ["masks.variant = static", "dynamic-k"]),

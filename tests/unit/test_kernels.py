@@ -3,11 +3,15 @@
 Without a GPU the Triton kernels run in Triton's interpreter, in fp32.
 """
 
+from dataclasses import replace
+
 import pytest
 import torch
 from small_kernels import (
     FORMS,
+    make_exact_router,
     make_experts,
+    make_mask,
     make_router,
     make_tokens,
     masked_sum,
@@ -30,8 +34,7 @@ DETERMINISTIC = Launch(superblock=64, tile=64, deterministic=True)
 
 
 def random_mask(tokens: int, n: int, density: float, seed: int = 0) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return (torch.rand(tokens, n, generator=generator) < density).to(DEVICE)
+    return make_mask(tokens, n, density, DEVICE, seed)
 
 
 def run(z, mask, experts: Experts, launch: Launch = LAUNCH) -> torch.Tensor:
@@ -50,8 +53,10 @@ def tellers(n: int, d_model: int) -> Experts:
 # Which experts run
 
 
-@pytest.mark.parametrize("tokens", [1, 63, 64, 200, 513])
-@pytest.mark.parametrize("n", [1, 5, 70])
+@pytest.mark.parametrize(
+    "tokens, n",
+    [(1, 1), (200, 1), (1, 5), (63, 5), (64, 5), (200, 5), (513, 5), (65, 70)],
+)  # tiles are of 64 tokens, and a mask is read 64 experts at a time
 @pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
 def test_each_chosen_pair_of_token_and_expert_runs_once(tokens, n, density):
     z, mask = make_tokens(tokens, 16, DEVICE), random_mask(tokens, n, density)
@@ -59,11 +64,21 @@ def test_each_chosen_pair_of_token_and_expert_runs_once(tokens, n, density):
         assert torch.equal(run(z, mask, tellers(n, 16), launch), mask.float())
 
 
+@pytest.mark.parametrize("ahead", [0, 1, 2, 5])
+@pytest.mark.parametrize("routed", [True, False])
+def test_superblocks_may_be_routed_ahead_of_the_experts(ahead, routed):
+    mask, launch = random_mask(300, 3, 0.5), replace(LAUNCH, ahead=ahead)
+    z = torch.cat([mask.float(), make_tokens(300, 13, DEVICE)], 1)
+    chosen = {"router": make_exact_router(3, 16, "regression", DEVICE), "tau": 0.5}
+    found = persistent.run(z, tellers(3, 16), launch, **(chosen if routed else {"mask": mask}))
+    assert torch.equal(found, mask.float())
+
+
 @pytest.mark.parametrize("kind", ["regression", "classification"])
-@pytest.mark.parametrize("n, h", [(3, 8), (24, 128), (100, 20)])
+@pytest.mark.parametrize("n, h", [(3, 8), (24, 128), (40, 20)])
 @pytest.mark.parametrize("launch", [LAUNCH, DETERMINISTIC])
 def test_the_fused_router_selects_as_torch_does(n, h, kind, launch):
-    z, router = make_tokens(300, 72, DEVICE), make_router(n, h, 72, kind, DEVICE)
+    z, router = make_tokens(200, 72, DEVICE), make_router(n, h, 72, kind, DEVICE)
     mask = persistent.run(z, tellers(n, 72), launch, router=router, tau=0.5)
     scores = ops.scores(z, router)
     near = (scores - 0.5 * scores.amax(-1, keepdim=True)).abs() < 1e-5
@@ -95,11 +110,22 @@ def test_the_kernels_give_the_masked_sum(form, tokens, e):
     assert relative_error(dense(z, mask, experts), expected) < 1e-5
 
 
-@pytest.mark.parametrize("size", [16, 200, 256])
-def test_experts_of_many_neurons_are_taken_in_chunks(size):
-    experts = make_experts("relu", 3, size, d_model=32, d_out=48, device=DEVICE)
+@pytest.mark.parametrize("form", ["relu", "relu glu with biases"])
+@pytest.mark.parametrize("size", [16, 40, 130, 200, 256])
+def test_experts_of_many_neurons_are_taken_in_chunks(size, form):
+    experts = make_experts(form, 3, size, d_model=32, d_out=48, device=DEVICE)
     z, mask = make_tokens(70, 32, DEVICE), random_mask(70, 3, 0.5)
-    assert relative_error(run(z, mask, experts), masked_sum(z, mask, experts)) < 1e-5
+    for launch in (LAUNCH, DETERMINISTIC, replace(LAUNCH, tma=False)):
+        assert relative_error(run(z, mask, experts, launch), masked_sum(z, mask, experts)) < 1e-5
+
+
+@pytest.mark.parametrize("d_model, d_out", [(30, 48), (32, 41), (100, 200)])
+def test_rows_need_not_fill_a_block_nor_be_aligned(d_model, d_out):
+    experts = make_experts("gelu", 3, 24, d_model, d_out, device=DEVICE)
+    z, mask = make_tokens(70, d_model, DEVICE), random_mask(70, 3, 0.5)
+    for found in (run(z, mask, experts), decode.run(z[:3], experts, mask=mask[:3])):
+        expected = masked_sum(z, mask, experts)[: len(found)]
+        assert relative_error(found, expected) < 1e-5
 
 
 def test_all_tokens_may_run_one_expert_or_every_expert_or_none():
@@ -141,6 +167,15 @@ def test_the_fused_layer_is_router_and_experts(tokens):
     assert found.shape == (tokens, 48)
     if tokens:
         assert relative_error(found, masked_sum(z, mask, experts)) < 1e-5
+
+
+@pytest.mark.parametrize("tokens", [2, 17])
+def test_more_experts_than_the_fused_router_knows_are_routed_before(tokens):
+    n = gpu.WIDEST_ROUTER + 4
+    router, z = make_exact_router(n, n, "regression", DEVICE), random_mask(tokens, n, 0.02).float()
+    experts = make_experts("relu", n, 16, d_model=n, d_out=24, device=DEVICE)
+    found = gpu.dynamic_k_ffn(z, router, 0.5, experts, LAUNCH)
+    assert relative_error(found, masked_sum(z, z > 0, experts)) < 1e-5
 
 
 # The operators

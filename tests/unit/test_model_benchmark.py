@@ -8,9 +8,11 @@ import torch
 from small import EXPERTS, SPEC, make_images, make_routed
 
 from d2dmoe.benchmark import decode, model
+from d2dmoe.benchmark.common import width
 from d2dmoe.benchmark.decode import decode_rows, decoding_step, per_layer
-from d2dmoe.benchmark.model import compile_blocks, dense_model, model_rows, width
-from d2dmoe.benchmark.routed import follow, nearest, route, to_routed
+from d2dmoe.benchmark.masks import nearest
+from d2dmoe.benchmark.model import compile_blocks, dense_model, model_rows
+from d2dmoe.benchmark.routed import follow, route, to_routed
 from d2dmoe.benchmark.timing import Timing
 from d2dmoe.checkpoint import RouterSpec, save_model
 from d2dmoe.config.benchmarks import ModelBenchmark, decode_benchmark

@@ -393,6 +393,8 @@ def test_benchmarks_time_a_layer_and_draw_it(finished):
     times = pd.read_csv(finished.folder / "results/benchmarks/cpu.csv")
     assert (times["median_ms"] > 0).all() and set(times["fraction"]) >= {1.0}
     assert finished.figures("benchmarks") == {"cpu"}
+    (claim,) = pd.read_csv(finished.folder / "results/benchmarks/claims.csv")["claim"]
+    assert claim == "C9"
 
 
 def test_the_report_holds_figures_with_captions(finished):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d2dmoe.benchmark.layer import DTYPES
+from d2dmoe.benchmark.common import DTYPES
 from d2dmoe.benchmark.model import dense_model, rows_of, time_backends
 from d2dmoe.benchmark.timing import Timing
 from d2dmoe.config.benchmarks import DecodeBenchmark, StackBenchmark, StepBenchmark

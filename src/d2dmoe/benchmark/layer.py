@@ -1,67 +1,130 @@
 """One layer's wall-clock time at several executed shares (the paper's figures 5 and 11).
 
-The dynamic-k layer is timed with its router, selection and index lists. Beside it stand the dense
-layer, in eager torch, with the activation fused into the first product, and compiled, and a dense
-layer as narrow as what dynamic-k executes, which no dynamic-k layer can beat.
+dense_eager              the layer in torch
+dense_addmm              CUDA, ReLU or GELU: the activation fused into the first product
+dense_compiled           CUDA: by torch.compile with its defaults; `max-autotune` takes 20 s, and
+                         leaves a layer of ViT-B slower, 0.83 ms, than `dense_addmm`, 0.75
+mlp_equal_flops          a dense MLP as narrow as what dynamic-k executes; on CUDA as `dense_addmm`,
+                         or compiled where it has no such form
+dynamic_k                router, selection, index lists and experts
+dynamic_k_experts        index lists and experts alone, by a given mask
+dynamic_k_deterministic  CUDA: as dynamic_k, with bits that repeat
+
+On CUDA all are replays of CUDA graphs, so that neither Python nor launches count.
 """
 
-import platform
-from collections.abc import Callable, Iterable
-from typing import Any
+import gc
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from d2dmoe.benchmark.masks import MASKS
-from d2dmoe.benchmark.timing import compare
+from d2dmoe.benchmark.common import DTYPES, machine, width
+from d2dmoe.benchmark.masks import MASKS, TAU, recorded, selecting_router, with_choices
+from d2dmoe.benchmark.timing import Timing, compare
 from d2dmoe.config.benchmarks import LayerBenchmark
 from d2dmoe.kernels import ops
 from d2dmoe.kernels.experts import Experts, RouterWeights, activate
-from d2dmoe.kernels.reference import dense, scores
 from d2dmoe.progress import logger
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 COLUMNS = [
     "device", "torch", "triton", "dtype", "tokens", "d_model", "num_experts", "expert_size",
     "activation", "mask", "fraction", "backend", "median_ms", "p20_ms", "p80_ms", "peak_mb",
 ]  # fmt: skip
 
+Function = Callable[[], Tensor]
+
+
+class Layer(NamedTuple):
+    """Tokens and weights that are timed."""
+
+    z: Tensor  # [tokens, d_model]
+    experts: Experts
+    router: RouterWeights
+    projection: tuple[Tensor, Tensor] | None  # the map [d_out, d_model] that experts replace; bias
+
+
+def all_rows(
+    cfgs: Iterable[LayerBenchmark], device: torch.device, points: Mapping[str, Tensor]
+) -> list[dict[str, Any]]:
+    """The rows of several layers, each in all of its number formats; see `layer_rows`."""
+    rows = []
+    for cfg in cfgs:
+        for dtype in cfg.dtypes:
+            rows += layer_rows(cfg, dtype, device, points)
+            gc.collect()
+            torch.cuda.empty_cache()  # the graphs' memory, which no other layer could use
+    return rows
+
 
 def layer_rows(
-    cfg: LayerBenchmark, dtype: str, device: torch.device, seed: int = 0
+    cfg: LayerBenchmark,
+    dtype: str,
+    device: torch.device,
+    points: Mapping[str, Tensor],
+    seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Rows of `COLUMNS`, one per mask, executed share and backend.
 
-    `fraction` is the share really executed; that of a dense layer is 1. `dynamic_k` is the layer as
-    a model runs it: its router makes scores, its experts run by the given mask.
+    The router of `dynamic_k` selects exactly the wanted mask, for the first numbers of each token
+    are that token's mask, and the router copies them to its scores. So every mask has tokens of its
+    own, the same for all backends that it is timed with, and alike in all other numbers.
+
+    Args:
+        cfg: the layer, and what is timed.
+        dtype: a key of `DTYPES`.
+        device: where it runs.
+        points: masks recorded of a converted model, bool [layers, tokens, n], by operating point;
+            read where `cfg.masks` has `converted`.
+        seed: of weights, tokens and masks.
+
+    Returns:
+        `fraction` is the share really executed; that of a dense layer is 1.
     """
+    torch.compiler.reset()  # what was compiled for an earlier layer
     generator = torch.Generator().manual_seed(seed)
-    z, experts, router = _layer(cfg, DTYPES[dtype], device, generator)
-    common = _machine(device) | {"dtype": dtype, "tokens": cfg.tokens, "d_model": cfg.d_model}
-    common |= {"num_experts": cfg.num_experts, "expert_size": cfg.expert_size}
-    common |= {"activation": cfg.activation + (" gated" if cfg.gated else "")}
+    layer = _layer(cfg, DTYPES[dtype], device, generator)
+    common = machine(device) | {"dtype": dtype} | cfg.shape
+    dense = {("dense_" + name, 1.0): function for name, function in _dense(layer).items()}
     rows = []
-    for name in cfg.masks:
-        functions = {("dense_" + k, 1.0): f for k, f in _dense_functions(z, experts).items()}
+    for kind in cfg.masks:
+        functions = dict(dense)
         for wanted in cfg.fractions:
-            mask = MASKS[name](cfg.tokens, cfg.num_experts, wanted, generator).to(device)
-            functions |= _sparse_functions(z, experts, router, mask)
-        with torch.inference_mode():
-            timings = compare(functions, device, cfg.round_s)
-        for (backend, fraction), timing in timings.items():
-            point = {"mask": name, "fraction": fraction, "backend": backend}
-            rows.append(common | point | timing._asdict())
-            logger.info(
-                "%s, %s: %s at %.3f took %.4g ms", dtype, name, backend, fraction, timing.median_ms
-            )
+            mask = _mask(kind, cfg, wanted, generator, points).to(device)
+            functions |= _sparse(layer, mask)
+        # Every narrow MLP may be a compilation of its own; beyond the limit they would run eagerly.
+        with torch.inference_mode(), torch._dynamo.config.patch(recompile_limit=64):
+            timings = compare(functions, device, cfg.round_s, graph=True)
+        rows += [common | row for row in _timed(timings, kind)]
     return rows
+
+
+def _timed(timings: Mapping[tuple[str, float], Timing], mask: str) -> Iterator[dict[str, Any]]:
+    """The columns of rows that are not the same for the whole layer."""
+    for (backend, fraction), timing in timings.items():
+        what = f"{mask}: {backend} at {fraction:.3f}"
+        logger.info("%s took %.4g ms", what, timing.median_ms)
+        yield {"mask": mask, "fraction": fraction, "backend": backend} | timing._asdict()
+
+
+def _mask(
+    kind: str,
+    cfg: LayerBenchmark,
+    fraction: float,
+    generator: torch.Generator,
+    points: Mapping[str, Tensor],
+) -> Tensor:
+    if kind == "converted":
+        return recorded(points, cfg.tokens, fraction)
+    return MASKS[kind](cfg.tokens, cfg.num_experts, fraction, generator)
 
 
 def _layer(
     cfg: LayerBenchmark, dtype: torch.dtype, device: torch.device, generator: torch.Generator
-) -> tuple[Tensor, Experts, RouterWeights]:
-    """Random tokens, experts and router of a shape; never zeros, which multiply faster."""
+) -> Layer:
+    """Random tokens, experts and map, and a router; never zeros, which multiply faster."""
     n, e, d = cfg.num_experts, cfg.expert_size, cfg.d_model
 
     def draw(*shape: int) -> Tensor:
@@ -70,54 +133,90 @@ def _layer(
     gate = draw(n, e, d) if cfg.gated else None
     biases = (None, gate, None, None) if cfg.gated else (draw(n, e), None, None, draw(d))
     experts = Experts(draw(n, e, d), draw(n, e, d), cfg.activation, *biases)
-    h = cfg.router_width
-    router = RouterWeights(draw(h, d), draw(h), draw(n, h), draw(n), "regression")
-    return torch.randn(cfg.tokens, d, generator=generator).to(device, dtype), experts, router
+    *weights, kind = selecting_router(n, cfg.router_width, d, generator)
+    router = RouterWeights(*(x.to(device, dtype) for x in weights), kind)
+    z = torch.randn(cfg.tokens, d, generator=generator).to(device, dtype)
+    return Layer(z, experts, router, (draw(d, d), draw(d)) if cfg.projection else None)
 
 
-def _sparse_functions(
-    z: Tensor, experts: Experts, router: RouterWeights, mask: Tensor
-) -> dict[tuple[str, float], Callable[[], Tensor]]:
+def _sparse(layer: Layer, mask: Tensor) -> dict[tuple[str, float], Function]:
     """What is timed for a mask, by backend and executed share."""
+    _, experts, router, _ = layer
+    z = with_choices(layer.z, mask)
     fraction = mask.float().mean().item()
-    neurons = max(1, round(fraction * experts.num_experts * experts.expert_size))
-    narrow = _narrowed(experts, neurons)
+    narrow = _narrowed(experts, width(experts.num_experts * experts.expert_size, fraction))
 
     def dynamic_k() -> Tensor:
-        scores(z, router)
-        return ops.expert_ffn(z, mask, experts)
+        return ops.dynamic_k_ffn(z, router, TAU, experts)
 
-    return {
-        ("mlp_equal_flops", fraction): lambda: dense(z, None, narrow),
-        ("dynamic_k", fraction): dynamic_k,
+    functions = {
+        "mlp_equal_flops": _fused(z, narrow),
+        "dynamic_k": dynamic_k,
+        "dynamic_k_experts": lambda: ops.expert_ffn(z, mask, experts),
     }
+    if z.is_cuda:
+        functions["dynamic_k_deterministic"] = lambda: _deterministic(dynamic_k)
+    return {(backend, fraction): function for backend, function in functions.items()}
 
 
-def _dense_functions(z: Tensor, experts: Experts) -> dict[str, Callable[[], Tensor]]:
+def _deterministic(function: Function) -> Tensor:
+    """Its output under torch's deterministic algorithms, set as the stages of the workflow do."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    fills = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, and slow
+    try:
+        return function()
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warns)
+        torch.utils.deterministic.fill_uninitialized_memory = fills
+
+
+def _dense(layer: Layer) -> dict[str, Function]:
+    """What the experts replace, in all forms."""
+    if layer.projection is None:
+        forms = _mlp(layer.z, layer.experts)
+    else:
+        forms = {"eager": lambda: linear(layer.z, *layer.projection)}
+    return forms | ({"compiled": _compiled(forms["eager"])} if layer.z.is_cuda else {})
+
+
+def _fused(z: Tensor, experts: Experts) -> Function:
+    """A dense MLP of all experts with the activation fused into a product, where torch can."""
+    forms = _mlp(z, experts)
+    if "addmm" in forms:
+        return forms["addmm"]
+    return _compiled(forms["eager"]) if z.is_cuda else forms["eager"]
+
+
+def _compiled(function: Function) -> Function:
+    return torch.compile(function, dynamic=False)
+
+
+def _mlp(z: Tensor, experts: Experts) -> dict[str, Function]:
+    """A dense MLP of all experts: `eager`, and `addmm` where torch has that on the device."""
     # The weights as a dense layer has them: [d_ff, d_model] and [d_out, d_ff].
     up, down = experts.up.flatten(0, 1), experts.down.flatten(0, 1).T.contiguous()
     gate = None if experts.gate is None else experts.gate.flatten(0, 1)
     up_bias = None if experts.up_bias is None else experts.up_bias.flatten()
+    activation, down_bias = experts.activation, experts.down_bias
 
     def eager() -> Tensor:
         if gate is None:
-            hidden = activate(linear(z, up, up_bias), experts.activation)
+            hidden = activate(linear(z, up, up_bias), activation)
         else:
-            hidden = activate(linear(z, gate), experts.activation) * linear(z, up)
-        return linear(hidden, down, experts.down_bias)
+            hidden = activate(linear(z, gate), activation) * linear(z, up)
+        return linear(hidden, down, down_bias)
 
-    functions = {"eager": eager}
-    if z.is_cuda:
-        functions["compiled"] = torch.compile(eager, mode="max-autotune-no-cudagraphs")
-        if gate is None and up_bias is not None and experts.activation != "gelu_tanh":
+    def addmm() -> Tensor:
+        hidden = torch._addmm_activation(up_bias, z, up.T, use_gelu=activation == "gelu")
+        return linear(hidden, down, down_bias)
 
-            def addmm() -> Tensor:
-                gelu = experts.activation == "gelu"
-                hidden = torch._addmm_activation(up_bias, z, up.T, use_gelu=gelu)
-                return linear(hidden, down, experts.down_bias)
-
-            functions["addmm"] = addmm
-    return functions
+    forms = {"eager": eager}
+    if z.is_cuda and gate is None and activation != "gelu_tanh":
+        forms["addmm"] = addmm
+    return forms
 
 
 def _narrowed(experts: Experts, neurons: int) -> Experts:
@@ -129,29 +228,3 @@ def _narrowed(experts: Experts, neurons: int) -> Experts:
     x = experts
     biases = (cut(x.up_bias), cut(x.gate), cut(x.gate_bias), x.down_bias)
     return Experts(cut(x.up), cut(x.down), x.activation, *biases)
-
-
-def _machine(device: torch.device) -> dict[str, str]:
-    try:
-        import triton
-    except ImportError:
-        triton = None
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu()
-    version = triton.__version__ if triton else "-"
-    return {"device": name, "torch": torch.__version__, "triton": version}
-
-
-def _cpu() -> str:
-    """The processor and the threads in use."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = open("/proc/cpuinfo", encoding="utf-8").read().splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return f"{name}, {torch.get_num_threads()} threads"
-
-
-def all_rows(cfgs: Iterable[LayerBenchmark], device: torch.device) -> list[dict[str, Any]]:
-    """The rows of several layers, each in all of its dtypes."""
-    return [row for cfg in cfgs for dtype in cfg.dtypes for row in layer_rows(cfg, dtype, device)]

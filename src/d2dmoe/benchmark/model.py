@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from d2dmoe.benchmark.layer import DTYPES, _machine
-from d2dmoe.benchmark.routed import Routed, follow, nearest, route, to_routed
+from d2dmoe.benchmark.common import DTYPES, machine, width
+from d2dmoe.benchmark.masks import nearest
+from d2dmoe.benchmark.routed import Routed, follow, route, to_routed
 from d2dmoe.benchmark.timing import Timing, compare
 from d2dmoe.config.benchmarks import ModelBenchmark, Timed
 from d2dmoe.config.model import TransformerConfig
@@ -166,13 +167,6 @@ def compile_blocks(model: nn.Module) -> nn.Module:
     return model
 
 
-def width(d_ff: int, fraction: float) -> int:
-    """Hidden neurons of a dense FFN that executes a share; a multiple of 8, as fast products need,
-    where the FFN has so many."""
-    step = 8 if d_ff % 8 == 0 else 1
-    return step * max(1, round(fraction * d_ff / step))
-
-
 def rows_of(
     timings: Mapping[tuple[str, float], Timing],
     cfg: Timed,
@@ -182,7 +176,7 @@ def rows_of(
     about: dict[str, Any],
 ) -> list[dict[str, Any]]:
     """A row per timing, with what it is of."""
-    common = _machine(device) | {"dtype": dtype} | about
+    common = machine(device) | {"dtype": dtype} | about
     common |= {"num_experts": cfg.num_experts, "expert_size": d_ff // cfg.num_experts}
     rows = []
     for (backend, fraction), timing in timings.items():

@@ -1,10 +1,11 @@
 """Models whose FFNs run a wanted share of their experts, chosen by random routers or by masks."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
+from d2dmoe.benchmark.masks import repeated
 from d2dmoe.config.benchmarks import Timed
 from d2dmoe.ffn import FFN
 from d2dmoe.kernels.ops import expert_ffn
@@ -89,12 +90,6 @@ def follow(model: nn.Module, masks: Tensor, tokens: int) -> float:
     """
     layers = list(find(model, Routed).values())
     for index, layer in enumerate(layers):
-        mask = masks[index % len(masks)]
-        repeated = mask.repeat(-(-tokens // len(mask)), 1)[:tokens]
-        layer.mask = repeated.to(layer.moe.up.device)
+        mask = repeated(masks[index % len(masks)], tokens)
+        layer.mask = mask.to(layer.moe.up.device)
     return torch.stack([layer.mask.float().mean() for layer in layers]).mean().item()
-
-
-def nearest(points: Mapping[str, Tensor], fraction: float) -> Tensor:
-    """The recorded masks, of all operating points, whose executed share is nearest."""
-    return min(points.values(), key=lambda masks: abs(masks.float().mean().item() - fraction))

@@ -1,9 +1,12 @@
 """The paper's claims, decided by the tables: supported, contradicted, or not tested.
 
-A ledger belongs to one suite of variants. What another suite tests is said to be tested there.
+A ledger belongs to one suite of variants. What another suite tests is said to be tested there. The
+benchmarks have a ledger of their own.
 """
 
 from collections.abc import Callable
+
+import pandas as pd
 
 from d2dmoe.claims.comparisons import baselines, expert_sizes, router_targets, sparser_bases
 from d2dmoe.claims.evidence import Evidence, evidence_of
@@ -17,11 +20,13 @@ from d2dmoe.claims.findings import (
 )
 from d2dmoe.claims.savings import attention_projections, compressed_models, inference_cost
 from d2dmoe.claims.tokens import dynamic_selection, where_compute_goes
+from d2dmoe.claims.wall_clock import layer_time
 
 __all__ = ["COLUMNS", "CONTRADICTED", "NOT_TESTED", "PAPER_SAYS", "SUPPORTED"] + [
     "Evidence",
     "evidence_of",
     "ledger",
+    "wall_clock_ledger",
 ]
 
 COLUMNS = ["claim", "paper_says", "where", "measured", "verdict", "evidence"]
@@ -62,21 +67,30 @@ FIGURES = {  # whose variants a claim compares
     "C10": ["pruned", "quantized", "distilled"],
 }
 TARGETS = {"main": "all"}  # what makes a suite, where it is not called like it
+OTHERS = {"C9": "snakemake benchmarks tests it"}  # claims that no suite of variants tests
 
 
 def ledger(evidence: list[Evidence]) -> list[dict[str, str]]:
     """Rows of `COLUMNS` for the claims C1 … C11: one per task, of C10 one per compressed model;
     claims without any experiment have one row."""
     rows = []
-    for claim, says in PAPER_SAYS.items():
+    for claim in PAPER_SAYS:
         found = [(e.task, f) for e in evidence for f in _findings(claim, e)]
-        found = found or [("-", untested("this pipeline has no experiment for it yet"))]
-        for task, (measured, verdict, source, part) in found:
-            where = f"{task}: {part}" if part else task
-            rows.append(
-                dict(zip(COLUMNS, (claim, says, where, measured, verdict, source), strict=True))
-            )
+        missing = OTHERS.get(claim, "this pipeline has no experiment for it yet")
+        rows += [_row(claim, *of) for of in found or [("-", untested(missing))]]
     return rows
+
+
+def wall_clock_ledger(tables: list[pd.DataFrame]) -> list[dict[str, str]]:
+    """Rows of `COLUMNS` for C9, one per table of timed layers."""
+    return [_row("C9", "layer", layer_time(table)) for table in tables]
+
+
+def _row(claim: str, place: str, finding: Finding) -> dict[str, str]:
+    measured, verdict, source, part = finding
+    where = f"{place}: {part}" if part else place
+    values = (claim, PAPER_SAYS[claim], where, measured, verdict, source)
+    return dict(zip(COLUMNS, values, strict=True))
 
 
 def _findings(claim: str, e: Evidence) -> list[Finding]:

@@ -28,15 +28,51 @@ class Timed(Strict):
 
 
 class LayerBenchmark(Timed):
-    """One layer's shape."""
+    """One layer's shape. The router that selects exactly a given mask needs a hidden neuron, and of
+    each token a number, for every expert."""
 
     tokens: int = Field(gt=0, description="Tokens of a call")
     d_model: int = Field(gt=0, description="Width of a token")
     expert_size: int = Field(gt=0, description="Hidden neurons of an expert")
     gated: bool = Field(False, description="Whether the experts have a gate (GLU)")
-    masks: list[Literal["bernoulli", "clustered"]] = Field(
-        ["bernoulli"], min_length=1, description="Tokens choose independently, or alike in groups"
+    projection: bool = Field(
+        False, description="Whether the experts replace a linear map, as in attention, not an FFN"
     )
+    masks: list[Literal["bernoulli", "clustered", "converted"]] = Field(
+        ["bernoulli"],
+        min_length=1,
+        description="Tokens choose independently, alike in groups, or as in a layer of a converted "
+        "model: see benchmarks.masks",
+    )
+
+    @model_validator(mode="after")
+    def _selectable(self):
+        for key in ("router_width", "d_model"):
+            if getattr(self, key) < self.num_experts:
+                raise ValueError(
+                    f"{key} = {getattr(self, key)} must be at least num_experts = "
+                    f"{self.num_experts}: the router needs it to select exactly a mask"
+                )
+        if self.gated and self.projection:
+            raise ValueError("gated and projection are both true: an MLP in attention has no gate")
+        return self
+
+    @property
+    def shape(self) -> dict[str, int | str]:
+        """The layer, in the columns of the tables."""
+        kind = " gated" if self.gated else " projection" if self.projection else ""
+        return {
+            "tokens": self.tokens,
+            "d_model": self.d_model,
+            "num_experts": self.num_experts,
+            "expert_size": self.expert_size,
+            "activation": self.activation + kind,
+        }
+
+    @property
+    def converted(self) -> bool:
+        """Whether it follows recorded selections."""
+        return "converted" in self.masks
 
 
 class ModelBenchmark(Timed):
@@ -51,6 +87,11 @@ class ModelBenchmark(Timed):
         description="What each layer's random router selects, or what a converted model selected: "
         "see masks",
     )
+
+    @property
+    def converted(self) -> bool:
+        """Whether it follows recorded selections."""
+        return self.mask == "converted"
 
     @model_validator(mode="after")
     def _experts_divide(self):
@@ -102,7 +143,7 @@ def decode_benchmark(values: Mapping[str, Any]) -> StackBenchmark | StepBenchmar
 
 
 class MasksConfig(Strict):
-    """Whose selections are recorded, for whole models with mask: converted."""
+    """Whose selections are recorded, for layers and models with the mask `converted`."""
 
     task: str = Field(description="A key of tasks")
     variant: str = Field(description="Of the task, a conversion; its first seed is taken")

@@ -44,15 +44,20 @@ def check_task(task: TaskConfig) -> None:
 
 
 def check_masks(benchmarks: BenchmarksConfig, tasks: Mapping[str, TaskConfig]) -> None:
-    """The recorded selections are of a conversion, and fit the models that follow them.
+    """The recorded selections are of a conversion, and fit the layers and models that follow them.
 
     Raises ValueError for the first fault found.
     """
     masks = benchmarks.masks
-    models = {name: x for name, x in benchmarks.models.items() if x.mask == "converted"}
+    followers = {
+        f"{section}.{name}": entry
+        for section in ("cpu", "gpu", "models")
+        for name, entry in getattr(benchmarks, section).items()
+        if entry.converted
+    }
     if masks is None:
-        for name in models:
-            raise ValueError(f"benchmarks.models.{name}.mask is converted: give benchmarks.masks")
+        for key in followers:
+            raise ValueError(f"benchmarks.{key} has the mask converted: give benchmarks.masks")
         return
     if masks.task not in tasks:
         raise ValueError(f"benchmarks.masks.task = {masks.task}; defined: {list(tasks)}")
@@ -66,10 +71,10 @@ def check_masks(benchmarks: BenchmarksConfig, tasks: Mapping[str, TaskConfig]) -
     _check_values(task, "benchmarks.masks.values", [masks.variant], masks.values)
     d_ff = _d_ff(task, masks.variant, task.variants[masks.variant])
     recorded = d_ff // task.stages(masks.variant).split.expert_size
-    for name, model in models.items():
-        if model.num_experts != recorded:
+    for key, entry in followers.items():
+        if entry.num_experts != recorded:
             raise ValueError(
-                f"benchmarks.models.{name}.num_experts = {model.num_experts} must be {recorded}, "
+                f"benchmarks.{key}.num_experts = {entry.num_experts} must be {recorded}, "
                 "as in benchmarks.masks"
             )
 

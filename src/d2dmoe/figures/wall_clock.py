@@ -1,7 +1,6 @@
-"""Wall-clock time over the share of the experts that run: of a layer (figures 5 and 11, claim C9),
+"""Wall-clock time over the share of the experts that run: of layers (figures 5 and 11, claim C9),
 of whole models and of decoding."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -9,47 +8,55 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from d2dmoe.figures import style
+from d2dmoe.figures.style import Look
+from d2dmoe.tables import of_first_layer
 
 MACHINE = ["device", "torch", "triton"]
 POINT = ["fraction", "backend", "median_ms", "p20_ms", "p80_ms", "peak_mb"]
+# A dense form is a black line without markers: it has one time, whatever the share.
+BACKENDS = {  # names in the legend, and looks
+    "dense_eager": ("dense, eager", Look(style.INK, "", style.LINES[0])),
+    "dense_addmm": ("dense, fused activation (addmm)", Look(style.INK, "", style.LINES[1])),
+    "dense_compiled": ("dense, compiled", Look(style.INK, "", style.LINES[2])),
+    "mlp_equal_flops": ("dense of equal FLOPs", style.look(2)),
+    "dynamic_k": ("dynamic-k", style.look(0)),
+    "dynamic_k_experts": ("dynamic-k, experts alone", style.look(1)),
+    "dynamic_k_deterministic": ("dynamic-k, deterministic", style.look(3)),
+}
 
 
 @style.styled
-def draw(table: Path, subject: str = "One layer") -> Figure:
+def draw(table: Path, subject: str = "One layer", layers: str = "all") -> Figure:
     """A panel per shape, number format and kind of mask: the median with its 20 and 80 % quantiles.
 
     Args:
         table: one of `results/benchmarks/`: `cpu.csv`, `layer.csv`, `model.csv` or `decode.csv`.
         subject: what was timed, for the title.
+        layers: of a table of layers `all`, the `first` that it lists, or the `others`.
     """
     rows = pd.read_csv(table)
+    if layers != "all":
+        rows = rows[of_first_layer(rows) == (layers == "first")]
     shapes = [column for column in rows.columns if column not in MACHINE + POINT]
     groups = list(rows.groupby(shapes, sort=False))
     columns = min(2, len(groups))
     lines = -(-len(groups) // columns)
     figure = Figure(figsize=(style.WIDTH * columns, 0.4 + 2.3 * lines), layout="constrained")
-    panels = figure.subplots(lines, columns, squeeze=False).flat
-    backends = list(dict.fromkeys(rows["backend"]))
-    looks = {backend: _look(backend, index) for index, backend in enumerate(backends)}
+    panels = list(figure.subplots(lines, columns, squeeze=False).flat)
     for axes, (shape, group) in zip(panels, groups, strict=False):
-        _panel(axes, group, looks)
+        _panel(axes, group)
         axes.set_title(_title(dict(zip(shapes, shape, strict=True))))
-    for axes in list(panels):  # those left over
+    for axes in panels[len(groups) :]:
         axes.set_axis_off()
     figure.suptitle(f"{subject} on {rows['device'].iloc[0]}")
-    style.legend(figure, [style.handle(b.replace("_", " "), looks[b]) for b in backends])
+    timed = set(rows["backend"])
+    style.legend(figure, [style.handle(*of) for name, of in BACKENDS.items() if name in timed])
     return figure
 
 
-def _look(backend: str, index: int) -> style.Look:
-    """A dense layer is a line without markers: it has one time, whatever the share."""
-    look = style.look(index)
-    return replace(look, marker="") if backend.startswith("dense") else look
-
-
-def _panel(axes: Axes, rows: pd.DataFrame, looks: dict[str, style.Look]) -> None:
+def _panel(axes: Axes, rows: pd.DataFrame) -> None:
     for backend, points in rows.groupby("backend", sort=False):
-        look = looks[backend]
+        _, look = BACKENDS[backend]
         signs = {"color": look.colour, "linestyle": look.line}
         if not look.marker:
             axes.axhline(points["median_ms"].median(), **signs, linewidth=0.9)

@@ -21,6 +21,9 @@ def calibrate(model: nn.Module, inputs: Inputs) -> dict[str, Choice]:
     numbers use the nearest. A layer whose rule or threshold changes afterwards is as if
     uncalibrated until it is calibrated anew.
 
+    On CUDA the expert kernel is tuned first, to each shape of a layer that is new on this device:
+    seconds for each, since Triton compiles up to eight launches, about two seconds each.
+
     Args:
         model: in evaluation mode, on its device.
         inputs: a batch of real samples, what the model is called with.
@@ -34,7 +37,11 @@ def calibrate(model: nn.Module, inputs: Inputs) -> dict[str, Choice]:
         with watch_inputs(model) as seen:
             model(**inputs)
         for name, moe in layers.items():
-            choices[name] = _measure(moe, seen[name])
+            z = seen[name]
+            mask = moe.selection(moe.router(z))
+            if z.is_cuda:
+                _tune(moe, z, mask)
+            choices[name] = _measure(moe, z, mask)
             moe.backend.remember(choices[name], moe.operating_point)
     return choices
 
@@ -44,14 +51,24 @@ def explain(model: nn.Module) -> dict[str, str]:
     return {name: moe.explain() for name, moe in find(model, MoE).items()}
 
 
-def _measure(moe: MoE, z: Tensor) -> Choice:
-    """Both backends on a layer's input z [..., d_model]."""
+def _tune(moe: MoE, z: Tensor, mask: Tensor) -> None:
+    """Tune the kernel for many tokens, where it is what such inputs run; the deterministic variant
+    has one launch only."""
+    from d2dmoe.kernels import decode, tuning  # need Triton, which not every platform has
+
+    z, mask = z.flatten(0, -2), mask.flatten(0, -2)
+    if len(z) > decode.MAX_TOKENS and not torch.are_deterministic_algorithms_enabled():
+        tuning.tune(z.contiguous(), moe.experts, mask.contiguous())
+
+
+def _measure(moe: MoE, z: Tensor, mask: Tensor) -> Choice:
+    """Both backends on a layer's input z [..., d_model], of which the mask [..., n] is."""
     backends = {name: partial(moe.run, z, name) for name in ("dense", "dynamic_k")}
     ms = {name: timing.median_ms for name, timing in compare(backends, z.device, ROUND_S).items()}
     return Choice(
         backend=min(ms, key=ms.get),
         tokens=z[..., 0].numel(),
-        density=moe.selection(moe.router(z)).float().mean().item(),
+        density=mask.float().mean().item(),
         dense_ms=ms["dense"],
         dynamic_k_ms=ms["dynamic_k"],
         device=torch.cuda.get_device_name(z.device) if z.is_cuda else "CPU",

@@ -3,7 +3,8 @@
     route     the router's hidden neurons
     activate  scores and dynamic-k, by every program for itself, or a given mask; then a block of a
               chosen expert's hidden neurons
-    add       some columns of the output, of all chosen experts
+    add       some columns of the output, of a part of the chosen experts
+    sum       the parts, in fp32
 
 Each weight of a chosen expert is read once for all tokens, others are not read: time follows the
 executed share.
@@ -19,17 +20,19 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from d2dmoe.kernels.experts import Experts, RouterWeights
 from d2dmoe.kernels.launch import processors
-from d2dmoe.kernels.routing import precision, router_choice
+from d2dmoe.kernels.routing import precision, router_choice, router_down_weights
 from d2dmoe.kernels.tiles import hidden_neurons, weight_block
 
 MAX_TOKENS = 16
 NEURONS = 32  # that a program computes at a time
-BLOCK_K, STAGES, WARPS = 256, 4, 4
+STAGES, WARPS = 5, 4
 ELEMENTS = 8192  # of the router's first matrix that a program has in registers
 PER_PROCESSOR = 2  # programs of `_activate` for a multiprocessor
-COLUMNS = 32  # of the output, that a program adds to
+COLUMNS = 64  # of the output, that a program adds to
 ROWS = 128  # of W2, that a program multiplies at a time
-AWARPS, ASTAGES = 4, 6
+AWARPS, ASTAGES = 4, 2
+PARTS = 16  # of the experts' sum, each of every so-manieth chosen expert
+SUM_COLUMNS = 64
 PDL = True
 
 
@@ -42,7 +45,6 @@ def run(
 ) -> Tensor:
     """As `persistent.run`, for up to `MAX_TOKENS` tokens."""
     tokens, n, e, d_out = len(z), experts.num_experts, experts.expert_size, experts.d_out
-    out = z.new_empty(tokens, d_out)
     hidden = torch.empty(tokens, n, e, dtype=z.dtype, device=z.device)  # by place in the list
     listed = torch.empty(
         1 + n, dtype=torch.int32, device=z.device
@@ -78,7 +80,7 @@ def run(
         GATE_BIAS=experts.gate_bias is not None,
         TOKENS=MAX_TOKENS,
         NEURONS=NEURONS,
-        BLOCK_K=BLOCK_K,
+        BLOCK_K=512 // z.itemsize,  # four stages of a gated layer must fit in shared memory
         WIDTH_H=max(16, triton.next_power_of_2(h)),
         WIDTH=max(16, triton.next_power_of_2(n)),
         PRECISION=precision(z),
@@ -87,17 +89,17 @@ def run(
         num_stages=STAGES,
         **(early if router is not None else {}),
     )
-    _add[(triton.cdiv(d_out, COLUMNS),)](
+    number = min(n, PARTS)
+    parts = torch.empty(number, tokens, d_out, dtype=torch.float32, device=z.device)
+    _add[(triton.cdiv(d_out, COLUMNS), number)](
         hidden,
         listed,
         experts.down,
-        z if experts.down_bias is None else experts.down_bias,
-        out,
+        parts,
         tokens,
         n,
         D_OUT=d_out,
         E=e,
-        DOWN_BIAS=experts.down_bias is not None,
         TOKENS=MAX_TOKENS,
         ROWS=min(ROWS, max(16, triton.next_power_of_2(e))),
         COLUMNS=COLUMNS,
@@ -105,6 +107,21 @@ def run(
         PDL=pdl,
         num_warps=AWARPS,
         num_stages=ASTAGES,
+        **early,
+    )
+    out = z.new_empty(tokens, d_out)
+    _sum[(triton.cdiv(d_out, SUM_COLUMNS), tokens)](
+        parts,
+        z if experts.down_bias is None else experts.down_bias,
+        out,
+        tokens,
+        number,
+        D_OUT=d_out,
+        DOWN_BIAS=experts.down_bias is not None,
+        PARTS=triton.next_power_of_2(number),
+        COLUMNS=SUM_COLUMNS,
+        PDL=pdl,
+        num_warps=4,
         **early,
     )
     return out
@@ -196,19 +213,19 @@ def _activate(
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    if PDL:
-        gdc_launch_dependents()
-        gdc_wait()
     row, experts = tl.arange(0, TOKENS), tl.arange(0, WIDTH)
     real = (row < tokens)[:, None]
+    if PDL:
+        gdc_launch_dependents()
     if ROUTED:
         hs = tl.arange(0, WIDTH_H)
+        w, bias = router_down_weights(router_down, router_down_bias, hs, experts, h, n)
+        if PDL:
+            gdc_wait()  # what follows needs what the kernel before wrote
         values = tl.load(
             routed + row[:, None] * h + hs[None, :], real & (hs < h)[None, :], other=0.0
         )
-        chosen = router_choice(
-            values, hs, router_down, router_down_bias, experts, tau, h, n, REGRESSION, PRECISION
-        )
+        chosen = router_choice(values, w, bias, experts, tau, n, REGRESSION, PRECISION)
         chosen = (chosen & real).to(tl.int32)
     else:
         inside = real & (experts < n)[None, :]
@@ -255,13 +272,11 @@ def _add(
     hidden,
     listed,
     down,
-    down_bias,
-    out,
+    parts,
     tokens,
     n,
     D_OUT: tl.constexpr,
     E: tl.constexpr,
-    DOWN_BIAS: tl.constexpr,
     TOKENS: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -269,21 +284,44 @@ def _add(
     PDL: tl.constexpr,
 ):
     if PDL:
+        gdc_launch_dependents()
         gdc_wait()
     row, rows = tl.arange(0, TOKENS), tl.arange(0, ROWS)
     real = (row < tokens)[:, None]
-    column = tl.program_id(0) * COLUMNS
-    columns = column + tl.arange(0, COLUMNS)
+    column, part = tl.program_id(0) * COLUMNS, tl.program_id(1)
     y = tl.zeros((TOKENS, COLUMNS), dtype=tl.float32)
-    blocks: tl.constexpr = (E + ROWS - 1) // ROWS
-    for piece in range(0, tl.load(listed) * blocks):
-        place, first = piece // blocks, (piece % blocks) * ROWS
+    for place in range(part, tl.load(listed), tl.num_programs(1)):
         expert = tl.load(listed + 1 + place)
-        w = weight_block(down, expert, first, column, E, D_OUT, ROWS, COLUMNS, False)
-        values = hidden + (row[:, None] * n + place) * E + first + rows[None, :]
-        x = tl.load(values, real & (first + rows < E)[None, :], other=0.0)
-        y = tl.dot(x, w, y, input_precision=PRECISION)
+        for first in range(0, E, ROWS):
+            w = weight_block(down, expert, first, column, E, D_OUT, ROWS, COLUMNS, False)
+            values = hidden + (row[:, None] * n + place) * E + first + rows[None, :]
+            x = tl.load(values, real & (first + rows < E)[None, :], other=0.0)
+            y = tl.dot(x, w, y, input_precision=PRECISION)
+    columns = column + tl.arange(0, COLUMNS)
+    places = parts + (part * tokens + row[:, None]) * D_OUT + columns[None, :]
+    tl.store(places, y, real & (columns < D_OUT)[None, :])
+
+
+@triton.jit
+def _sum(
+    parts,
+    down_bias,
+    out,
+    tokens,
+    number,
+    D_OUT: tl.constexpr,
+    DOWN_BIAS: tl.constexpr,
+    PARTS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    if PDL:
+        gdc_wait()
+    part, token = tl.arange(0, PARTS), tl.program_id(1)
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = (part < number)[:, None] & (columns < D_OUT)[None, :]
+    places = parts + (part[:, None] * tokens + token) * D_OUT + columns[None, :]
+    y = tl.sum(tl.load(places, inside, other=0.0), 0)
     if DOWN_BIAS:
-        y += tl.load(down_bias + columns, columns < D_OUT, other=0.0).to(tl.float32)[None, :]
-    places = out + row[:, None] * D_OUT + columns[None, :]
-    tl.store(places, y.to(out.dtype.element_ty), real & (columns < D_OUT)[None, :])
+        y += tl.load(down_bias + columns, columns < D_OUT, other=0.0).to(tl.float32)
+    tl.store(out + token * D_OUT + columns, y.to(out.dtype.element_ty), columns < D_OUT)

@@ -4,35 +4,41 @@ persistent   many tokens: one kernel, of the parts in `routing` and `tiles`
 decode       up to 16 tokens
 """
 
+from contextlib import nullcontext
+
+import torch
 from torch import Tensor
 
 from d2dmoe.kernels import decode, persistent
 from d2dmoe.kernels.experts import Experts, RouterWeights
 from d2dmoe.kernels.launch import Launch, launch_for
-from d2dmoe.kernels.persistent import ROUTER_EXPERTS
 from d2dmoe.kernels.reference import scores
 from d2dmoe.selection import dynamic_k
+
+WIDEST_ROUTER = 128
+"""Most experts, and most hidden neurons, of a router that the kernels hold in registers."""
 
 
 def expert_ffn(z: Tensor, mask: Tensor, experts: Experts, launch: Launch | None = None) -> Tensor:
     """See `ops.expert_ffn`."""
-    launch = launch or launch_for(z)
-    if len(z) == 0:
-        return z.new_empty(0, experts.d_out)
-    if len(z) <= decode.MAX_TOKENS and not launch.deterministic:
-        return decode.run(z, experts, mask=mask)
-    return persistent.run(z, experts, launch, mask=mask)
+    return _run(z, experts, launch, mask=mask)
 
 
 def dynamic_k_ffn(
     z: Tensor, router: RouterWeights, tau: float, experts: Experts, launch: Launch | None = None
 ) -> Tensor:
     """See `ops.dynamic_k_ffn`."""
-    launch = launch or launch_for(z)
+    if max(router.down.shape) > WIDEST_ROUTER:
+        return _run(z, experts, launch, mask=dynamic_k(scores(z, router), tau))
+    return _run(z, experts, launch, router=router, tau=tau)
+
+
+def _run(z: Tensor, experts: Experts, launch: Launch | None, **selection) -> Tensor:
+    """By the kernel for so many tokens; selected by a mask, or by a router and τ."""
     if len(z) == 0:
         return z.new_empty(0, experts.d_out)
-    if experts.num_experts > ROUTER_EXPERTS:
-        return expert_ffn(z, dynamic_k(scores(z, router), tau), experts, launch)
-    if len(z) <= decode.MAX_TOKENS and not launch.deterministic:
-        return decode.run(z, experts, router=router, tau=tau)
-    return persistent.run(z, experts, launch, router=router, tau=tau)
+    # Triton launches on the current device, which need not be that of z.
+    with torch.cuda.device(z.device) if z.is_cuda else nullcontext():
+        if len(z) <= decode.MAX_TOKENS:
+            return decode.run(z, experts, **selection)
+        return persistent.run(z, experts, launch or launch_for(z, experts), **selection)

@@ -48,12 +48,14 @@ def dynamic_k_ffn(z: Tensor, router: RouterWeights, tau: float, experts: Experts
         [tokens, d_out].
     """
     check_tokens(z, experts)
-    return _dynamic_k_ffn(z.contiguous(), *router, tau, *_flat(experts))
+    weights = (w.contiguous() for w in router[:4])
+    return _dynamic_k_ffn(z.contiguous(), *weights, router.kind, tau, *_flat(experts))
 
 
 def _flat(x: Experts) -> tuple:
-    biases = (x.up_bias, x.gate, x.gate_bias, x.down_bias)
-    return (x.up.contiguous(), x.down.contiguous(), x.activation, *biases)
+    optional = (x.up_bias, x.gate, x.gate_bias, x.down_bias)
+    optional = (None if w is None else w.contiguous() for w in optional)
+    return (x.up.contiguous(), x.down.contiguous(), x.activation, *optional)
 
 
 @torch.library.custom_op("d2dmoe::expert_ffn", mutates_args=(), device_types="cpu")

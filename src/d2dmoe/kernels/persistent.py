@@ -23,11 +23,14 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from d2dmoe.kernels.experts import Experts, RouterWeights
 from d2dmoe.kernels.launch import Launch
-from d2dmoe.kernels.routing import append, fill, precision, router_choice
+from d2dmoe.kernels.routing import (
+    append,
+    fill,
+    precision,
+    router_choice,
+    router_down_weights,
+)
 from d2dmoe.kernels.tiles import add_outputs, hidden_neurons
-
-ROUTER_EXPERTS = 256
-"""Most experts whose scores a program keeps in registers."""
 
 CHUNK = 128  # neurons, of those that one tile's accumulators can hold
 BLOCK = 128  # most tokens of a routing item
@@ -49,7 +52,7 @@ def run(
         experts: of z's dtype.
         launch: how the kernel is launched.
         mask: boolean [tokens, n], contiguous; else the router selects.
-        router: of z's dtype; at most `ROUTER_EXPERTS` experts.
+        router: of z's dtype; at most 128 hidden neurons and experts.
         tau: threshold of dynamic-k.
     """
     n, e = experts.num_experts, experts.expert_size
@@ -66,23 +69,22 @@ def run(
         programs = supers
     else:
         programs = min(launch.programs(z.device), blocks * (1 + n * chunks))
-    tma = launch.tma and all(
-        z.dtype.itemsize * width % 16 == 0 for width in (experts.d_model, experts.d_out)
-    )
+    h = 0 if router is None else router.up.shape[0]
+    width_h = max(16, triton.next_power_of_2(h))
+    gate = experts.up if experts.gate is None else experts.gate
+    router_up = experts.up if router is None else router.up[None]
+    tma = launch.tma and all(map(_aligned, (experts.up, gate, experts.down, router_up)))
 
     def weights(w: Tensor, rows: int, columns: int) -> Tensor | TensorDescriptor:
         return TensorDescriptor.from_tensor(w, [1, rows, columns]) if tma else w
 
-    h = 0 if router is None else router.up.shape[0]
-    width_h = max(16, triton.next_power_of_2(h))
-    router_up = experts.up if router is None else router.up[None]
     _layer[(programs,)](
         z,
         out if mask is None else mask.view(torch.uint8),
         weights(router_up, width_h, launch.block_k),
         *((out,) * 3 if router is None else router[1:4]),
         weights(experts.up, chunk, launch.block_k),
-        weights(experts.up if experts.gate is None else experts.gate, chunk, launch.block_k),
+        weights(gate, chunk, launch.block_k),
         weights(experts.down, chunk, launch.block_n),
         _or(experts.up_bias, out),
         _or(experts.gate_bias, out),
@@ -125,6 +127,11 @@ def run(
         maxnreg=launch.registers,
     )
     return out
+
+
+def _aligned(w: Tensor) -> bool:
+    """Whether the tensor memory accelerator can read blocks of w: rows start at 16 bytes."""
+    return w.data_ptr() % 16 == 0 and w.shape[-1] * w.itemsize % 16 == 0
 
 
 def _or(bias: Tensor | None, other: Tensor) -> Tensor:
@@ -195,9 +202,8 @@ def _route_block(
             PRECISION,
             TMA,
         )
-        chosen = router_choice(
-            hidden, hs, router_down, router_down_bias, experts, tau, H, n, REGRESSION, PRECISION
-        )
+        w, bias = router_down_weights(router_down, router_down_bias, hs, experts, H, n)
+        chosen = router_choice(hidden, w, bias, experts, tau, n, REGRESSION, PRECISION)
         chosen = (chosen & real[:, None]).to(tl.int32)
         append(chosen, rows, experts, tokens, counts, n, superblock)
     else:

@@ -18,34 +18,39 @@ def precision(z: Tensor) -> str:
     three TF32 numbers, whose products lose hardly more than fp32 itself."""
     if z.dtype != torch.float32:
         return "ieee"
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "tf32x3"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
+
+
+@triton.jit
+def router_down_weights(down, down_bias, hs, experts, h, n):
+    """A router's second layer, of its hidden neurons hs and of experts: [H, N], and fp32 [N]."""
+    known = experts < n
+    inside = known[None, :] & (hs < h)[:, None]
+    w = tl.load(down + experts[None, :] * h + hs[:, None], inside, other=0.0)
+    return w, tl.load(down_bias + experts, known, other=0.0).to(tl.float32)
 
 
 @triton.jit
 def router_choice(
     hidden,
-    hs,
-    down,
-    down_bias,
+    w,
+    bias,
     experts,
     tau,
-    h,
     n,
     REGRESSION: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Dynamic-k of the router's hidden neurons hs [T, H]: boolean [T, experts], false beyond n."""
-    known = experts < n
-    w = tl.load(down + experts[None, :] * h + hs[:, None], known[None, :] & (hs < h)[:, None], 0.0)
-    scores = tl.dot(hidden, w, input_precision=PRECISION)
-    scores += tl.load(down_bias + experts, known, 0.0).to(tl.float32)[None, :]
+    """Dynamic-k of the router's hidden neurons [T, H]: boolean [T, experts], false beyond n."""
+    scores = tl.dot(hidden, w, input_precision=PRECISION) + bias[None, :]
     if REGRESSION:
         scores = tl.abs(scores)
     else:
         scores = tl.sigmoid(scores)
-    scores = tl.where(known[None, :], scores, -1.0)
+    known = (experts < n)[None, :]
+    scores = tl.where(known, scores, -1.0)
     largest = tl.max(scores, 1)[:, None]
-    return (scores >= tau * largest) & ((largest > 0) | (tau == 0)) & known[None, :]
+    return (scores >= tau * largest) & ((largest > 0) | (tau == 0)) & known
 
 
 @triton.jit

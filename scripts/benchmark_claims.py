@@ -1,0 +1,11 @@
+from pathlib import Path
+
+import pandas as pd
+
+from d2dmoe.claims import COLUMNS, wall_clock_ledger
+from d2dmoe.csvfile import write_csv
+from d2dmoe.job import job
+
+with job(snakemake):
+    tables = [pd.read_csv(path) for path in snakemake.input]
+    write_csv(Path(snakemake.output[0]), wall_clock_ledger(tables), COLUMNS)

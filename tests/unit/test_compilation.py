@@ -1,0 +1,104 @@
+"""What the kernels are compiled to for an H100, which needs none: the compiler runs on any machine.
+
+Elsewhere in these tests Triton interprets kernels. It decides that when it is imported, so that
+they are compiled in a process of their own, which this file is the program of.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import pytest
+
+pytest.importorskip("triton", reason="this platform has no Triton")
+
+
+SHARED_MEMORY = 227 * 2**10  # bytes, of an H100's multiprocessor for one program
+
+
+class Kernel(NamedTuple):
+    ptx: str
+    shared: int
+
+
+@pytest.fixture(scope="module")
+def kernels() -> dict[str, Kernel]:
+    """Those of routed layers, ungated in bf16 and gated in fp32, by name and dtype."""
+    call = [sys.executable, __file__]
+    env = os.environ | {"TRITON_INTERPRET": "0"}
+    done = subprocess.run(call, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = {}
+    for part in done.stdout.split("// kernel ")[1:]:
+        about, ptx = part.split("\n", 1)
+        name, dtype, shared = about.split()
+        found[f"{name} {dtype}"] = Kernel(ptx, int(shared))
+    return found
+
+
+@pytest.fixture(scope="module")
+def ptx(kernels) -> dict[str, str]:
+    """PTX of the bf16 layer's kernels, by name."""
+    return {key.split()[0]: kernel.ptx for key, kernel in kernels.items() if "bfloat16" in key}
+
+
+def test_every_kernel_fits_into_a_multiprocessor(kernels):
+    names = {"_layer", "_router_hidden", "_activate", "_add", "_sum"}
+    assert {key.split()[0] for key in kernels} == names
+    assert {key: k.shared for key, k in kernels.items() if k.shared > SHARED_MEMORY} == {}
+
+
+def test_the_experts_run_on_the_tensor_cores_and_add_eight_numbers_at_once(ptx):
+    layer = ptx["_layer"]
+    assert "wgmma.mma_async" in layer and "cp.async.bulk.tensor" in layer
+    assert re.search(r"red\.global\.gpu\.relaxed\.add\.noftz\.v8\.bf16 ", layer)
+
+
+def test_a_superblock_is_released_by_its_routing_and_acquired_by_its_tiles(ptx):
+    """In between, lists are read past the L1 cache."""
+    assert re.search(r"bar\.sync[^@]*@\S+ (red|atom)\.global\.gpu\.release\.add", ptx["_layer"])
+    assert re.search(r"(ld|atom)\.global\.gpu\.acquire", ptx["_layer"])
+    assert "ld.global.cg" in ptx["_layer"]
+
+
+def test_decoding_multiplies_on_the_tensor_cores(ptx):
+    assert {"_router_hidden", "_activate", "_add"} <= ptx.keys()
+    assert "mma.sync" in ptx["_activate"] and "mma.sync" in ptx["_add"]
+
+
+def main() -> None:
+    """Call the layer as on a GPU, but print its kernels instead of launching them."""
+    import torch
+    from small_kernels import make_experts, make_router, make_tokens
+    from triton.backends.compiler import GPUTarget
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    from d2dmoe.kernels import decode, persistent
+    from d2dmoe.kernels.launch import Launch
+
+    device = {"get_current_device": lambda: 0, "get_current_stream": lambda _device: 0}
+    target = GPUTarget("cuda", 90, 32)
+    driver.set_active(SimpleNamespace(**device, get_current_target=lambda: target))
+    run = JITFunction.run
+
+    def compile_only(self, *args, grid, warmup, **options) -> None:
+        kernel = run(self, *args, grid=grid, warmup=True, **options)
+        about = f"{self.__name__} {args[0].dtype} {kernel.metadata.shared}"
+        print(f"// kernel {about}\n{kernel.asm['ptx']}")
+
+    JITFunction.run = compile_only
+    launches = {torch.bfloat16: Launch(), torch.float32: Launch(block_k=32, registers=None)}
+    for form, (dtype, launch) in zip(("relu", "glu"), launches.items(), strict=True):
+        experts = make_experts(form, 24, 128, d_model=256, d_out=256, dtype=dtype)
+        router = make_router(24, 128, 256, "regression", dtype=dtype)
+        z = make_tokens(4097, 256, dtype=dtype)
+        persistent.run(z, experts, launch, router=router, tau=0.5)
+        decode.run(z[:4], experts, router=router, tau=0.5)
+
+
+if __name__ == "__main__":
+    main()
