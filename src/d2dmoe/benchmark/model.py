@@ -113,6 +113,9 @@ def _inputs(
     inputs = {"input_ids": torch.randint(cfg.vocab_size, (batch, cfg.size), device=device)}
     if cfg.model.data_kind == "corpus":
         inputs["past_key_values"] = KeepNothing()
+    else:  # as texts of several lengths need; ready made, or some versions look into it
+        shape = (batch, 1, cfg.size, cfg.size)
+        inputs["attention_mask"] = torch.ones(shape, dtype=torch.bool, device=device)
     return inputs, batch * cfg.size
 
 
