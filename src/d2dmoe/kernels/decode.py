@@ -24,16 +24,12 @@ from d2dmoe.kernels.routing import precision, router_choice, router_down_weights
 from d2dmoe.kernels.tiles import hidden_neurons, weight_block
 
 MAX_TOKENS = 16
-NEURONS = 32  # that a program computes at a time
-STAGES, WARPS = 5, 4
 ELEMENTS = 8192  # of the router's first matrix that a program has in registers
 PER_PROCESSOR = 2  # programs of `_activate` for a multiprocessor
-COLUMNS = 64  # of the output, that a program adds to
-ROWS = 128  # of W2, that a program multiplies at a time
-AWARPS, ASTAGES = 4, 2
+NEURONS = 32  # that one of them computes at a time
+ROWS = 128  # of W2, that a program of `_add` multiplies at a time
+COLUMNS = 64  # of the output, that a program of `_add` or `_sum` makes
 PARTS = 16  # of the experts' sum, each of every so-manieth chosen expert
-SUM_COLUMNS = 64
-PDL = True
 
 
 def run(
@@ -44,14 +40,26 @@ def run(
     tau: float = 0.0,
 ) -> Tensor:
     """As `persistent.run`, for up to `MAX_TOKENS` tokens."""
-    tokens, n, e, d_out = len(z), experts.num_experts, experts.expert_size, experts.d_out
-    hidden = torch.empty(tokens, n, e, dtype=z.dtype, device=z.device)  # by place in the list
-    listed = torch.empty(
-        1 + n, dtype=torch.int32, device=z.device
-    )  # chosen experts, after how many
+    pdl = _launches_early(z.device)
+    hidden, listed = _activations(z, experts, mask, router, tau, pdl)
+    return _outputs(hidden, listed, experts, pdl)
+
+
+def _activations(
+    z: Tensor,
+    experts: Experts,
+    mask: Tensor | None,
+    router: RouterWeights | None,
+    tau: float,
+    pdl: bool,
+) -> tuple[Tensor, Tensor]:
+    """Hidden neurons of the chosen experts, one after the other, [tokens, n, e], zero for tokens
+    that did not choose the expert; and those experts, after their number, int32 [1 + n]. What is
+    beyond them is undefined."""
+    tokens, n, e = len(z), experts.num_experts, experts.expert_size
+    hidden = torch.empty(tokens, n, e, dtype=z.dtype, device=z.device)
+    listed = torch.empty(1 + n, dtype=torch.int32, device=z.device)
     h = 0 if router is None else router.up.shape[0]
-    pdl = PDL and _launches_early(z.device)
-    early = {"launch_pdl": True} if pdl else {}
     routed = z if router is None else _route(z, router, pdl)
     pieces = triton.cdiv(e, NEURONS)
     _activate[(min(n * pieces, PER_PROCESSOR * processors(z.device)),)](
@@ -80,17 +88,23 @@ def run(
         GATE_BIAS=experts.gate_bias is not None,
         TOKENS=MAX_TOKENS,
         NEURONS=NEURONS,
-        BLOCK_K=512 // z.itemsize,  # four stages of a gated layer must fit in shared memory
+        BLOCK_K=512 // z.itemsize,  # five stages of a gated layer must fit in shared memory
         WIDTH_H=max(16, triton.next_power_of_2(h)),
         WIDTH=max(16, triton.next_power_of_2(n)),
         PRECISION=precision(z),
         PDL=pdl,
-        num_warps=WARPS,
-        num_stages=STAGES,
-        **(early if router is not None else {}),
+        num_warps=4,
+        num_stages=5,
+        **_early(pdl and router is not None),
     )
-    number = min(n, PARTS)
-    parts = torch.empty(number, tokens, d_out, dtype=torch.float32, device=z.device)
+    return hidden, listed
+
+
+def _outputs(hidden: Tensor, listed: Tensor, experts: Experts, pdl: bool) -> Tensor:
+    """The outputs [tokens, d_out] of what `_activations` gives."""
+    tokens, n, e = hidden.shape
+    d_out, number = experts.d_out, min(n, PARTS)
+    parts = hidden.new_empty(number, tokens, d_out, dtype=torch.float32)
     _add[(triton.cdiv(d_out, COLUMNS), number)](
         hidden,
         listed,
@@ -103,26 +117,26 @@ def run(
         TOKENS=MAX_TOKENS,
         ROWS=min(ROWS, max(16, triton.next_power_of_2(e))),
         COLUMNS=COLUMNS,
-        PRECISION=precision(z),
+        PRECISION=precision(hidden),
         PDL=pdl,
-        num_warps=AWARPS,
-        num_stages=ASTAGES,
-        **early,
+        num_warps=4,
+        num_stages=2,
+        **_early(pdl),
     )
-    out = z.new_empty(tokens, d_out)
-    _sum[(triton.cdiv(d_out, SUM_COLUMNS), tokens)](
+    out = hidden.new_empty(tokens, d_out)
+    _sum[(triton.cdiv(d_out, COLUMNS), tokens)](
         parts,
-        z if experts.down_bias is None else experts.down_bias,
+        parts if experts.down_bias is None else experts.down_bias,
         out,
         tokens,
         number,
         D_OUT=d_out,
         DOWN_BIAS=experts.down_bias is not None,
         PARTS=triton.next_power_of_2(number),
-        COLUMNS=SUM_COLUMNS,
+        COLUMNS=COLUMNS,
         PDL=pdl,
         num_warps=4,
-        **early,
+        **_early(pdl),
     )
     return out
 
@@ -150,7 +164,13 @@ def _route(z: Tensor, router: RouterWeights, pdl: bool) -> Tensor:
 
 @cache
 def _launches_early(device: torch.device) -> bool:
+    """Whether a kernel may be launched before the one ahead of it has ended (programmatic dependent
+    launch): it waits itself, by `gdc_wait`, before it reads what that one wrote."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def _early(pdl: bool) -> dict[str, bool]:
+    return {"launch_pdl": True} if pdl else {}  # Triton's interpreter does not know the option
 
 
 @triton.jit
