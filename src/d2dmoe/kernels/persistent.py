@@ -59,8 +59,9 @@ def run(
     chunk = min(CHUNK, max(16, triton.next_power_of_2(e)))
     chunks = triton.cdiv(e, chunk)
     block = min(BLOCK, launch.tile)
-    blocks, supers = triton.cdiv(len(z), block), triton.cdiv(len(z), launch.superblock)
-    superblock = block * triton.cdiv(blocks, supers)  # all alike
+    blocks = triton.cdiv(len(z), block)
+    per_super = triton.cdiv(blocks, triton.cdiv(len(z), launch.superblock))  # all alike
+    superblock, supers = block * per_super, triton.cdiv(blocks, per_super)
     out = z.new_empty(len(z), experts.d_out)
     tokens = torch.empty(supers, n, superblock, dtype=torch.int32, device=z.device)
     # The next item, and by superblock the blocks that are routed and each expert's tokens.
@@ -216,6 +217,88 @@ def _route_block(
 
 
 @triton.jit
+def _run_tile(
+    piece,
+    count,
+    z,
+    up,
+    gate,
+    down,
+    up_bias,
+    gate_bias,
+    out,
+    tokens,
+    superblock,
+    D_MODEL: tl.constexpr,
+    D_OUT: tl.constexpr,
+    E: tl.constexpr,
+    ACTIVATION: tl.constexpr,
+    GATED: tl.constexpr,
+    UP_BIAS: tl.constexpr,
+    GATE_BIAS: tl.constexpr,
+    DETERMINISTIC: tl.constexpr,
+    TILE: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    WIDTH: tl.constexpr,
+    PRECISION: tl.constexpr,
+    TMA: tl.constexpr,
+):
+    """A chunk of the neurons of an expert for one tile; the pieces of a superblock are counted tile
+    by tile and expert by expert. `count` [WIDTH] and `tokens` are the superblock's."""
+    tile, first = piece // CHUNKS, (piece % CHUNKS) * CHUNK
+    row, experts = tl.arange(0, TILE), tl.arange(0, WIDTH)
+    tiles = (count + TILE - 1) // TILE
+    ends = tl.cumsum(tiles, 0)
+    expert = tl.sum((ends <= tile).to(tl.int32), 0)
+    here = experts == expert
+    place = (tile - tl.sum(tl.where(here, ends - tiles, 0), 0)) * TILE + row
+    real = place < tl.sum(tl.where(here, count, 0), 0)
+    # Past the L1 cache, which knows nothing of other programs' writes.
+    listed = tokens + tl.cast(expert, tl.int64) * superblock + place
+    token = tl.load(listed, real, other=0, cache_modifier=".cg").to(tl.int64)
+    hidden = hidden_neurons(
+        z + token[:, None] * D_MODEL,
+        up,
+        gate,
+        up_bias,
+        gate_bias,
+        expert,
+        first,
+        D_MODEL,
+        E,
+        CHUNK,
+        ACTIVATION,
+        GATED,
+        UP_BIAS,
+        GATE_BIAS,
+        BLOCK_K,
+        PRECISION,
+        TMA,
+    )
+    add_outputs(
+        hidden,
+        down,
+        out,
+        token,
+        real,
+        expert,
+        first,
+        D_OUT,
+        E,
+        CHUNK,
+        BLOCK_N,
+        PRECISION,
+        TMA,
+        not DETERMINISTIC,
+    )
+    if DETERMINISTIC:
+        tl.debug_barrier()  # the next tile may add to the same rows by other threads
+
+
+@triton.jit
 def _layer(
     z,
     mask,
@@ -268,7 +351,7 @@ def _layer(
         first_super, last_super = tl.program_id(0), tl.program_id(0) + 1
     routed, counts = state + 1, state + 1 + supers
     per_super = superblock // BLOCK
-    row, experts = tl.arange(0, TILE), tl.arange(0, WIDTH)
+    experts = tl.arange(0, WIDTH)
     base = 0  # items before those at hand
     ticket = _next(-1, state, DETERMINISTIC)
     for step in range(first_super, last_super + AHEAD):
@@ -314,55 +397,37 @@ def _layer(
             number = tl.minimum(blocks - at * per_super, per_super)
             while tl.atomic_add(routed + at, 0, sem="acquire") < number:
                 pass
-            # Past the L1 cache, which knows nothing of other programs' writes.
             count = tl.load(counts + at * n + experts, experts < n, other=0, cache_modifier=".cg")
-            tiles = (count + TILE - 1) // TILE
-            ends = tl.cumsum(tiles, 0)
-            number = tl.sum(tiles, 0) * CHUNKS
+            number = tl.sum((count + TILE - 1) // TILE, 0) * CHUNKS
             while ticket < base + number:
-                tile, chunk = (ticket - base) // CHUNKS, (ticket - base) % CHUNKS
-                expert = tl.sum((ends <= tile).to(tl.int32), 0)
-                here = experts == expert
-                place = (tile - tl.sum(tl.where(here, ends - tiles, 0), 0)) * TILE + row
-                real = place < tl.sum(tl.where(here, count, 0), 0)
-                segment = tokens + (at * n + expert).to(tl.int64) * superblock
-                token = tl.load(segment + place, real, other=0, cache_modifier=".cg").to(tl.int64)
-                hidden = hidden_neurons(
-                    z + token[:, None] * D_MODEL,
+                _run_tile(
+                    ticket - base,
+                    count,
+                    z,
                     up,
                     gate,
+                    down,
                     up_bias,
                     gate_bias,
-                    expert,
-                    chunk * CHUNK,
+                    out,
+                    tokens + tl.cast(at * n, tl.int64) * superblock,
+                    superblock,
                     D_MODEL,
+                    D_OUT,
                     E,
-                    CHUNK,
                     ACTIVATION,
                     GATED,
                     UP_BIAS,
                     GATE_BIAS,
-                    BLOCK_K,
-                    PRECISION,
-                    TMA,
-                )
-                add_outputs(
-                    hidden,
-                    down,
-                    out,
-                    token,
-                    real,
-                    expert,
-                    chunk * CHUNK,
-                    D_OUT,
-                    E,
+                    DETERMINISTIC,
+                    TILE,
                     CHUNK,
+                    CHUNKS,
+                    BLOCK_K,
                     BLOCK_N,
+                    WIDTH,
                     PRECISION,
                     TMA,
-                    not DETERMINISTIC,
                 )
-                if DETERMINISTIC:
-                    tl.debug_barrier()  # the next tile may add to the same rows by other threads
                 ticket = _next(ticket, state, DETERMINISTIC)
             base += number
