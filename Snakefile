@@ -49,6 +49,7 @@ localrules:  # seconds each: on a cluster they run where snakemake runs
     figure_3,
     figure_4,
     figure_4_all_tasks,
+    benchmark_table,
     benchmark_claims,
     figure_5,
     figure_11,

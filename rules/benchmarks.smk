@@ -3,14 +3,14 @@
 
 rule benchmark_cpu:
     input:
-        benchmark_masks("cpu"),
+        lambda w: benchmark_masks("cpu", w.entry),
     output:
-        "results/benchmarks/cpu.csv",
+        "results/benchmarks/cpu/{entry}.csv",
     log:
-        "results/logs/benchmarks/cpu.log",
+        "results/logs/benchmarks/cpu/{entry}.log",
     threads: workflow.cores  # nothing beside it, or the times are worth nothing
     params:
-        cfg=benchmark_cfg("cpu"),
+        cfg=lambda w: plain(BENCHMARKS["cpu"][w.entry]),
         code=code("benchmark_layer"),
     script:
         "../scripts/benchmark_layer.py"
@@ -18,16 +18,16 @@ rule benchmark_cpu:
 
 rule benchmark_gpu:
     input:
-        benchmark_masks("layer"),
+        lambda w: benchmark_masks("layer", w.entry),
     output:
-        "results/benchmarks/layer.csv",
+        "results/benchmarks/layer/{entry}.csv",
     log:
-        "results/logs/benchmarks/layer.log",
+        "results/logs/benchmarks/layer/{entry}.log",
     threads: workflow.cores
     resources:
         gpu=1,
     params:
-        cfg=benchmark_cfg("layer"),
+        cfg=lambda w: plain(BENCHMARKS["layer"][w.entry]),
         code=code("benchmark_layer"),
     script:
         "../scripts/benchmark_layer.py"
@@ -35,16 +35,16 @@ rule benchmark_gpu:
 
 rule benchmark_model:
     input:
-        benchmark_masks("model"),
+        lambda w: benchmark_masks("model", w.entry),
     output:
-        "results/benchmarks/model.csv",
+        "results/benchmarks/model/{entry}.csv",
     log:
-        "results/logs/benchmarks/model.log",
+        "results/logs/benchmarks/model/{entry}.log",
     threads: workflow.cores
     resources:
         gpu=1,
     params:
-        cfg=benchmark_cfg("model"),
+        cfg=lambda w: plain(BENCHMARKS["model"][w.entry]),
         code=code("benchmark_model"),
     script:
         "../scripts/benchmark_model.py"
@@ -52,17 +52,33 @@ rule benchmark_model:
 
 rule benchmark_decode:
     output:
-        "results/benchmarks/decode.csv",
+        "results/benchmarks/decode/{entry}.csv",
     log:
-        "results/logs/benchmarks/decode.log",
+        "results/logs/benchmarks/decode/{entry}.log",
     threads: workflow.cores
     resources:
         gpu=1,
     params:
-        cfg=benchmark_cfg("decode"),
+        cfg=lambda w: plain(BENCHMARKS["decode"][w.entry]),
         code=code("benchmark_decode"),
     script:
         "../scripts/benchmark_decode.py"
+
+
+rule benchmark_table:
+    input:
+        lambda w: [entry["path"] for entry in benchmark_entries(w.table)],
+    output:
+        "results/benchmarks/{table}.csv",
+    log:
+        "results/logs/benchmarks/{table}.log",
+    wildcard_constraints:
+        table="|".join(BENCHMARKS),
+    params:
+        entries=lambda w: benchmark_entries(w.table),
+        code=code("gather"),
+    script:
+        "../scripts/gather.py"
 
 
 if CONFIG.benchmarks.masks:

@@ -363,15 +363,14 @@ BENCHMARKS = {
 }
 
 
-def benchmark_cfg(name):
-    """Options of a benchmark's entries."""
-    return {entry: plain(cfg) for entry, cfg in BENCHMARKS[name].items()}
+def benchmark_entries(table):
+    """The tables of a benchmark's entries."""
+    return [{"path": f"results/benchmarks/{table}/{entry}.csv"} for entry in BENCHMARKS[table]]
 
 
-def benchmark_masks(name):
+def benchmark_masks(table, entry):
     """The recorded masks, where an entry of a benchmark follows them."""
-    converted = any(x.converted for x in BENCHMARKS[name].values())
-    return "results/benchmarks/masks.safetensors" if converted else []
+    return "results/benchmarks/masks.safetensors" if BENCHMARKS[table][entry].converted else []
 
 
 def masks_model():

@@ -6,7 +6,6 @@ from d2dmoe.csvfile import write_csv
 from d2dmoe.run import timed_job
 
 with timed_job(snakemake) as device:
-    rows = []
-    for name, cfg in snakemake.params.cfg.items():
-        rows += decode_rows(name, decode_benchmark(cfg), device)
+    cfg = decode_benchmark(snakemake.params.cfg)
+    rows = decode_rows(snakemake.wildcards.entry, cfg, device)
     write_csv(Path(snakemake.output[0]), rows, COLUMNS)

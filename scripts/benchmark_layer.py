@@ -7,6 +7,6 @@ from d2dmoe.csvfile import write_csv
 from d2dmoe.run import timed_job
 
 with timed_job(snakemake) as device:
-    cfgs = [LayerBenchmark(**cfg) for cfg in snakemake.params.cfg.values()]
-    rows = all_rows(cfgs, device, load_points(snakemake.input))
+    cfg = LayerBenchmark(**snakemake.params.cfg)
+    rows = all_rows(cfg, device, load_points(snakemake.input))
     write_csv(Path(snakemake.output[0]), rows, COLUMNS)

@@ -7,7 +7,6 @@ from d2dmoe.csvfile import write_csv
 from d2dmoe.run import timed_job
 
 with timed_job(snakemake) as device:
-    points, rows = load_points(snakemake.input), []
-    for name, cfg in snakemake.params.cfg.items():
-        rows += model_rows(name, ModelBenchmark(**cfg), device, points)
+    cfg = ModelBenchmark(**snakemake.params.cfg)
+    rows = model_rows(snakemake.wildcards.entry, cfg, device, load_points(snakemake.input))
     write_csv(Path(snakemake.output[0]), rows, COLUMNS)

@@ -135,7 +135,8 @@ def test_functions_are_timed_in_turn():
 
 def test_the_figure_has_a_panel_per_layer_format_and_mask(tmp_path):
     layers = [cfg(masks=["bernoulli", "clustered"]), cfg(gated=True)]
-    write_csv(tmp_path / "cpu.csv", all_rows(layers, CPU, {}), COLUMNS)
+    rows = [row for layer in layers for row in all_rows(layer, CPU, {})]
+    write_csv(tmp_path / "cpu.csv", rows, COLUMNS)
 
     def titles(part: str) -> list[str]:
         figure = draw(tmp_path / "cpu.csv", layers=part)
@@ -149,7 +150,7 @@ def test_the_figure_has_a_panel_per_layer_format_and_mask(tmp_path):
 
 
 def test_the_figures_legend_names_every_backend(tmp_path):
-    write_csv(tmp_path / "cpu.csv", all_rows([cfg()], CPU, {}), COLUMNS)
+    write_csv(tmp_path / "cpu.csv", all_rows(cfg(), CPU, {}), COLUMNS)
     table = pd.read_csv(tmp_path / "cpu.csv")
     dense = table[table["backend"] == "dense_eager"]
     of_gpu = [dense.assign(backend=name) for name in ("dense_addmm", "dense_compiled")]

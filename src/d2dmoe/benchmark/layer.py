@@ -14,7 +14,7 @@ On CUDA all are replays of CUDA graphs, so that neither Python nor launches coun
 """
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -47,15 +47,14 @@ class Layer(NamedTuple):
 
 
 def all_rows(
-    cfgs: Iterable[LayerBenchmark], device: torch.device, points: Mapping[str, Tensor]
+    cfg: LayerBenchmark, device: torch.device, points: Mapping[str, Tensor]
 ) -> list[dict[str, Any]]:
-    """The rows of several layers, each in all of its number formats; see `layer_rows`."""
+    """The rows of a layer in all of its number formats; see `layer_rows`."""
     rows = []
-    for cfg in cfgs:
-        for dtype in cfg.dtypes:
-            rows += layer_rows(cfg, dtype, device, points)
-            gc.collect()
-            torch.cuda.empty_cache()  # the graphs' memory, which no other layer could use
+    for dtype in cfg.dtypes:
+        rows += layer_rows(cfg, dtype, device, points)
+        gc.collect()
+        torch.cuda.empty_cache()  # the graphs' memory, which the next format could not use
     return rows
 
 

@@ -8,6 +8,7 @@ from pydantic import Field, TypeAdapter, model_validator
 from d2dmoe.config.base import Strict
 from d2dmoe.config.model import GPT2Config, ModelConfig
 
+Entry = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]  # names files
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Batches = Annotated[list[Annotated[int, Field(gt=0)]], Field(min_length=1)]
 
@@ -156,8 +157,8 @@ class MasksConfig(Strict):
 class BenchmarksConfig(Strict):
     """Wall-clock benchmarks."""
 
-    cpu: dict[str, LayerBenchmark] = Field({}, description="Layers timed on the CPU")
-    gpu: dict[str, LayerBenchmark] = Field({}, description="Layers timed on a CUDA device")
-    models: dict[str, ModelBenchmark] = Field({}, description="Models timed on a CUDA device")
-    decode: dict[str, DecodeBenchmark] = Field({}, description="Decoding timed on a CUDA device")
+    cpu: dict[Entry, LayerBenchmark] = Field({}, description="Layers timed on the CPU")
+    gpu: dict[Entry, LayerBenchmark] = Field({}, description="Layers timed on a CUDA device")
+    models: dict[Entry, ModelBenchmark] = Field({}, description="Models timed on a CUDA device")
+    decode: dict[Entry, DecodeBenchmark] = Field({}, description="Decoding timed on a CUDA device")
     masks: MasksConfig | None = Field(None, description="Selections of a converted model")
