@@ -63,12 +63,11 @@ def _activated(neurons, experts: Experts) -> Tensor:
     return activate(neurons(experts.gate, experts.gate_bias), experts.activation) * hidden
 
 
-def outside(z: Tensor, experts: Experts, dtype: torch.dtype | None = None) -> Tensor:
-    """What each token gets without any expert, in memory of its own: [tokens, d_out], of z's dtype
-    unless another is given."""
+def outside(z: Tensor, experts: Experts) -> Tensor:
+    """What each token gets without any expert, in memory of its own: [tokens, d_out]."""
     if experts.down_bias is None:
-        return z.new_zeros(len(z), experts.d_out, dtype=dtype)
-    return experts.down_bias.to(dtype or z.dtype).repeat(len(z), 1)
+        return z.new_zeros(len(z), experts.d_out)
+    return experts.down_bias.to(z.dtype).repeat(len(z), 1)
 
 
 def scores(z: Tensor, router: RouterWeights) -> Tensor:
