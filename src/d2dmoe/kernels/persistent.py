@@ -5,6 +5,9 @@ of its experts:
 
     R_0  R_1  (R_2  T_0)  (R_3  T_1)  (R_4  T_2)  …
 
+Before T_0 stands, where the tokens are many, W: W2's columns are put in the order in which threads
+add 16 bytes at once, by programs that would otherwise wait for R_0.
+
 Programs take items in this order. Routing is bound by memory and runs beside the experts of earlier
 superblocks, bound by the tensor cores. How many tiles a superblock has is known once its routing is
 done: who reaches T_s waits for that, and never in vain, since items that came before were taken by
@@ -30,10 +33,12 @@ from d2dmoe.kernels.routing import (
     router_choice,
     router_down_weights,
 )
-from d2dmoe.kernels.tiles import add_outputs, hidden_neurons
+from d2dmoe.kernels.tiles import add_outputs, fence_for_tma, hidden_neurons, order_columns
 
 CHUNK = 128  # neurons, of those that one tile's accumulators can hold
 BLOCK = 128  # most tokens of a routing item
+PER_NEURON = 4  # tokens for each of the experts' neurons from which on W2 is put in order
+PIECE = 8192  # pairs of W2's numbers that an item puts in order
 MASK_WIDTH = 64  # experts of a mask that are looked at together
 
 
@@ -64,8 +69,11 @@ def run(
     superblock, supers = block * per_super, triton.cdiv(blocks, per_super)
     out = z.new_empty(len(z), experts.d_out)
     tokens = torch.empty(supers, n, superblock, dtype=torch.int32, device=z.device)
-    # The next item, and by superblock the blocks that are routed and each expert's tokens.
-    state = torch.zeros(1 + supers * (1 + n), dtype=torch.int32, device=z.device)
+    group = _group(len(z), experts, launch)
+    down = torch.empty_like(experts.down) if group else experts.down  # as tiles read it
+    # The next item, pieces of W2 that are in order, and by superblock the blocks that are routed
+    # and each expert's tokens.
+    state = torch.zeros(2 + supers * (1 + n), dtype=torch.int32, device=z.device)
     if launch.deterministic:
         programs = supers
     else:
@@ -86,7 +94,8 @@ def run(
         *((out,) * 3 if router is None else router[1:4]),
         weights(experts.up, chunk, launch.block_k),
         weights(gate, chunk, launch.block_k),
-        weights(experts.down, chunk, launch.block_n),
+        weights(down, chunk, launch.block_n),
+        *((_pairs(experts.down), _pairs(down)) if group else (out, out)),
         _or(experts.up_bias, out),
         _or(experts.gate_bias, out),
         _or(experts.down_bias, out),
@@ -96,6 +105,7 @@ def run(
         len(z),
         tau,
         n,
+        down.numel() // 2 if group else 0,
         blocks,
         supers,
         superblock,
@@ -123,11 +133,27 @@ def run(
         MASK_WIDTH=min(MASK_WIDTH, max(16, triton.next_power_of_2(n))),
         PRECISION=precision(z),
         TMA=tma,
+        GROUP=group,
+        PIECE=PIECE,
+        WARPS=min(launch.num_warps, launch.tile // 16),
         num_warps=launch.num_warps,
         num_stages=launch.num_stages,
         maxnreg=launch.registers,
     )
     return out
+
+
+def _group(tokens: int, experts: Experts, launch: Launch) -> int:
+    """How many of W2's columns are reordered together, so that a thread of the tensor cores has 16
+    bytes of neighbours; 0 where that gains less than it costs."""
+    group = 64 // experts.down.itemsize
+    few = tokens < PER_NEURON * experts.num_experts * experts.expert_size
+    return 0 if few or launch.deterministic or experts.d_out % group else group
+
+
+def _pairs(w: Tensor) -> Tensor:
+    """Pairs of neighbours, each one integer."""
+    return w.view(torch.int64 if w.itemsize == 4 else torch.int32)
 
 
 def _aligned(w: Tensor) -> bool:
@@ -181,7 +207,6 @@ def _route_block(
 ):
     rows = block * BLOCK + tl.arange(0, BLOCK)
     real = rows < num_tokens
-    fill(out, init, rows, real, D_OUT, HAS_INIT)
     if ROUTED:
         hs, experts = tl.arange(0, WIDTH_H), tl.arange(0, WIDTH)
         hidden = hidden_neurons(  # the router's first layer is as an expert's
@@ -214,6 +239,8 @@ def _route_block(
             places = mask + rows[:, None].to(tl.int64) * n + experts[None, :]
             chosen = tl.load(places, inside, other=0).to(tl.int32)
             append(chosen, rows, experts, tokens, counts, n, superblock)
+    # Last, or loads would queue behind its stores.
+    fill(out, init, rows, real, D_OUT, HAS_INIT)
 
 
 @triton.jit
@@ -245,6 +272,8 @@ def _run_tile(
     WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
     TMA: tl.constexpr,
+    GROUP: tl.constexpr,
+    WARPS: tl.constexpr,
 ):
     """A chunk of the neurons of an expert for one tile; the pieces of a superblock are counted tile
     by tile and expert by expert. `count` [WIDTH] and `tokens` are the superblock's."""
@@ -282,8 +311,7 @@ def _run_tile(
         hidden,
         down,
         out,
-        token,
-        real,
+        tl.where(real, token, -1),
         expert,
         first,
         D_OUT,
@@ -293,6 +321,8 @@ def _run_tile(
         PRECISION,
         TMA,
         not DETERMINISTIC,
+        GROUP,
+        WARPS,
     )
     if DETERMINISTIC:
         tl.debug_barrier()  # the next tile may add to the same rows by other threads
@@ -309,6 +339,8 @@ def _layer(
     up,
     gate,
     down,
+    down_pairs,
+    ordered_pairs,
     up_bias,
     gate_bias,
     down_bias,
@@ -318,6 +350,7 @@ def _layer(
     num_tokens,
     tau,
     n,
+    pairs,
     blocks,
     supers,
     superblock,
@@ -345,11 +378,14 @@ def _layer(
     MASK_WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
     TMA: tl.constexpr,
+    GROUP: tl.constexpr,
+    PIECE: tl.constexpr,
+    WARPS: tl.constexpr,
 ):
     first_super, last_super = 0, supers
     if DETERMINISTIC:
         first_super, last_super = tl.program_id(0), tl.program_id(0) + 1
-    routed, counts = state + 1, state + 1 + supers
+    ordered, routed, counts = state + 1, state + 2, state + 2 + supers
     per_super = superblock // BLOCK
     experts = tl.arange(0, WIDTH)
     base = 0  # items before those at hand
@@ -393,6 +429,20 @@ def _layer(
                 ticket = _next(ticket, state, DETERMINISTIC)
             base += number
         at = step - AHEAD  # superblock
+        if GROUP:
+            if at == 0:
+                number = tl.cdiv(pairs, PIECE)
+                while ticket < base + number:
+                    piece = (ticket - base) * PIECE
+                    order_columns(down_pairs, ordered_pairs, piece, pairs, GROUP, PIECE)
+                    tl.debug_barrier()
+                    tl.atomic_add(ordered, 1, sem="release")
+                    ticket = _next(ticket, state, DETERMINISTIC)
+                base += number
+                while tl.atomic_add(ordered, 0, sem="acquire") < number:
+                    pass
+                if TMA:
+                    fence_for_tma()
         if at >= first_super:
             number = tl.minimum(blocks - at * per_super, per_super)
             while tl.atomic_add(routed + at, 0, sem="acquire") < number:
@@ -428,6 +478,8 @@ def _layer(
                     WIDTH,
                     PRECISION,
                     TMA,
+                    GROUP,
+                    WARPS,
                 )
                 ticket = _next(ticket, state, DETERMINISTIC)
             base += number

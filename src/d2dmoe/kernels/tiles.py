@@ -100,12 +100,49 @@ def hidden_neurons(
 
 
 @triton.jit
+def order_columns(pairs, ordered, first, size, GROUP: tl.constexpr, PIECE: tl.constexpr):
+    """Put PIECE pairs of W2's numbers, from the first on, in the order of `by_vectors`: where a
+    product's thread j has its pair i of a group, goes pair i of the group's vector j."""
+    VECTOR: tl.constexpr = GROUP // 8  # pairs
+    place = first + tl.arange(0, PIECE)
+    within = place % (4 * VECTOR)
+    pair = place - within + within % 4 * VECTOR + within // 4
+    tl.store(ordered + place, tl.load(pairs + pair, place < size), place < size)
+
+
+@triton.jit
+def fence_for_tma():
+    """Let the tensor memory accelerator read what was written by other programs of this kernel, and
+    acquired."""
+    fence: tl.constexpr = "fence.proxy.async.global; mov.u32 $0, 0;"
+    tl.inline_asm_elementwise(fence, "=r", [], tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
+def by_vectors(y, GROUP: tl.constexpr, WARPS: tl.constexpr):
+    """A product [T, N], of which a thread of the tensor cores has pairs of neighbouring columns, as
+    [N // GROUP · T, GROUP] in such an order of columns and rows, within warps, that it has whole
+    vectors: no number moves. Rows are in the order of `rows_of_vectors`."""
+    T: tl.constexpr = y.shape[0]
+    N: tl.constexpr = y.shape[1]
+    parts = tl.reshape(y, (T // (16 * WARPS), WARPS, 2, 8, N // GROUP, GROUP // 8, 4, 2))
+    return tl.reshape(tl.permute(parts, (4, 0, 2, 1, 3, 6, 5, 7)), (N // GROUP * T, GROUP))
+
+
+@triton.jit
+def rows_of_vectors(x, GROUPS: tl.constexpr, WARPS: tl.constexpr):
+    """Of each row of `by_vectors` the value x [T] has for it: [GROUPS · T]."""
+    T: tl.constexpr = x.shape[0]
+    moved = tl.permute(tl.reshape(x, (T // (16 * WARPS), WARPS, 2, 8)), (0, 2, 1, 3))
+    return tl.reshape(tl.broadcast_to(tl.reshape(moved, (1, T)), (GROUPS, T)), (GROUPS * T,))
+
+
+@triton.jit
 def add_outputs(
     hidden,
     down,
     out,
     token,
-    real,
     expert,
     first,
     D_OUT: tl.constexpr,
@@ -115,16 +152,28 @@ def add_outputs(
     PRECISION: tl.constexpr,
     TMA: tl.constexpr,
     ATOMIC: tl.constexpr,
+    GROUP: tl.constexpr,
+    WARPS: tl.constexpr,
 ):
-    """Add what the hidden neurons [T, NEURONS] give to the rows of out that are real."""
-    columns = tl.arange(0, BLOCK_N)
+    """Add what the hidden neurons [T, NEURONS] give to the rows `token` [T] of out, where not
+    negative. With a GROUP, W2's columns are in the order of `order_columns`."""
+    if GROUP:
+        rows = rows_of_vectors(token, BLOCK_N // GROUP, WARPS)
+        group = tl.arange(0, BLOCK_N // GROUP * hidden.shape[0]) // hidden.shape[0]
+        columns = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    else:
+        rows = token
+        columns = tl.arange(0, BLOCK_N)[None, :]
+    starts = out + rows[:, None] * D_OUT
     for column in range(0, D_OUT, BLOCK_N):
         w = weight_block(down, expert, first, column, E, D_OUT, NEURONS, BLOCK_N, TMA)
         y = tl.dot(hidden, w, input_precision=PRECISION).to(out.dtype.element_ty)
-        places = out + token[:, None] * D_OUT + column + columns[None, :]
-        wanted = tl.broadcast_to(real[:, None], places.shape)
+        if GROUP:
+            y = by_vectors(y, GROUP, WARPS)
+        places = starts + column + columns
+        wanted = tl.broadcast_to(rows[:, None] >= 0, places.shape)
         if D_OUT % BLOCK_N != 0:
-            wanted &= (column + columns < D_OUT)[None, :]
+            wanted &= column + columns < D_OUT
         if ATOMIC:
             tl.atomic_add(places, y, wanted, sem="relaxed")
         else:
