@@ -119,6 +119,20 @@ def test_experts_of_many_neurons_are_taken_in_chunks(size, form):
         assert relative_error(run(z, mask, experts, launch), masked_sum(z, mask, experts)) < 1e-5
 
 
+@pytest.mark.parametrize("form", ["relu", "glu"])
+@pytest.mark.parametrize("size, d_out", [(24, 64), (130, 96), (24, 72)])
+def test_for_many_tokens_the_second_matrix_is_put_in_order(size, d_out, form):
+    """In groups of 16 columns, and not where these do not fill it."""
+    tokens = persistent.PER_NEURON * 2 * size
+    experts = make_experts(form, 2, size, d_model=32, d_out=d_out, device=DEVICE)
+    before = experts.down.clone()
+    z, mask = make_tokens(tokens, 32, DEVICE), random_mask(tokens, 2, 0.5)
+    for launch in (LAUNCH, replace(LAUNCH, tile=128, ahead=0)):
+        found = run(z, mask, experts, launch)
+        assert relative_error(found, masked_sum(z, mask, experts)) < 1e-5
+    assert torch.equal(experts.down, before)
+
+
 @pytest.mark.parametrize("d_model, d_out", [(30, 48), (32, 41), (100, 200)])
 def test_rows_need_not_fill_a_block_nor_be_aligned(d_model, d_out):
     experts = make_experts("gelu", 3, 24, d_model, d_out, device=DEVICE)

@@ -21,12 +21,11 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from d2dmoe.kernels.experts import Experts, RouterWeights
 from d2dmoe.kernels.launch import processors
 from d2dmoe.kernels.routing import precision, router_choice, router_down_weights
-from d2dmoe.kernels.tiles import hidden_neurons, weight_block
+from d2dmoe.kernels.tiles import aligned, hidden_neurons, weight_block
 
 MAX_TOKENS = 16
-ELEMENTS = 8192  # of the router's first matrix that a program has in registers
+ELEMENTS = 2048  # of the router's first matrix that a program has in registers
 PER_PROCESSOR = 2  # programs of `_activate` for a multiprocessor
-NEURONS = 32  # that one of them computes at a time
 ROWS = 128  # of W2, that a program of `_add` multiplies at a time
 COLUMNS = 64  # of the output, that a program of `_add` or `_sum` makes
 PARTS = 16  # of the experts' sum, each of every so-manieth chosen expert
@@ -61,7 +60,11 @@ def _activations(
     listed = torch.empty(1 + n, dtype=torch.int32, device=z.device)
     h = 0 if router is None else router.up.shape[0]
     routed = z if router is None else _route(z, router, pdl)
-    pieces = triton.cdiv(e, NEURONS)
+    # Neurons that a program has at a time, and bytes of their rows in each of five stages, which
+    # must fit in shared memory. One token chooses few experts: smaller pieces occupy all programs.
+    most, stage = (32, 512) if tokens == 1 else (64, 256)
+    neurons = min(most, max(16, triton.next_power_of_2(e)))
+    pieces = triton.cdiv(e, neurons)
     _activate[(min(n * pieces, PER_PROCESSOR * processors(z.device)),)](
         z,
         z if mask is None else mask.view(torch.uint8),
@@ -69,6 +72,7 @@ def _activations(
         *((z,) * 2 if router is None else router[2:4]),
         experts.up,
         experts.up if experts.gate is None else experts.gate,
+        experts.down,
         z if experts.up_bias is None else experts.up_bias,
         z if experts.gate_bias is None else experts.gate_bias,
         hidden,
@@ -78,6 +82,7 @@ def _activations(
         h,
         n,
         D_MODEL=experts.d_model,
+        D_OUT=experts.d_out,
         ROUTED=router is not None,
         REGRESSION=router is not None and router.kind == "regression",
         E=e,
@@ -87,12 +92,13 @@ def _activations(
         UP_BIAS=experts.up_bias is not None,
         GATE_BIAS=experts.gate_bias is not None,
         TOKENS=MAX_TOKENS,
-        NEURONS=NEURONS,
-        BLOCK_K=512 // z.itemsize,  # five stages of a gated layer must fit in shared memory
+        NEURONS=neurons,
+        BLOCK_K=stage // z.itemsize,
         WIDTH_H=max(16, triton.next_power_of_2(h)),
         WIDTH=max(16, triton.next_power_of_2(n)),
         PRECISION=precision(z),
         PDL=pdl,
+        PREFETCH=pdl and tokens == 1 and aligned(experts.down),
         num_warps=4,
         num_stages=5,
         **_early(pdl and router is not None),
@@ -199,6 +205,25 @@ def _router_hidden(
     tl.store(hidden + token * h + neurons, value, neurons < h)
 
 
+PREFETCH_BULK = tl.constexpr("""{
+    .reg .pred first;
+    .reg .u32 thread;
+    mov.u32 thread, %tid.x;
+    setp.eq.u32 first, thread, 0;
+    @first cp.async.bulk.prefetch.L2.global [$1], $2;
+    mov.u32 $0, 0;
+}""")
+
+
+@triton.jit
+def prefetch(start, count):
+    """Let the L2 cache fetch `count` numbers from the pointer `start` on, both multiples of 16
+    bytes: one instruction, of Hopper's GPUs and later ones, that nobody waits for."""
+    size = count * (start.dtype.element_ty.primitive_bitwidth // 8)
+    args = [start, size]
+    tl.inline_asm_elementwise(PREFETCH_BULK, "=r,l,r", args, tl.int32, is_pure=False, pack=1)
+
+
 @triton.jit
 def _activate(
     z,
@@ -208,6 +233,7 @@ def _activate(
     router_down_bias,
     up,
     gate,
+    down,
     up_bias,
     gate_bias,
     hidden,
@@ -217,6 +243,7 @@ def _activate(
     h,
     n,
     D_MODEL: tl.constexpr,
+    D_OUT: tl.constexpr,
     ROUTED: tl.constexpr,
     REGRESSION: tl.constexpr,
     E: tl.constexpr,
@@ -232,6 +259,7 @@ def _activate(
     WIDTH: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
+    PREFETCH: tl.constexpr,
 ):
     row, experts = tl.arange(0, TOKENS), tl.arange(0, WIDTH)
     real = (row < tokens)[:, None]
@@ -281,6 +309,9 @@ def _activate(
             PRECISION,
             False,
         )
+        if PREFETCH:  # for `_add`, while there is nothing to read in between
+            count = tl.minimum(E - first, NEURONS)
+            prefetch(down + (tl.cast(expert, tl.int64) * E + first) * D_OUT, count * D_OUT)
         value = tl.where(chose[:, None], value, tl.zeros_like(value))
         neurons = first + tl.arange(0, NEURONS)
         places = hidden + (row[:, None] * n + place) * E + neurons[None, :]

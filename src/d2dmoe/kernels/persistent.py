@@ -22,6 +22,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from d2dmoe.kernels.experts import Experts, RouterWeights
@@ -33,7 +34,7 @@ from d2dmoe.kernels.routing import (
     router_choice,
     router_down_weights,
 )
-from d2dmoe.kernels.tiles import add_outputs, fence_for_tma, hidden_neurons, order_columns
+from d2dmoe.kernels.tiles import add_outputs, aligned, fence_for_tma, hidden_neurons, order_columns
 
 CHUNK = 128  # neurons, of those that one tile's accumulators can hold
 BLOCK = 128  # most tokens of a routing item
@@ -82,7 +83,7 @@ def run(
     width_h = max(16, triton.next_power_of_2(h))
     gate = experts.up if experts.gate is None else experts.gate
     router_up = experts.up if router is None else router.up[None]
-    tma = launch.tma and all(map(_aligned, (experts.up, gate, experts.down, router_up)))
+    tma = launch.tma and all(map(aligned, (experts.up, gate, experts.down, router_up)))
 
     def weights(w: Tensor, rows: int, columns: int) -> Tensor | TensorDescriptor:
         return TensorDescriptor.from_tensor(w, [1, rows, columns]) if tma else w
@@ -134,6 +135,7 @@ def run(
         PRECISION=precision(z),
         TMA=tma,
         GROUP=group,
+        FENCE=tma and not knobs.runtime.interpret,
         PIECE=PIECE,
         WARPS=min(launch.num_warps, launch.tile // 16),
         num_warps=launch.num_warps,
@@ -154,11 +156,6 @@ def _group(tokens: int, experts: Experts, launch: Launch) -> int:
 def _pairs(w: Tensor) -> Tensor:
     """Pairs of neighbours, each one integer."""
     return w.view(torch.int64 if w.itemsize == 4 else torch.int32)
-
-
-def _aligned(w: Tensor) -> bool:
-    """Whether the tensor memory accelerator can read blocks of w: rows start at 16 bytes."""
-    return w.data_ptr() % 16 == 0 and w.shape[-1] * w.itemsize % 16 == 0
 
 
 def _or(bias: Tensor | None, other: Tensor) -> Tensor:
@@ -379,6 +376,7 @@ def _layer(
     PRECISION: tl.constexpr,
     TMA: tl.constexpr,
     GROUP: tl.constexpr,
+    FENCE: tl.constexpr,
     PIECE: tl.constexpr,
     WARPS: tl.constexpr,
 ):
@@ -441,7 +439,7 @@ def _layer(
                 base += number
                 while tl.atomic_add(ordered, 0, sem="acquire") < number:
                     pass
-                if TMA:
+                if FENCE:
                     fence_for_tma()
         if at >= first_super:
             number = tl.minimum(blocks - at * per_super, per_super)

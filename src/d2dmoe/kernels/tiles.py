@@ -6,6 +6,13 @@ in chunks, each a piece of work of its own.
 
 import triton
 import triton.language as tl
+from torch import Tensor
+
+
+def aligned(w: Tensor) -> bool:
+    """Whether rows of w start at multiples of 16 bytes, as the tensor memory accelerator and bulk
+    copies need."""
+    return w.data_ptr() % 16 == 0 and w.shape[-1] * w.itemsize % 16 == 0
 
 
 @triton.jit
