@@ -42,7 +42,7 @@ class Launch:
     num_stages: int = 3
     per_processor: int = 2  # programs that share a multiprocessor
     registers: int | None = 128  # most of a thread, so that as many programs share a multiprocessor
-    ahead: int = 2  # superblocks that are routed before the experts of one run
+    ahead: int = 5  # superblocks that are routed before the experts of one run
     tma: bool = True  # whether weights come by the tensor memory accelerator
     deterministic: bool = False
 

@@ -1,17 +1,18 @@
 """The whole layer in one persistent kernel: router, selection, lists, experts.
 
-The work is a sequence of items, R_s routes a block of tokens of superblock s and T_s runs one tile
-of its experts:
+The work is a sequence of items. An item of R_s routes a block of tokens of superblock s, one of F_s
+sets a block of its outputs to b2, and one of T_s runs a tile of its experts; with A superblocks
+that are routed ahead:
 
-    R_0  R_1  (R_2  T_0)  (R_3  T_1)  (R_4  T_2)  …
+    R_0 F_0  R_1 F_1  …  R_A F_A  W  T_0  R_A+1 F_A+1  T_1  …
 
-Before T_0 stands, where the tokens are many, W: W2's columns are put in the order in which threads
-add 16 bytes at once, by programs that would otherwise wait for R_0.
+An item of W, where the tokens are many, puts a piece of W2's columns in the order in which threads
+add 16 bytes at once; programs that run them would otherwise wait for R_0.
 
 Programs take items in this order. Routing is bound by memory and runs beside the experts of earlier
-superblocks, bound by the tensor cores. How many tiles a superblock has is known once its routing is
-done: who reaches T_s waits for that, and never in vain, since items that came before were taken by
-programs that run.
+superblocks, bound by the L2 cache and the tensor cores. How many tiles a superblock has is known
+once it is routed: who reaches T_s waits for R_s and F_s, and never in vain, since items that came
+before were taken by programs that run.
 
 Tokens belong to several experts, so several programs add into one row: atomically, in an order that
 differs from run to run. In the deterministic variant a program has a small superblock to itself,
@@ -73,12 +74,12 @@ def run(
     group = _group(len(z), experts, launch)
     down = torch.empty_like(experts.down) if group else experts.down  # as tiles read it
     # The next item, pieces of W2 that are in order, and by superblock the blocks that are routed
-    # and each expert's tokens.
+    # or filled, and each expert's tokens.
     state = torch.zeros(2 + supers * (1 + n), dtype=torch.int32, device=z.device)
     if launch.deterministic:
         programs = supers
     else:
-        programs = min(launch.programs(z.device), blocks * (1 + n * chunks))
+        programs = min(launch.programs(z.device), blocks * (2 + n * chunks))
     h = 0 if router is None else router.up.shape[0]
     width_h = max(16, triton.next_power_of_2(h))
     gate = experts.up if experts.gate is None else experts.gate
@@ -180,8 +181,6 @@ def _route_block(
     router_up_bias,
     router_down,
     router_down_bias,
-    init,
-    out,
     tokens,
     counts,
     num_tokens,
@@ -189,11 +188,9 @@ def _route_block(
     n,
     superblock,
     D_MODEL: tl.constexpr,
-    D_OUT: tl.constexpr,
     H: tl.constexpr,
     ROUTED: tl.constexpr,
     REGRESSION: tl.constexpr,
-    HAS_INIT: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
     WIDTH_H: tl.constexpr,
@@ -236,8 +233,6 @@ def _route_block(
             places = mask + rows[:, None].to(tl.int64) * n + experts[None, :]
             chosen = tl.load(places, inside, other=0).to(tl.int32)
             append(chosen, rows, experts, tokens, counts, n, superblock)
-    # Last, or loads would queue behind its stores.
-    fill(out, init, rows, real, D_OUT, HAS_INIT)
 
 
 @triton.jit
@@ -383,7 +378,7 @@ def _layer(
     first_super, last_super = 0, supers
     if DETERMINISTIC:
         first_super, last_super = tl.program_id(0), tl.program_id(0) + 1
-    ordered, routed, counts = state + 1, state + 2, state + 2 + supers
+    ordered, ready, counts = state + 1, state + 2, state + 2 + supers
     per_super = superblock // BLOCK
     experts = tl.arange(0, WIDTH)
     base = 0  # items before those at hand
@@ -400,8 +395,6 @@ def _layer(
                     router_up_bias,
                     router_down,
                     router_down_bias,
-                    down_bias,
-                    out,
                     tokens + tl.cast(step * n, tl.int64) * superblock,
                     counts + step * n,
                     num_tokens,
@@ -409,11 +402,9 @@ def _layer(
                     n,
                     superblock,
                     D_MODEL,
-                    D_OUT,
                     H,
                     ROUTED,
                     REGRESSION,
-                    DOWN_BIAS,
                     BLOCK,
                     BLOCK_K,
                     WIDTH_H,
@@ -423,7 +414,14 @@ def _layer(
                     TMA,
                 )
                 tl.debug_barrier()  # all of the program's threads have written
-                tl.atomic_add(routed + step, 1, sem="release")
+                tl.atomic_add(ready + step, 1, sem="release")
+                ticket = _next(ticket, state, DETERMINISTIC)
+            base += number
+            while ticket < base + number:
+                rows = (step * per_super + ticket - base) * BLOCK + tl.arange(0, BLOCK)
+                fill(out, down_bias, rows, rows < num_tokens, D_OUT, DOWN_BIAS)
+                tl.debug_barrier()
+                tl.atomic_add(ready + step, 1, sem="release")
                 ticket = _next(ticket, state, DETERMINISTIC)
             base += number
         at = step - AHEAD  # superblock
@@ -443,7 +441,7 @@ def _layer(
                     fence_for_tma()
         if at >= first_super:
             number = tl.minimum(blocks - at * per_super, per_super)
-            while tl.atomic_add(routed + at, 0, sem="acquire") < number:
+            while tl.atomic_add(ready + at, 0, sem="acquire") < 2 * number:
                 pass
             count = tl.load(counts + at * n + experts, experts < n, other=0, cache_modifier=".cg")
             number = tl.sum((count + TILE - 1) // TILE, 0) * CHUNKS
