@@ -173,6 +173,20 @@ def _next(ticket, state, DETERMINISTIC: tl.constexpr):
 
 
 @triton.jit
+def _finish(done):
+    """Count an item whose results other programs read."""
+    tl.debug_barrier()  # all of the program's threads have written
+    tl.atomic_add(done, 1, sem="release")
+
+
+@triton.jit
+def _await(done, number):
+    """Wait until so many items are finished."""
+    while tl.atomic_add(done, 0, sem="acquire") < number:
+        pass
+
+
+@triton.jit
 def _route_block(
     block,
     z,
@@ -413,15 +427,13 @@ def _layer(
                     PRECISION,
                     TMA,
                 )
-                tl.debug_barrier()  # all of the program's threads have written
-                tl.atomic_add(ready + step, 1, sem="release")
+                _finish(ready + step)
                 ticket = _next(ticket, state, DETERMINISTIC)
             base += number
             while ticket < base + number:
                 rows = (step * per_super + ticket - base) * BLOCK + tl.arange(0, BLOCK)
                 fill(out, down_bias, rows, rows < num_tokens, D_OUT, DOWN_BIAS)
-                tl.debug_barrier()
-                tl.atomic_add(ready + step, 1, sem="release")
+                _finish(ready + step)
                 ticket = _next(ticket, state, DETERMINISTIC)
             base += number
         at = step - AHEAD  # superblock
@@ -431,18 +443,15 @@ def _layer(
                 while ticket < base + number:
                     piece = (ticket - base) * PIECE
                     order_columns(down_pairs, ordered_pairs, piece, pairs, GROUP, PIECE)
-                    tl.debug_barrier()
-                    tl.atomic_add(ordered, 1, sem="release")
+                    _finish(ordered)
                     ticket = _next(ticket, state, DETERMINISTIC)
                 base += number
-                while tl.atomic_add(ordered, 0, sem="acquire") < number:
-                    pass
+                _await(ordered, number)
                 if FENCE:
                     fence_for_tma()
         if at >= first_super:
             number = tl.minimum(blocks - at * per_super, per_super)
-            while tl.atomic_add(ready + at, 0, sem="acquire") < 2 * number:
-                pass
+            _await(ready + at, 2 * number)
             count = tl.load(counts + at * n + experts, experts < n, other=0, cache_modifier=".cg")
             number = tl.sum((count + TILE - 1) // TILE, 0) * CHUNKS
             while ticket < base + number:
