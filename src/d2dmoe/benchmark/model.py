@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from d2dmoe.benchmark.common import DTYPES, machine, width
 from d2dmoe.benchmark.masks import nearest
@@ -27,6 +28,11 @@ COLUMNS = [
     "device", "torch", "triton", "dtype", "model", "batch", "tokens", "num_experts", "expert_size",
     "mask", "fraction", "backend", "median_ms", "p20_ms", "p80_ms", "peak_mb",
 ]  # fmt: skip
+
+# Attention that is causal by itself. For "sdpa" transformers looks whether a mask is needed, and,
+# where it cannot look, as in a CUDA graph, makes one: slow, and compiled blocks are compiled again.
+UNMASKED = "sdpa_unmasked"
+AttentionInterface.register(UNMASKED, sdpa_attention_forward)
 
 Build = Callable[[int], nn.Module]  # a dense model of so many hidden neurons
 Bind = Callable[[nn.Module], Callable[[], object]]  # the call of a model that is timed
@@ -86,20 +92,15 @@ def dense_model(
     device: torch.device,
     dtype: torch.dtype,
 ) -> nn.Module:
-    """A model of a configuration with other FFNs, for images or texts of a size."""
+    """A model of a configuration with other FFNs, for images or texts of a size; a language model
+    for texts without padding."""
     about = {"image_size": size, "classes": [str(i) for i in range(1000)]}
     about |= {"length": size, "vocab_size": vocab_size, "pad_id": None, "end_of_text_id": None}
     with device:
         _options, model = create_model(cfg.model_copy(update={"d_ff": d_ff}), about)
+    if cfg.data_kind == "corpus":
+        model.set_attn_implementation(UNMASKED)
     return model.to(dtype).eval()
-
-
-class KeepNothing(DynamicCache):
-    """The cache of a call that no other follows. Without any, transformers looks for several texts
-    in a row, and, where it cannot look, as in a CUDA graph, masks: slow attention."""
-
-    def update(self, key_states: Tensor, value_states: Tensor, *_args, **_options):
-        return key_states, value_states
 
 
 def _inputs(
@@ -112,7 +113,7 @@ def _inputs(
         return {"x": x}, batch * (grid**2 + 1)
     inputs = {"input_ids": torch.randint(cfg.vocab_size, (batch, cfg.size), device=device)}
     if cfg.model.data_kind == "corpus":
-        inputs["past_key_values"] = KeepNothing()
+        inputs["use_cache"] = False
     else:  # as texts of several lengths need; ready made, or some versions look into it
         shape = (batch, 1, cfg.size, cfg.size)
         inputs["attention_mask"] = torch.ones(shape, dtype=torch.bool, device=device)
