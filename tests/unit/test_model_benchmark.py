@@ -109,6 +109,13 @@ def test_with_all_experts_a_converted_model_equals_a_dense_one_of_their_activati
     torch.testing.assert_close(logits(routed, inputs), logits(relu, inputs))
 
 
+def test_a_language_model_attends_as_with_a_mask():
+    inputs, module = call_of("gpt2"), dense("gpt2")
+    unmasked = logits(module, inputs)
+    module.set_attn_implementation("eager")  # always makes a causal mask
+    torch.testing.assert_close(unmasked, logits(module, inputs))
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_compiled_blocks_compute_the_same(kind, monkeypatch):
     compiled = torch.nn.Module.compile
