@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from d2dmoe.ffn import FFN
 from d2dmoe.kernels.backend import Backend, uncalibrated
@@ -56,8 +57,25 @@ class MoE(nn.Module):
     @property
     def experts(self) -> Experts:
         """The weights as the kernels take them."""
-        biases = (self.up_bias, self.gate, self.gate_bias, self.down_bias)
-        return Experts(self.up, self.down, self.activation_name, *biases)
+        up, gate, down = (self._stored(name) for name in ("up", "gate", "down"))
+        biases = {f"{name}_bias": getattr(self, f"{name}_bias") for name in ("up", "gate", "down")}
+        return Experts(
+            up=up[0],
+            gate=gate[0],
+            down=down[0],
+            activation=self.activation_name,
+            up_scale=up[1],
+            gate_scale=gate[1],
+            down_scale=down[1],
+            **biases,
+        )
+
+    def _stored(self, name: str) -> tuple[Tensor | None, Tensor | None]:
+        """A weight as it is stored: itself, or int8 values and their scales."""
+        if not is_parametrized(self, name):
+            return getattr(self, name), None
+        int8 = self.parametrizations[name]
+        return int8.original0, int8.original1
 
     def forward(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., d_out]
         if torch.is_grad_enabled():  # the kernels have no gradients

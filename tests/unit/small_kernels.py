@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from d2dmoe.compression.quantize import Int8
 from d2dmoe.kernels.experts import Experts, RouterWeights, activate
 
 FORMS = {  # activation, gated, biases
@@ -32,6 +33,18 @@ def make_experts(
     gate = draw(n, e, d_model, scale=d_model**-0.5) if gated else None
     gate_bias = bias(n, e) if gated else None
     return Experts(up, down, activation, bias(n, e), gate, gate_bias, bias(d_out))
+
+
+def quantized(experts: Experts) -> Experts:
+    """Their weights as int8."""
+
+    def int8(weight: Tensor | None, *summed: int) -> tuple:
+        return (None, None) if weight is None else Int8(weight, summed).right_inverse(weight)
+
+    (up, up_scale), (gate, gate_scale) = int8(experts.up, 2), int8(experts.gate, 2)
+    down, down_scale = int8(experts.down, 0, 1)
+    scales = {"up_scale": up_scale, "gate_scale": gate_scale, "down_scale": down_scale}
+    return experts._replace(up=up, gate=gate, down=down, **scales)
 
 
 def make_router(n: int, h: int, d_model: int, kind: str, device="cpu", dtype=torch.float32):
@@ -70,7 +83,7 @@ def make_exact_router(n: int, d_model: int, kind: str, device="cpu", dtype=torch
 def masked_sum(z: Tensor, mask: Tensor, experts: Experts) -> Tensor:
     """The law, in fp64 on the CPU: the sum of the selected experts' outputs, plus down_bias."""
     z, mask = z.cpu().double(), mask.cpu()
-    x = Experts(*(v.cpu().double() if isinstance(v, Tensor) else v for v in experts))
+    x = Experts(*(v.cpu().double() if isinstance(v, Tensor) else v for v in experts)).dequantized()
 
     def neurons(weight: Tensor, bias: Tensor | None) -> Tensor:
         out = torch.einsum("td,ned->tne", z, weight)

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from itertools import product
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -91,7 +92,7 @@ def test_the_outputs_are_added_from_the_registers_that_a_product_left_them_in(pt
 def main() -> None:
     """Call the layer as on a GPU, but print its kernels instead of launching them."""
     import torch
-    from small_kernels import make_experts, make_router, make_tokens
+    from small_kernels import make_experts, make_router, make_tokens, quantized
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
@@ -117,8 +118,8 @@ def main() -> None:
         router = make_router(24, 128, 256, "regression", dtype=dtype)
         z = make_tokens(13000, 256, dtype=dtype)
         persistent.run(z, experts, launch, router=router, tau=0.5)
-        for tokens in (4, 1):
-            decode.run(z[:tokens], experts, router=router, tau=0.5)
+        for weights, tokens in product((experts, quantized(experts)), (4, 1)):
+            decode.run(z[:tokens], weights, router=router, tau=0.5)
 
 
 if __name__ == "__main__":

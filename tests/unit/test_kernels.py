@@ -15,6 +15,7 @@ from small_kernels import (
     make_router,
     make_tokens,
     masked_sum,
+    quantized,
     relative_error,
 )
 
@@ -164,6 +165,19 @@ def test_decoding_gives_the_masked_sum(form, tokens):
     assert before is None or torch.equal(experts.down_bias, before)
 
 
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("tokens", [1, 5, 40])
+def test_weights_may_be_int8(form, tokens):
+    """In decoding the kernel reads them, for more tokens they are made floats."""
+    experts = quantized(make_experts(form, 6, 40, d_model=72, d_out=56, device=DEVICE))
+    z, mask = make_tokens(tokens, 72, DEVICE), random_mask(tokens, 6, 0.4)
+    mask[0, 3] = True
+    expected = masked_sum(z, mask, experts)
+    assert relative_error(gpu.expert_ffn(z, mask, experts), expected) < 1e-5
+    assert relative_error(grouped(z, mask, experts), expected) < 1e-5
+    assert relative_error(dense(z, mask, experts), expected) < 1e-5
+
+
 @pytest.mark.parametrize("kind", ["regression", "classification"])
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_decoding_selects_as_torch_does(tokens, kind):
@@ -203,11 +217,12 @@ def arguments(kind: str) -> tuple:
     return (z, make_router(4, 8, 24, "regression", DEVICE), 0.5, experts)
 
 
-def test_the_operators_are_well_formed():
+@pytest.mark.parametrize("weights", [lambda experts: experts, quantized])
+def test_the_operators_are_well_formed(weights):
     z, mask, experts = arguments("mask")
-    torch.library.opcheck(ops._expert_ffn, (z, mask, *ops._flat(experts)))
+    torch.library.opcheck(ops._expert_ffn, (z, mask, *ops._flat(weights(experts))))
     z, router, tau, experts = arguments("router")
-    torch.library.opcheck(ops._dynamic_k_ffn, (z, *router, tau, *ops._flat(experts)))
+    torch.library.opcheck(ops._dynamic_k_ffn, (z, *router, tau, *ops._flat(weights(experts))))
 
 
 def test_the_operators_can_be_compiled_without_a_break():
@@ -224,6 +239,9 @@ def test_the_operators_can_be_compiled_without_a_break():
         (lambda z, m, x: (z, m.float(), x), "it is torch.float32"),
         (lambda z, m, x: (z.double(), m, x), "float64, the experts torch.float32: convert one"),
         (lambda z, m, x: (z, m, x._replace(activation="silu")), "'silu' is none of"),
+        (lambda z, m, x: (z, m, x._replace(down=x.down.half())), "down is torch.float16 without"),
+        (lambda z, m, x: (z, m, quantized(x)._replace(down=x.down)), "float32 with scales"),
+        (lambda z, m, x: (z, m, quantized(x)._replace(down_scale=None)), "int8 without scales"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(change, message):

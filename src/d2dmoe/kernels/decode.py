@@ -75,6 +75,8 @@ def _activations(
         experts.down,
         z if experts.up_bias is None else experts.up_bias,
         z if experts.gate_bias is None else experts.gate_bias,
+        z if experts.up_scale is None else experts.up_scale,
+        z if experts.gate_scale is None else experts.gate_scale,
         hidden,
         listed,
         tokens,
@@ -91,6 +93,7 @@ def _activations(
         GATED=experts.gate is not None,
         UP_BIAS=experts.up_bias is not None,
         GATE_BIAS=experts.gate_bias is not None,
+        SCALED=experts.up_scale is not None,
         TOKENS=MAX_TOKENS,
         NEURONS=neurons,
         BLOCK_K=stage // z.itemsize,
@@ -133,11 +136,13 @@ def _outputs(hidden: Tensor, listed: Tensor, experts: Experts, pdl: bool) -> Ten
     _sum[(triton.cdiv(d_out, COLUMNS), tokens)](
         parts,
         parts if experts.down_bias is None else experts.down_bias,
+        parts if experts.down_scale is None else experts.down_scale,
         out,
         tokens,
         number,
         D_OUT=d_out,
         DOWN_BIAS=experts.down_bias is not None,
+        SCALED=experts.down_scale is not None,
         PARTS=triton.next_power_of_2(number),
         COLUMNS=COLUMNS,
         PDL=pdl,
@@ -236,6 +241,8 @@ def _activate(
     down,
     up_bias,
     gate_bias,
+    up_scale,
+    gate_scale,
     hidden,
     listed,
     tokens,
@@ -252,6 +259,7 @@ def _activate(
     GATED: tl.constexpr,
     UP_BIAS: tl.constexpr,
     GATE_BIAS: tl.constexpr,
+    SCALED: tl.constexpr,
     TOKENS: tl.constexpr,
     NEURONS: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -296,6 +304,8 @@ def _activate(
             gate,
             up_bias,
             gate_bias,
+            up_scale,
+            gate_scale,
             expert,
             first,
             D_MODEL,
@@ -305,6 +315,7 @@ def _activate(
             GATED,
             UP_BIAS,
             GATE_BIAS,
+            SCALED,
             BLOCK_K,
             PRECISION,
             False,
@@ -347,7 +358,7 @@ def _add(
             w = weight_block(down, expert, first, column, E, D_OUT, ROWS, COLUMNS, False)
             values = hidden + (row[:, None] * n + place) * E + first + rows[None, :]
             x = tl.load(values, real & (first + rows < E)[None, :], other=0.0)
-            y = tl.dot(x, w, y, input_precision=PRECISION)
+            y = tl.dot(x, w.to(x.dtype), y, input_precision=PRECISION)
     columns = column + tl.arange(0, COLUMNS)
     places = parts + (part * tokens + row[:, None]) * D_OUT + columns[None, :]
     tl.store(places, y, real & (columns < D_OUT)[None, :])
@@ -357,11 +368,13 @@ def _add(
 def _sum(
     parts,
     down_bias,
+    down_scale,
     out,
     tokens,
     number,
     D_OUT: tl.constexpr,
     DOWN_BIAS: tl.constexpr,
+    SCALED: tl.constexpr,
     PARTS: tl.constexpr,
     COLUMNS: tl.constexpr,
     PDL: tl.constexpr,
@@ -373,6 +386,8 @@ def _sum(
     inside = (part < number)[:, None] & (columns < D_OUT)[None, :]
     places = parts + (part[:, None] * tokens + token) * D_OUT + columns[None, :]
     y = tl.sum(tl.load(places, inside, other=0.0), 0)
+    if SCALED:
+        y *= tl.load(down_scale + columns, columns < D_OUT, other=0.0).to(tl.float32)
     if DOWN_BIAS:
         y += tl.load(down_bias + columns, columns < D_OUT, other=0.0).to(tl.float32)
     tl.store(out + token * D_OUT + columns, y.to(out.dtype.element_ty), columns < D_OUT)

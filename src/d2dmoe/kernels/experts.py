@@ -21,6 +21,28 @@ class Experts(NamedTuple):
     gate: Tensor | None = None  # [n, e, d_model]
     gate_bias: Tensor | None = None  # [n, e]
     down_bias: Tensor | None = None  # [d_out], outside the experts
+    # Of int8 weights, of which each stands for itself times a positive scale:
+    up_scale: Tensor | None = None  # [n, e, 1]
+    gate_scale: Tensor | None = None  # [n, e, 1]
+    down_scale: Tensor | None = None  # [1, 1, d_out]
+
+    def dequantized(self) -> "Experts":
+        """With weights of the scales' dtype."""
+        if self.up_scale is None:
+            return self
+        return self._replace(
+            up=self.up * self.up_scale,
+            gate=None if self.gate is None else self.gate * self.gate_scale,
+            down=self.down * self.down_scale,
+            up_scale=None,
+            gate_scale=None,
+            down_scale=None,
+        )
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the tokens that the experts take."""
+        return (self.up if self.up_scale is None else self.up_scale).dtype
 
     @property
     def num_experts(self) -> int:
@@ -65,8 +87,9 @@ def check_tokens(z: Tensor, experts: Experts) -> None:
     d_model = experts.d_model
     if z.ndim != 2 or z.shape[1] != d_model:
         raise UserError(f"tokens must be [tokens, {d_model}], these are {list(z.shape)}")
-    if not z.dtype == experts.up.dtype == experts.down.dtype:
-        raise UserError(f"tokens are {z.dtype}, the experts {experts.up.dtype}: convert one")
+    if z.dtype != experts.dtype:
+        raise UserError(f"tokens are {z.dtype}, the experts {experts.dtype}: convert one")
+    _check_weights(experts)
     if z.device != experts.up.device:
         raise UserError(
             f"tokens are on {z.device}, the experts on {experts.up.device}: "
@@ -74,6 +97,20 @@ def check_tokens(z: Tensor, experts: Experts) -> None:
         )
     if experts.activation not in ACTIVATIONS:
         raise UserError(f"the activation {experts.activation!r} is none of {list(ACTIVATIONS)}")
+
+
+def _check_weights(experts: Experts) -> None:
+    """All weights are floats of one dtype, or all are int8 with scales of one."""
+    for name in ("up", "gate", "down"):
+        weight, scale = getattr(experts, name), getattr(experts, f"{name}_scale")
+        if weight is None:
+            continue
+        dtype = torch.int8 if experts.up_scale is not None else experts.dtype
+        if weight.dtype != dtype or (scale is None) != (experts.up_scale is None):
+            raise UserError(
+                f"the experts' {name} is {weight.dtype} with{'out' if scale is None else ''} "
+                f"scales: all weights must be {dtype}, and have scales where they are int8"
+            )
 
 
 def check_mask(mask: Tensor, z: Tensor, experts: Experts) -> None:

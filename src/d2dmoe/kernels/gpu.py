@@ -41,4 +41,5 @@ def _run(z: Tensor, experts: Experts, launch: Launch | None, **selection) -> Ten
     with torch.cuda.device(z.device) if z.is_cuda else nullcontext():
         if len(z) <= decode.MAX_TOKENS:
             return decode.run(z, experts, **selection)
+        experts = experts.dequantized()  # so many tokens are bound by more than the weights' bytes
         return persistent.run(z, experts, launch or launch_for(z, experts), **selection)

@@ -53,9 +53,7 @@ def dynamic_k_ffn(z: Tensor, router: RouterWeights, tau: float, experts: Experts
 
 
 def _flat(x: Experts) -> tuple:
-    optional = (x.up_bias, x.gate, x.gate_bias, x.down_bias)
-    optional = (None if w is None else w.contiguous() for w in optional)
-    return (x.up.contiguous(), x.down.contiguous(), x.activation, *optional)
+    return tuple(v.contiguous() if isinstance(v, Tensor) else v for v in x)
 
 
 @torch.library.custom_op("d2dmoe::expert_ffn", mutates_args=(), device_types="cpu")
@@ -69,16 +67,20 @@ def _expert_ffn(
     gate: Tensor | None,
     gate_bias: Tensor | None,
     down_bias: Tensor | None,
+    up_scale: Tensor | None,
+    gate_scale: Tensor | None,
+    down_scale: Tensor | None,
 ) -> Tensor:
-    return grouped(z, mask, Experts(up, down, activation, up_bias, gate, gate_bias, down_bias))
+    biases = (up_bias, gate, gate_bias, down_bias)
+    scales = (up_scale, gate_scale, down_scale)
+    return grouped(z, mask, Experts(up, down, activation, *biases, *scales))
 
 
 @_expert_ffn.register_kernel("cuda")
-def _(z, mask, up, down, activation, up_bias, gate, gate_bias, down_bias):
+def _(z, mask, *experts):
     from d2dmoe.kernels.gpu import expert_ffn
 
-    experts = Experts(up, down, activation, up_bias, gate, gate_bias, down_bias)
-    return expert_ffn(z, mask, experts)
+    return expert_ffn(z, mask, Experts(*experts))
 
 
 @_expert_ffn.register_fake
@@ -102,18 +104,22 @@ def _dynamic_k_ffn(
     gate: Tensor | None,
     gate_bias: Tensor | None,
     down_bias: Tensor | None,
+    up_scale: Tensor | None,
+    gate_scale: Tensor | None,
+    down_scale: Tensor | None,
 ) -> Tensor:
     router = RouterWeights(router_up, router_up_bias, router_down, router_down_bias, kind)
     mask = dynamic_k(scores(z, router), tau)
-    return grouped(z, mask, Experts(up, down, activation, up_bias, gate, gate_bias, down_bias))
+    biases = (up_bias, gate, gate_bias, down_bias)
+    scales = (up_scale, gate_scale, down_scale)
+    return grouped(z, mask, Experts(up, down, activation, *biases, *scales))
 
 
 @_dynamic_k_ffn.register_kernel("cuda")
-def _(z, ru, rub, rd, rdb, kind, tau, up, down, activation, up_bias, gate, gate_bias, down_bias):
+def _(z, ru, rub, rd, rdb, kind, tau, *experts):
     from d2dmoe.kernels.gpu import dynamic_k_ffn
 
-    experts = Experts(up, down, activation, up_bias, gate, gate_bias, down_bias)
-    return dynamic_k_ffn(z, RouterWeights(ru, rub, rd, rdb, kind), tau, experts)
+    return dynamic_k_ffn(z, RouterWeights(ru, rub, rd, rdb, kind), tau, Experts(*experts))
 
 
 @_dynamic_k_ffn.register_fake

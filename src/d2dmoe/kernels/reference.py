@@ -17,6 +17,7 @@ def dense(z: Tensor, mask: Tensor | None, experts: Experts) -> Tensor:
     Returns:
         [..., d_out]; gradients reach z and the experts.
     """
+    experts = experts.dequantized()
     hidden = hidden_neurons(z, experts)  # [..., n, e]
     if mask is not None:
         hidden = hidden * mask.unsqueeze(-1)
@@ -26,6 +27,7 @@ def dense(z: Tensor, mask: Tensor | None, experts: Experts) -> Tensor:
 def hidden_neurons(z: Tensor, experts: Experts) -> Tensor:
     """What the experts' down maps multiply: [..., d_model] -> [..., n, e]."""
     n, e = experts.num_experts, experts.expert_size
+    experts = experts.dequantized()
 
     def neurons(weight: Tensor, bias: Tensor | None) -> Tensor:
         out = linear(z, weight.flatten(0, 1), None if bias is None else bias.flatten())
@@ -44,11 +46,11 @@ def grouped(z: Tensor, mask: Tensor, experts: Experts) -> Tensor:
     Returns:
         [tokens, d_out]; the same bytes on every call.
     """
-    out = outside(z, experts)
+    out, inside = outside(z, experts), experts.dequantized()._replace(down_bias=None)
     by_expert = mask.T.contiguous()
     for expert in by_expert.any(1).nonzero().flatten().tolist():
         tokens = by_expert[expert].nonzero().squeeze(-1)
-        one = Experts(*(x[expert] if isinstance(x, Tensor) else x for x in experts[:-1]))
+        one = Experts(*(x[expert] if isinstance(x, Tensor) else x for x in inside))
         chosen = z[tokens]
         hidden = _activated(lambda w, b, chosen=chosen: linear(chosen, w, b), one)
         out.index_add_(0, tokens, hidden @ one.down)

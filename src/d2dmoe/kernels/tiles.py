@@ -52,8 +52,14 @@ def weight_block(
             block = tl.load(places)
         else:
             inside = (rows < E)[:, None] & (columns < WIDTH)[None, :]
-            block = tl.load(places, inside, other=0.0)
+            block = tl.load(places, inside, other=0)
     return block
+
+
+@triton.jit
+def of_neurons(values, expert, neurons, E: tl.constexpr):
+    """What neurons of an expert have of `values` [n, E], fp32 [1, neurons]; 1 beyond E."""
+    return tl.load(values + expert * E + neurons, neurons < E, other=1.0).to(tl.float32)[None, :]
 
 
 @triton.jit
@@ -63,6 +69,8 @@ def hidden_neurons(
     gate,
     up_bias,
     gate_bias,
+    up_scale,
+    gate_scale,
     expert,
     first,
     D_MODEL: tl.constexpr,
@@ -72,22 +80,27 @@ def hidden_neurons(
     GATED: tl.constexpr,
     UP_BIAS: tl.constexpr,
     GATE_BIAS: tl.constexpr,
+    SCALED: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
     TMA: tl.constexpr,
 ):
     """What W2 multiplies, of the tokens at the pointers `rows` [T, 1], for the NEURONS neurons of
-    an expert from the first on: [T, NEURONS], of the tokens' dtype."""
-    # The biases come first, so that their loads overlap with those of the products.
+    an expert from the first on: [T, NEURONS], of the tokens' dtype. Weights are int8 if SCALED."""
+    # Biases and scales come first, so that their loads overlap with those of the products.
     neurons = first + tl.arange(0, NEURONS)
     hidden = tl.zeros((rows.shape[0], NEURONS), dtype=tl.float32)
     gated = tl.zeros((rows.shape[0], NEURONS), dtype=tl.float32)
     if UP_BIAS:
-        bias = tl.load(up_bias + expert * E + neurons, neurons < E, other=0.0)
-        hidden += bias.to(tl.float32)[None, :]
+        hidden += of_neurons(up_bias, expert, neurons, E)
     if GATE_BIAS:
-        bias = tl.load(gate_bias + expert * E + neurons, neurons < E, other=0.0)
-        gated += bias.to(tl.float32)[None, :]
+        gated += of_neurons(gate_bias, expert, neurons, E)
+    if SCALED:  # all of a sum is in steps of the weights, and becomes what it is at the end
+        step = of_neurons(up_scale, expert, neurons, E)
+        hidden /= step
+        if GATED:
+            gate_step = of_neurons(gate_scale, expert, neurons, E)
+            gated /= gate_step
     ks = tl.arange(0, BLOCK_K)
     for k in range(0, D_MODEL, BLOCK_K):
         if D_MODEL % BLOCK_K == 0:
@@ -95,10 +108,14 @@ def hidden_neurons(
         else:
             x = tl.load(rows + k + ks[None, :], (ks + k < D_MODEL)[None, :], other=0.0)
         w = weight_block(up, expert, first, k, E, D_MODEL, NEURONS, BLOCK_K, TMA)
-        hidden = tl.dot(x, w.T, hidden, input_precision=PRECISION)
+        hidden = tl.dot(x, w.to(x.dtype).T, hidden, input_precision=PRECISION)
         if GATED:
             g = weight_block(gate, expert, first, k, E, D_MODEL, NEURONS, BLOCK_K, TMA)
-            gated = tl.dot(x, g.T, gated, input_precision=PRECISION)
+            gated = tl.dot(x, g.to(x.dtype).T, gated, input_precision=PRECISION)
+    if SCALED:
+        hidden *= step
+        if GATED:
+            gated *= gate_step
     if GATED:
         hidden *= activate(gated, ACTIVATION)
     else:
