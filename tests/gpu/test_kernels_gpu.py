@@ -15,6 +15,7 @@ from small_kernels import (
     make_mask,
     make_tokens,
     masked_sum,
+    quantized,
     relative_error,
 )
 from torch import Tensor, nn
@@ -152,6 +153,17 @@ def test_the_operator_gives_the_masked_sum(tokens, n, e, d_model, d_out, form, m
     mask[0] = tokens == 1  # among several, a token without experts
     found = again(lambda: ops.expert_ffn(z, mask, experts))
     assert found.dtype == mode.dtype
+    assert relative_error(found, masked_sum(z, mask, experts)) < mode.bound
+
+
+@pytest.mark.parametrize("mode", ["bf16", "fp16", "fp32"], indirect=True)
+@pytest.mark.parametrize("form", ["relu", "glu"])
+@pytest.mark.parametrize("tokens", [1, 4, 300])
+def test_weights_may_be_int8(tokens, form, mode):
+    experts = quantized(make_experts(form, 24, 96, 640, 200, "cuda", mode.dtype))
+    z, mask = make_tokens(tokens, 640, "cuda", mode.dtype), make_mask(tokens, 24, 0.2, "cuda")
+    mask[0, 3] = True
+    found = again(lambda: ops.expert_ffn(z, mask, experts))
     assert relative_error(found, masked_sum(z, mask, experts)) < mode.bound
 
 

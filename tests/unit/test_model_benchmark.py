@@ -10,6 +10,7 @@ from small import EXPERTS, SPEC, make_images, make_routed
 from d2dmoe.benchmark import decode, model
 from d2dmoe.benchmark.common import width
 from d2dmoe.benchmark.decode import decode_rows, decoding_step, per_layer
+from d2dmoe.benchmark.float8 import to_float8
 from d2dmoe.benchmark.masks import nearest
 from d2dmoe.benchmark.model import compile_blocks, dense_model, model_rows
 from d2dmoe.benchmark.routed import follow, route, to_routed
@@ -174,6 +175,25 @@ def test_decoding_is_timed_in_every_form(kind, tmp_path):
     assert sorted(shares) == pytest.approx([0.25, 0.25, 1.0, 1.0], abs=0.04)
     figure = draw(tmp_path / "decode.csv", "Decoding")
     assert [axes.get_title().split(",")[1][:8] for axes in figure.axes] == [" batch 1", " batch 4"]
+
+
+def test_weights_of_eight_bits_are_timed_where_asked():
+    options = TIMED | {"num_experts": 16, "batches": [2], "eight_bits": True, "dtypes": ["bf16"]}
+    rows = pd.DataFrame(decode_rows("small", decode_benchmark(DECODE["ffn"] | options), CPU))
+    assert set(rows["backend"]) == BACKENDS | {"dense_fp8", "dynamic_k_int8"}
+    assert sorted(rows.loc[rows["backend"] == "dynamic_k_int8", "fraction"]) == sorted(
+        rows.loc[rows["backend"] == "dynamic_k", "fraction"]
+    )
+
+
+def test_a_layer_in_fp8_computes_nearly_the_same():
+    torch.manual_seed(0)
+    stack = decode_benchmark(DECODE["ffn"] | TIMED | {"batches": [2]})
+    build, bind = decode._stack(stack, 2, CPU, torch.bfloat16)
+    ffn = build(64)
+    with torch.inference_mode():
+        expected, found = bind(ffn)(), bind(to_float8(copy.deepcopy(ffn)))()
+    assert 0 < (found - expected).norm() < 0.05 * expected.norm()
 
 
 def test_a_stack_takes_its_layers_times_as_long_as_a_layer():

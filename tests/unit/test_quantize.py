@@ -29,7 +29,7 @@ from d2dmoe.checkpoint import (
     load_dense_model,
     save_model,
 )
-from d2dmoe.compression.quantize import LARGEST, Int8, quantize_weights
+from d2dmoe.compression.quantize import LARGEST, Int8, quantize_experts, quantize_weights
 from d2dmoe.config.bases import QuantizeConfig
 from d2dmoe.config.stages import SparsifyConfig
 from d2dmoe.conversion import build, load_model
@@ -221,6 +221,20 @@ def test_with_all_experts_on_the_quantised_split_model_is_the_quantised_dense_on
     with torch.no_grad():
         expected = logits_of(dense, inputs)
         torch.testing.assert_close(logits_of(split, inputs), expected, rtol=0, atol=1e-4)
+
+
+def test_experts_may_be_quantised_alone():
+    model = quantize_experts(make_routed())
+    parametrized = {name for name, module in model.named_modules() if is_parametrized(module)}
+    assert parametrized == set(find(model, MoE))
+
+
+def test_the_kernels_get_the_experts_as_integers():
+    model = quantize_experts(make_routed())
+    for moe in find(model, MoE).values():
+        stored, floats = moe.experts, moe.experts.dequantized()
+        assert stored.up.dtype == stored.down.dtype == torch.int8
+        assert torch.equal(floats.up, moe.up) and torch.equal(floats.down, moe.down)
 
 
 def test_the_grouped_computation_is_that_of_the_mask(tmp_path):

@@ -45,7 +45,8 @@ def decode_rows(
         for batch in cfg.batches:
             torch.manual_seed(seed)
             parts = (_stack if stack else _step)(cfg, batch, device, DTYPES[dtype])
-            timings = time_backends(cfg, d_ff, *parts, device, compiled=stack)
+            options = {"compiled": stack, "eight_bits": stack and cfg.eight_bits}
+            timings = time_backends(cfg, d_ff, *parts, device, **options)
             if stack:
                 timings = {key: per_layer(t, cfg.layers) for key, t in timings.items()}
             about = {"model": name, "batch": batch, "mask": "router"}

@@ -14,9 +14,11 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from d2dmoe.benchmark.common import DTYPES, machine, width
+from d2dmoe.benchmark.float8 import to_float8
 from d2dmoe.benchmark.masks import nearest
 from d2dmoe.benchmark.routed import Routed, follow, route, to_routed
 from d2dmoe.benchmark.timing import Timing, compare
+from d2dmoe.compression.quantize import quantize_experts
 from d2dmoe.config.benchmarks import ModelBenchmark, Timed
 from d2dmoe.config.model import TransformerConfig
 from d2dmoe.ffn import FFN
@@ -128,6 +130,7 @@ def time_backends(
     device: torch.device,
     share: Share = route,
     compiled: bool = True,
+    eight_bits: bool = False,
 ) -> dict[tuple[str, float], Timing]:
     """Time a model in its forms.
 
@@ -139,6 +142,7 @@ def time_backends(
         device: where it runs.
         share: lets a converted model run a share of its experts, and returns that really executed.
         compiled: whether models are compiled, where the device is CUDA.
+        eight_bits: whether weights of eight bits are timed too, of FFNs without biases.
 
     Returns:
         Timings by backend and executed share.
@@ -151,6 +155,8 @@ def time_backends(
         functions = {("dense_eager", 1.0): bind(dense)}
         if compiled:
             functions["dense_compiled", 1.0] = bind(compile_blocks(copy.deepcopy(dense)))
+        if eight_bits:
+            functions["dense_fp8", 1.0] = bind(finish(to_float8(copy.deepcopy(dense))))
     for wanted in cfg.fractions:
         routed = to_routed(copy.deepcopy(dense), cfg)
         with torch.inference_mode():
@@ -158,6 +164,9 @@ def time_backends(
             fraction = share(routed, run, wanted)
             functions["mlp_equal_flops", fraction] = bind(finish(build(width(d_ff, fraction))))
             functions["dynamic_k", fraction] = run
+            if eight_bits:
+                int8 = quantize_experts(copy.deepcopy(routed))
+                functions["dynamic_k_int8", fraction] = bind(finish(int8))
         finish(routed)
     # Every width is a compilation of its own; beyond the limit blocks would silently run eagerly.
     with torch.inference_mode(), torch._dynamo.config.patch(recompile_limit=64):

@@ -108,6 +108,9 @@ class StackBenchmark(Timed):
     d_model: int = Field(gt=0, description="Width of a token")
     d_ff: int = Field(gt=0, description="Hidden neurons of an FFN")
     batches: Batches = Field(description="Tokens of a call")
+    eight_bits: bool = Field(
+        False, description="Also time a dense fp8 stack, for GPUs that have fp8, and int8 experts"
+    )
 
     @model_validator(mode="after")
     def _experts_divide(self):

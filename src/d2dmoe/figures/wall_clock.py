@@ -18,9 +18,11 @@ BACKENDS = {  # names in the legend, and looks
     "dense_eager": ("dense, eager", Look(style.INK, "", style.LINES[0])),
     "dense_addmm": ("dense, fused activation (addmm)", Look(style.INK, "", style.LINES[1])),
     "dense_compiled": ("dense, compiled", Look(style.INK, "", style.LINES[2])),
+    "dense_fp8": ("dense, fp8", Look(style.INK, "", style.LINES[3])),
     "mlp_equal_flops": ("dense of equal FLOPs", style.look(2)),
     "dynamic_k": ("dynamic-k", style.look(0)),
     "dynamic_k_experts": ("dynamic-k, experts alone", style.look(1)),
+    "dynamic_k_int8": ("dynamic-k, int8 experts", style.look(1)),
     "dynamic_k_deterministic": ("dynamic-k, deterministic", style.look(3)),
 }
 

@@ -61,10 +61,12 @@ def _activations(
     h = 0 if router is None else router.up.shape[0]
     routed = z if router is None else _route(z, router, pdl)
     # Neurons that a program has at a time, and bytes of their rows in each of five stages, which
-    # must fit in shared memory. One token chooses few experts: smaller pieces occupy all programs.
+    # must fit in shared memory, as must as many numbers of the tokens. One token chooses few
+    # experts: smaller pieces occupy all programs.
     most, stage = (32, 512) if tokens == 1 else (64, 256)
     neurons = min(most, max(16, triton.next_power_of_2(e)))
     pieces = triton.cdiv(e, neurons)
+    block_k = stage // max(experts.up.itemsize, z.itemsize // 2)
     _activate[(min(n * pieces, PER_PROCESSOR * processors(z.device)),)](
         z,
         z if mask is None else mask.view(torch.uint8),
@@ -96,7 +98,7 @@ def _activations(
         SCALED=experts.up_scale is not None,
         TOKENS=MAX_TOKENS,
         NEURONS=neurons,
-        BLOCK_K=stage // z.itemsize,
+        BLOCK_K=block_k,
         WIDTH_H=max(16, triton.next_power_of_2(h)),
         WIDTH=max(16, triton.next_power_of_2(n)),
         PRECISION=precision(z),
