@@ -186,6 +186,13 @@ def test_weights_of_eight_bits_are_timed_where_asked():
     )
 
 
+def test_a_gpu_without_fp8_leaves_its_row_out(monkeypatch):
+    monkeypatch.setattr(model, "has_float8", lambda _device: False)
+    options = TIMED | {"num_experts": 16, "batches": [2], "eight_bits": True, "dtypes": ["bf16"]}
+    rows = pd.DataFrame(decode_rows("small", decode_benchmark(DECODE["ffn"] | options), CPU))
+    assert set(rows["backend"]) == BACKENDS | {"dynamic_k_int8"}
+
+
 def test_a_layer_in_fp8_computes_nearly_the_same():
     torch.manual_seed(0)
     stack = decode_benchmark(DECODE["ffn"] | TIMED | {"batches": [2]})

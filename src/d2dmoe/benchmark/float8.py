@@ -29,6 +29,11 @@ class Float8Linear(nn.Module):
         return torch._scaled_mm(x.to(FORMAT), self.weight.T, out_dtype=x.dtype, **scales)
 
 
+def has_float8(device: torch.device) -> bool:
+    """Whether the device multiplies fp8 numbers."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 def to_float8(model: nn.Module) -> nn.Module:
     """Let the FFNs of a model, which have no biases, multiply in fp8, in place."""
     for ffn in find(model, FFN).values():

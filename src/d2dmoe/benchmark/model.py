@@ -14,7 +14,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from d2dmoe.benchmark.common import DTYPES, machine, width
-from d2dmoe.benchmark.float8 import to_float8
+from d2dmoe.benchmark.float8 import has_float8, to_float8
 from d2dmoe.benchmark.masks import nearest
 from d2dmoe.benchmark.routed import Routed, follow, route, to_routed
 from d2dmoe.benchmark.timing import Timing, compare
@@ -155,7 +155,7 @@ def time_backends(
         functions = {("dense_eager", 1.0): bind(dense)}
         if compiled:
             functions["dense_compiled", 1.0] = bind(compile_blocks(copy.deepcopy(dense)))
-        if eight_bits:
+        if eight_bits and has_float8(device):
             functions["dense_fp8", 1.0] = bind(finish(to_float8(copy.deepcopy(dense))))
     for wanted in cfg.fractions:
         routed = to_routed(copy.deepcopy(dense), cfg)

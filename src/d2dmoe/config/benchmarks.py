@@ -109,7 +109,7 @@ class StackBenchmark(Timed):
     d_ff: int = Field(gt=0, description="Hidden neurons of an FFN")
     batches: Batches = Field(description="Tokens of a call")
     eight_bits: bool = Field(
-        False, description="Also time a dense fp8 stack, for GPUs that have fp8, and int8 experts"
+        False, description="Also time int8 experts and, where the device has it, a dense fp8 stack"
     )
 
     @model_validator(mode="after")
