@@ -153,12 +153,19 @@ def test_the_figures_legend_names_every_backend(tmp_path):
     write_csv(tmp_path / "cpu.csv", all_rows(cfg(), CPU, {}), COLUMNS)
     table = pd.read_csv(tmp_path / "cpu.csv")
     dense = table[table["backend"] == "dense_eager"]
-    of_gpu = [dense.assign(backend=name) for name in ("dense_addmm", "dense_compiled")]
-    sparse = table[table["backend"] == "dynamic_k"].assign(backend="dynamic_k_deterministic")
-    pd.concat([table, *of_gpu, sparse]).to_csv(tmp_path / "layer.csv", index=False)
+    sparse = table[table["backend"] == "dynamic_k"]
+    others = [
+        of.assign(backend=name)
+        for of, names in (
+            (dense, ["dense_addmm", "dense_compiled", "dense_fp8"]),
+            (sparse, ["dynamic_k_int8", "dynamic_k_deterministic"]),
+        )
+        for name in names
+    ]
+    pd.concat([table, *others]).to_csv(tmp_path / "layer.csv", index=False)
     figure = draw(tmp_path / "layer.csv")
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
         label for label, _ in BACKENDS.values()
     ]
-    assert len({look for _, look in BACKENDS.values()}) == 7
+    assert len({look for _, look in BACKENDS.values()}) == len(BACKENDS)

@@ -22,7 +22,7 @@ BACKENDS = {  # names in the legend, and looks
     "mlp_equal_flops": ("dense of equal FLOPs", style.look(2)),
     "dynamic_k": ("dynamic-k", style.look(0)),
     "dynamic_k_experts": ("dynamic-k, experts alone", style.look(1)),
-    "dynamic_k_int8": ("dynamic-k, int8 experts", style.look(1)),
+    "dynamic_k_int8": ("dynamic-k, int8 experts", style.look(4)),
     "dynamic_k_deterministic": ("dynamic-k, deterministic", style.look(3)),
 }
 
