@@ -231,6 +231,15 @@ def test_the_operators_can_be_compiled_without_a_break():
     assert relative_error(compiled(z), 2 * masked_sum(z, mask, experts)) < 1e-5
 
 
+def halved_scale(experts: Experts) -> Experts:
+    return experts._replace(gate_scale=experts.gate_scale.half())
+
+
+def scaled_floats(experts: Experts) -> Experts:
+    int8 = quantized(experts)
+    return int8._replace(up=experts.up, gate=experts.gate, down=experts.down)
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -240,8 +249,19 @@ def test_the_operators_can_be_compiled_without_a_break():
         (lambda z, m, x: (z.double(), m, x), "float64, the experts torch.float32: convert one"),
         (lambda z, m, x: (z, m, x._replace(activation="silu")), "'silu' is none of"),
         (lambda z, m, x: (z, m, x._replace(down=x.down.half())), "down is torch.float16 without"),
-        (lambda z, m, x: (z, m, quantized(x)._replace(down=x.down)), "float32 with scales"),
-        (lambda z, m, x: (z, m, quantized(x)._replace(down_scale=None)), "int8 without scales"),
+        (
+            lambda z, m, x: (z, m, quantized(x)._replace(down=x.down)),
+            "down is torch.float32 with torch",
+        ),
+        (
+            lambda z, m, x: (z, m, quantized(x)._replace(down_scale=None)),
+            "int8 without scales, their",
+        ),
+        (
+            lambda z, m, x: (z, m, halved_scale(quantized(x))),
+            "int8 with torch.float16 scales, their",
+        ),
+        (lambda z, m, x: (z, m, scaled_floats(x)), "float32 with torch.float32 scales: int8 needs"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(change, message):

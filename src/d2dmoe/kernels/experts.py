@@ -101,16 +101,22 @@ def check_tokens(z: Tensor, experts: Experts) -> None:
 
 def _check_weights(experts: Experts) -> None:
     """All weights are floats of one dtype, or all are int8 with scales of one."""
-    for name in ("up", "gate", "down"):
+
+    def dtypes(name: str) -> tuple[torch.dtype, torch.dtype | None]:
         weight, scale = getattr(experts, name), getattr(experts, f"{name}_scale")
-        if weight is None:
-            continue
-        dtype = torch.int8 if experts.up_scale is not None else experts.dtype
-        if weight.dtype != dtype or (scale is None) != (experts.up_scale is None):
+        return weight.dtype, None if scale is None else scale.dtype
+
+    def told(name: str) -> str:
+        weight, scale = dtypes(name)
+        return f"{weight} with{'out scales' if scale is None else f' {scale} scales'}"
+
+    for name in ("down",) if experts.gate is None else ("down", "gate"):
+        if dtypes(name) != dtypes("up"):
             raise UserError(
-                f"the experts' {name} is {weight.dtype} with{'out' if scale is None else ''} "
-                f"scales: all weights must be {dtype}, and have scales where they are int8"
+                f"the experts' {name} is {told(name)}, their up {told('up')}: they must be alike"
             )
+    if (experts.up.dtype == torch.int8) != (experts.up_scale is not None):
+        raise UserError(f"the experts' weights are {told('up')}: int8 needs them, floats have none")
 
 
 def check_mask(mask: Tensor, z: Tensor, experts: Experts) -> None:
