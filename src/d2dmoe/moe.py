@@ -57,18 +57,11 @@ class MoE(nn.Module):
     @property
     def experts(self) -> Experts:
         """The weights as the kernels take them."""
-        up, gate, down = (self._stored(name) for name in ("up", "gate", "down"))
-        biases = {f"{name}_bias": getattr(self, f"{name}_bias") for name in ("up", "gate", "down")}
-        return Experts(
-            up=up[0],
-            gate=gate[0],
-            down=down[0],
-            activation=self.activation_name,
-            up_scale=up[1],
-            gate_scale=gate[1],
-            down_scale=down[1],
-            **biases,
-        )
+        values = {"activation": self.activation_name}
+        for name in ("up", "gate", "down"):
+            values[name], values[f"{name}_scale"] = self._stored(name)
+            values[f"{name}_bias"] = getattr(self, f"{name}_bias")
+        return Experts(**values)
 
     def _stored(self, name: str) -> tuple[Tensor | None, Tensor | None]:
         """A weight as it is stored: itself, or int8 values and their scales."""

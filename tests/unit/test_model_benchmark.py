@@ -177,9 +177,13 @@ def test_decoding_is_timed_in_every_form(kind, tmp_path):
     assert [axes.get_title().split(",")[1][:8] for axes in figure.axes] == [" batch 1", " batch 4"]
 
 
-def test_weights_of_eight_bits_are_timed_where_asked():
+def rows_of_eight_bits() -> pd.DataFrame:
     options = TIMED | {"num_experts": 16, "batches": [2], "eight_bits": True, "dtypes": ["bf16"]}
-    rows = pd.DataFrame(decode_rows("small", decode_benchmark(DECODE["ffn"] | options), CPU))
+    return pd.DataFrame(decode_rows("small", decode_benchmark(DECODE["ffn"] | options), CPU))
+
+
+def test_weights_of_eight_bits_are_timed_where_asked():
+    rows = rows_of_eight_bits()
     assert set(rows["backend"]) == BACKENDS | {"dense_fp8", "dynamic_k_int8"}
     assert sorted(rows.loc[rows["backend"] == "dynamic_k_int8", "fraction"]) == sorted(
         rows.loc[rows["backend"] == "dynamic_k", "fraction"]
@@ -188,8 +192,7 @@ def test_weights_of_eight_bits_are_timed_where_asked():
 
 def test_a_gpu_without_fp8_leaves_its_row_out(monkeypatch):
     monkeypatch.setattr(model, "has_float8", lambda _device: False)
-    options = TIMED | {"num_experts": 16, "batches": [2], "eight_bits": True, "dtypes": ["bf16"]}
-    rows = pd.DataFrame(decode_rows("small", decode_benchmark(DECODE["ffn"] | options), CPU))
+    rows = rows_of_eight_bits()
     assert set(rows["backend"]) == BACKENDS | {"dynamic_k_int8"}
 
 

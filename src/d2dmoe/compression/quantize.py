@@ -11,7 +11,7 @@ have the scales that their FFN would have.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -56,9 +56,6 @@ class Int8(nn.Module):
         return q * scale
 
 
-Matrices = Iterator[tuple[nn.Module, str, tuple[int, ...]]]
-
-
 def quantize_weights(architecture: str, model: nn.Module) -> nn.Module:
     """Quantise, in place, the weight matrices of a model of any stage; returns the model, frozen.
 
@@ -66,38 +63,34 @@ def quantize_weights(architecture: str, model: nn.Module) -> nn.Module:
     projections are taken apart first. Embeddings and matrices tied to them, convolutions, norms and
     biases stay floats.
     """
-    return _quantize(separate_projections(architecture, model), _linear_maps, _experts)
+    return _quantize(separate_projections(architecture, model), (nn.Linear, MoE))
 
 
 def quantize_experts(model: nn.Module) -> nn.Module:
-    """Quantise, in place, the experts of a model's MoE layers; returns the model, frozen.
+    """Quantise, in place, the experts of a model's MoE layers only; returns the model, frozen.
 
-    Nothing but experts gets faster by it: other matrices are computed from their integers at every
-    call.
+    Only their integers does a kernel read. Other maps, also routers, would be computed from theirs
+    at every call.
     """
-    return _quantize(model, _experts)
+    return _quantize(model, (MoE,))
 
 
-def _quantize(model: nn.Module, *kinds: Callable[[nn.Module], Matrices]) -> nn.Module:
+def _quantize(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> nn.Module:
     model.requires_grad_(False)
     uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
-    for module, name, summed in [matrix for kind in kinds for matrix in kind(model)]:
+    for module, name, summed in list(_matrices(model)):
         weight = getattr(module, name)
-        if uses[id(weight)] == 1:
+        if isinstance(module, kinds) and uses[id(weight)] == 1:
             register_parametrization(module, name, Int8(weight, summed))
     return model
 
 
-def _linear_maps(model: nn.Module) -> Matrices:
-    """Each weight matrix: its module, its name there, and the dimensions that are summed over."""
+def _matrices(model: nn.Module) -> Iterator[tuple[nn.Module, str, tuple[int, ...]]]:
+    """Every weight matrix: its module, its name there, and the dimensions that are summed over."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             yield module, "weight", (1,)  # [d_out, d_in]
-
-
-def _experts(model: nn.Module) -> Matrices:
-    for module in model.modules():
-        if isinstance(module, MoE):
+        elif isinstance(module, MoE):
             yield module, "up", (2,)  # [n, e, d_model]
             if module.gate is not None:
                 yield module, "gate", (2,)

@@ -21,7 +21,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 from d2dmoe.kernels.experts import Experts, RouterWeights
 from d2dmoe.kernels.launch import processors
 from d2dmoe.kernels.routing import precision, router_choice, router_down_weights
-from d2dmoe.kernels.tiles import aligned, hidden_neurons, weight_block
+from d2dmoe.kernels.tiles import aligned, given, hidden_neurons, weight_block
 
 MAX_TOKENS = 16
 ELEMENTS = 2048  # of the router's first matrix that a program has in registers
@@ -73,12 +73,12 @@ def _activations(
         routed,
         *((z,) * 2 if router is None else router[2:4]),
         experts.up,
-        experts.up if experts.gate is None else experts.gate,
+        given(experts.gate, experts.up),
         experts.down,
-        z if experts.up_bias is None else experts.up_bias,
-        z if experts.gate_bias is None else experts.gate_bias,
-        z if experts.up_scale is None else experts.up_scale,
-        z if experts.gate_scale is None else experts.gate_scale,
+        given(experts.up_bias, z),
+        given(experts.gate_bias, z),
+        given(experts.up_scale, z),
+        given(experts.gate_scale, z),
         hidden,
         listed,
         tokens,
@@ -137,8 +137,8 @@ def _outputs(hidden: Tensor, listed: Tensor, experts: Experts, pdl: bool) -> Ten
     out = hidden.new_empty(tokens, d_out)
     _sum[(triton.cdiv(d_out, COLUMNS), tokens)](
         parts,
-        parts if experts.down_bias is None else experts.down_bias,
-        parts if experts.down_scale is None else experts.down_scale,
+        given(experts.down_bias, parts),
+        given(experts.down_scale, parts),
         out,
         tokens,
         number,

@@ -56,24 +56,24 @@ def _flat(x: Experts) -> tuple:
     return tuple(v.contiguous() if isinstance(v, Tensor) else v for v in x)
 
 
-@torch.library.custom_op("d2dmoe::expert_ffn", mutates_args=(), device_types="cpu")
-def _expert_ffn(
-    z: Tensor,
-    mask: Tensor,
-    up: Tensor,
-    down: Tensor,
-    activation: str,
-    up_bias: Tensor | None,
-    gate: Tensor | None,
-    gate_bias: Tensor | None,
-    down_bias: Tensor | None,
-    up_scale: Tensor | None,
-    gate_scale: Tensor | None,
-    down_scale: Tensor | None,
-) -> Tensor:
-    biases = (up_bias, gate, gate_bias, down_bias)
-    scales = (up_scale, gate_scale, down_scale)
-    return grouped(z, mask, Experts(up, down, activation, *biases, *scales))
+# The fields of `Experts` and of `RouterWeights`, in their order, as arguments of the operators.
+EXPERTS = (
+    "Tensor up, Tensor down, str activation, Tensor? up_bias, Tensor? gate, Tensor? gate_bias, "
+    "Tensor? down_bias, Tensor? up_scale, Tensor? gate_scale, Tensor? down_scale"
+)
+ROUTER = (
+    "Tensor router_up, Tensor router_up_bias, Tensor router_down, Tensor router_down_bias, str kind"
+)
+
+
+@torch.library.custom_op(
+    "d2dmoe::expert_ffn",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"(Tensor z, Tensor mask, {EXPERTS}) -> Tensor",
+)
+def _expert_ffn(z, mask, *experts):
+    return grouped(z, mask, Experts(*experts))
 
 
 @_expert_ffn.register_kernel("cuda")
@@ -88,31 +88,15 @@ def _(z, mask, up, down, *_):
     return z.new_empty(z.shape[0], down.shape[2])
 
 
-@torch.library.custom_op("d2dmoe::dynamic_k_ffn", mutates_args=(), device_types="cpu")
-def _dynamic_k_ffn(
-    z: Tensor,
-    router_up: Tensor,
-    router_up_bias: Tensor,
-    router_down: Tensor,
-    router_down_bias: Tensor,
-    kind: str,
-    tau: float,
-    up: Tensor,
-    down: Tensor,
-    activation: str,
-    up_bias: Tensor | None,
-    gate: Tensor | None,
-    gate_bias: Tensor | None,
-    down_bias: Tensor | None,
-    up_scale: Tensor | None,
-    gate_scale: Tensor | None,
-    down_scale: Tensor | None,
-) -> Tensor:
-    router = RouterWeights(router_up, router_up_bias, router_down, router_down_bias, kind)
-    mask = dynamic_k(scores(z, router), tau)
-    biases = (up_bias, gate, gate_bias, down_bias)
-    scales = (up_scale, gate_scale, down_scale)
-    return grouped(z, mask, Experts(up, down, activation, *biases, *scales))
+@torch.library.custom_op(
+    "d2dmoe::dynamic_k_ffn",
+    mutates_args=(),
+    device_types="cpu",
+    schema=f"(Tensor z, {ROUTER}, float tau, {EXPERTS}) -> Tensor",
+)
+def _dynamic_k_ffn(z, ru, rub, rd, rdb, kind, tau, *experts):
+    mask = dynamic_k(scores(z, RouterWeights(ru, rub, rd, rdb, kind)), tau)
+    return grouped(z, mask, Experts(*experts))
 
 
 @_dynamic_k_ffn.register_kernel("cuda")

@@ -35,7 +35,14 @@ from d2dmoe.kernels.routing import (
     router_choice,
     router_down_weights,
 )
-from d2dmoe.kernels.tiles import add_outputs, aligned, fence_for_tma, hidden_neurons, order_columns
+from d2dmoe.kernels.tiles import (
+    add_outputs,
+    aligned,
+    fence_for_tma,
+    given,
+    hidden_neurons,
+    order_columns,
+)
 
 CHUNK = 128  # neurons, of those that one tile's accumulators can hold
 BLOCK = 128  # most tokens of a routing item
@@ -82,7 +89,7 @@ def run(
         programs = min(launch.programs(z.device), blocks * (2 + n * chunks))
     h = 0 if router is None else router.up.shape[0]
     width_h = max(16, triton.next_power_of_2(h))
-    gate = experts.up if experts.gate is None else experts.gate
+    gate = given(experts.gate, experts.up)
     router_up = experts.up if router is None else router.up[None]
     tma = launch.tma and all(map(aligned, (experts.up, gate, experts.down, router_up)))
 
@@ -98,9 +105,9 @@ def run(
         weights(gate, chunk, launch.block_k),
         weights(down, chunk, launch.block_n),
         *((_pairs(experts.down), _pairs(down)) if group else (out, out)),
-        _or(experts.up_bias, out),
-        _or(experts.gate_bias, out),
-        _or(experts.down_bias, out),
+        given(experts.up_bias, out),
+        given(experts.gate_bias, out),
+        given(experts.down_bias, out),
         out,
         tokens,
         state,
@@ -157,10 +164,6 @@ def _group(tokens: int, experts: Experts, launch: Launch) -> int:
 def _pairs(w: Tensor) -> Tensor:
     """Pairs of neighbours, each one integer."""
     return w.view(torch.int64 if w.itemsize == 4 else torch.int32)
-
-
-def _or(bias: Tensor | None, other: Tensor) -> Tensor:
-    return other if bias is None else bias
 
 
 @triton.jit

@@ -15,6 +15,11 @@ def aligned(w: Tensor) -> bool:
     return w.data_ptr() % 16 == 0 and w.shape[-1] * w.itemsize % 16 == 0
 
 
+def given(values: Tensor | None, other: Tensor) -> Tensor:
+    """Some tensor for an argument of a kernel, which does not read it where there are no values."""
+    return other if values is None else values
+
+
 @triton.jit
 def activate(x, ACTIVATION: tl.constexpr):
     """ReLU, GELU or GELU's tanh form, in fp32."""
