@@ -6,8 +6,8 @@ import sys
 from d2dmoe.config.experiment import load_config
 from d2dmoe.config.task import SUITES
 from d2dmoe.config.variants import FINETUNED
-from d2dmoe.digest import code_digest
-from d2dmoe.lineage import lineages, plain, stage_configs, trials
+from d2dmoe.plan.digest import code_digest
+from d2dmoe.plan.lineage import lineages, plain, stage_configs, trials
 
 ROOT = Path(workflow.basedir)
 CONFIG = load_config(config, ROOT)  # ends the run with one message if anything is wrong

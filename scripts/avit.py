@@ -2,8 +2,8 @@ from pathlib import Path
 
 from d2dmoe.checkpoint import save_trained
 from d2dmoe.config.avit import AViTConfig
-from d2dmoe.run import stage_run
-from d2dmoe.stages.avit import train_avit
+from d2dmoe.jobs.run import stage_run
+from d2dmoe.methods.avit.stage import train_avit
 
 with stage_run(snakemake) as run:
     trained = train_avit(

@@ -3,8 +3,8 @@ from pathlib import Path
 import pandas as pd
 
 from d2dmoe.claims import COLUMNS, wall_clock_ledger
-from d2dmoe.csvfile import write_csv
-from d2dmoe.job import job
+from d2dmoe.io.csvfile import write_csv
+from d2dmoe.jobs.job import job
 
 with job(snakemake):
     tables = [pd.read_csv(path) for path in snakemake.input]

@@ -2,8 +2,8 @@ from pathlib import Path
 
 from d2dmoe.benchmark.decode import COLUMNS, decode_rows
 from d2dmoe.config.benchmarks import decode_benchmark
-from d2dmoe.csvfile import write_csv
-from d2dmoe.run import timed_job
+from d2dmoe.io.csvfile import write_csv
+from d2dmoe.jobs.run import timed_job
 
 with timed_job(snakemake) as device:
     cfg = decode_benchmark(snakemake.params.cfg)

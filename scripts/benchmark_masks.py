@@ -1,8 +1,8 @@
 from pathlib import Path
 
-from d2dmoe.run import stage_run
+from d2dmoe.io.tensors import save_tensors
+from d2dmoe.jobs.run import stage_run
 from d2dmoe.stages.masks import record_masks
-from d2dmoe.tensors import save_tensors
 
 with stage_run(snakemake) as run:
     tensors = record_masks(

@@ -3,8 +3,8 @@ from pathlib import Path
 from d2dmoe.benchmark.masks import load_points
 from d2dmoe.benchmark.model import COLUMNS, model_rows
 from d2dmoe.config.benchmarks import ModelBenchmark
-from d2dmoe.csvfile import write_csv
-from d2dmoe.run import timed_job
+from d2dmoe.io.csvfile import write_csv
+from d2dmoe.jobs.run import timed_job
 
 with timed_job(snakemake) as device:
     cfg = ModelBenchmark(**snakemake.params.cfg)

@@ -3,8 +3,8 @@ from pathlib import Path
 import pandas as pd
 
 from d2dmoe.claims import COLUMNS, evidence_of, ledger
-from d2dmoe.csvfile import write_csv
-from d2dmoe.job import job
+from d2dmoe.io.csvfile import write_csv
+from d2dmoe.jobs.job import job
 
 with job(snakemake):
     tables = {name: pd.read_csv(path) for name, path in snakemake.input.items()}

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from d2dmoe.config.data import data_config
 from d2dmoe.data import prepare
-from d2dmoe.run import stage_run
+from d2dmoe.jobs.run import stage_run
 
 with stage_run(snakemake):
     folder = Path(snakemake.output.about).parent

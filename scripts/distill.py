@@ -1,8 +1,8 @@
 from pathlib import Path
 
 from d2dmoe.checkpoint import save_trained
-from d2dmoe.config.bases import DistillConfig
-from d2dmoe.run import stage_run
+from d2dmoe.config.compression import DistillConfig
+from d2dmoe.jobs.run import stage_run
 from d2dmoe.stages.distill import distill
 
 with stage_run(snakemake) as run:

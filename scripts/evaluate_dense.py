@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from d2dmoe.csvfile import write_rows
-from d2dmoe.run import stage_run
+from d2dmoe.io.csvfile import write_rows
+from d2dmoe.jobs.run import stage_run
 from d2dmoe.stages.evaluate import evaluate_dense_model
 
 with stage_run(snakemake) as run:

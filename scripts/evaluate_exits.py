@@ -1,8 +1,8 @@
 from pathlib import Path
 
-from d2dmoe.csvfile import write_rows
-from d2dmoe.run import stage_run
-from d2dmoe.stages.ztw import evaluate_exits
+from d2dmoe.io.csvfile import write_rows
+from d2dmoe.jobs.run import stage_run
+from d2dmoe.methods.ztw.stage import evaluate_exits
 
 with stage_run(snakemake) as run:
     points = evaluate_exits(

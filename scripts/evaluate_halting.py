@@ -1,8 +1,8 @@
 from pathlib import Path
 
-from d2dmoe.csvfile import write_rows
-from d2dmoe.run import stage_run
-from d2dmoe.stages.avit import evaluate_halting
+from d2dmoe.io.csvfile import write_rows
+from d2dmoe.jobs.run import stage_run
+from d2dmoe.methods.avit.stage import evaluate_halting
 
 with stage_run(snakemake) as run:
     points, layers = evaluate_halting(

@@ -4,7 +4,7 @@ import pandas as pd
 
 from d2dmoe.figures.layers import draw
 from d2dmoe.figures.style import save
-from d2dmoe.job import job
+from d2dmoe.jobs.job import job
 
 with job(snakemake):
     table = pd.read_csv(snakemake.input[0])

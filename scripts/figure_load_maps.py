@@ -5,7 +5,7 @@ from safetensors.numpy import load_file
 
 from d2dmoe.figures.load_maps import draw
 from d2dmoe.figures.style import save
-from d2dmoe.job import job
+from d2dmoe.jobs.job import job
 
 with job(snakemake):
     classes = json.loads(Path(snakemake.input.about).read_text())["classes"]

@@ -1,9 +1,9 @@
 from pathlib import Path
 
-from d2dmoe.csvfile import write_rows
-from d2dmoe.run import stage_run
+from d2dmoe.io.csvfile import write_rows
+from d2dmoe.io.tensors import save_tensors
+from d2dmoe.jobs.run import stage_run
 from d2dmoe.stages.evaluate import load_maps
-from d2dmoe.tensors import save_tensors
 
 with stage_run(snakemake) as run:
     tensors, rows = load_maps(

@@ -1,8 +1,8 @@
 from pathlib import Path
 
 from d2dmoe.checkpoint import save_trained
-from d2dmoe.config.bases import PruneConfig
-from d2dmoe.run import stage_run
+from d2dmoe.config.compression import PruneConfig
+from d2dmoe.jobs.run import stage_run
 from d2dmoe.stages.prune import prune
 
 with stage_run(snakemake) as run:

@@ -1,8 +1,8 @@
 from pathlib import Path
 
 from d2dmoe.config.data import data_config
-from d2dmoe.csvfile import write_csv
-from d2dmoe.job import job
+from d2dmoe.io.csvfile import write_csv
+from d2dmoe.jobs.job import job
 from d2dmoe.stages.reference import COLUMNS, reference
 
 with job(snakemake):

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from d2dmoe.checkpoint import save_model
 from d2dmoe.config.stages import SplitConfig
-from d2dmoe.run import stage_run
+from d2dmoe.jobs.run import stage_run
 from d2dmoe.stages.split import split
 
 with stage_run(snakemake) as run:

@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from d2dmoe.csvfile import write_rows
-from d2dmoe.job import job
+from d2dmoe.io.csvfile import write_rows
+from d2dmoe.jobs.job import job
 from d2dmoe.tables import summary
 
 with job(snakemake):

@@ -1,7 +1,7 @@
 from pathlib import Path
 
-from d2dmoe.csvfile import write_csv
-from d2dmoe.job import job
+from d2dmoe.io.csvfile import write_csv
+from d2dmoe.jobs.job import job
 from d2dmoe.tables import TRADEOFF_COLUMNS, tradeoff
 
 with job(snakemake):

@@ -1,8 +1,8 @@
 from pathlib import Path
 
-from d2dmoe.csvfile import write_rows
 from d2dmoe.fairness import tuning
-from d2dmoe.job import job
+from d2dmoe.io.csvfile import write_rows
+from d2dmoe.jobs.job import job
 
 with job(snakemake):
     rows = tuning(snakemake.params.entries, snakemake.params.metric)

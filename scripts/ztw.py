@@ -2,8 +2,8 @@ from pathlib import Path
 
 from d2dmoe.checkpoint import save_trained
 from d2dmoe.config.stages import ZTWConfig
-from d2dmoe.run import stage_run
-from d2dmoe.stages.ztw import train_ztw
+from d2dmoe.jobs.run import stage_run
+from d2dmoe.methods.ztw.stage import train_ztw
 
 with stage_run(snakemake) as run:
     trained = train_ztw(

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 
 from d2dmoe.attention import projection_mlps, replace_projections
 from d2dmoe.compression.prune import resize
-from d2dmoe.config.base import Strict
 from d2dmoe.config.model import ModelConfig
-from d2dmoe.csvfile import write_csv
+from d2dmoe.config.strict import Strict
 from d2dmoe.errors import CheckpointError
+from d2dmoe.io.csvfile import write_csv
+from d2dmoe.io.tensors import distinct, load_distinct, load_tensors, save_tensors
 from d2dmoe.models import build_model, create_model, separate_projections
 from d2dmoe.sparsity import set_activation
-from d2dmoe.tensors import distinct, load_distinct, load_tensors, save_tensors
 
 REBUILD = "Delete it and run the same command again: the step that makes it is then repeated."
 

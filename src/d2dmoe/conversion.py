@@ -4,11 +4,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from d2dmoe.baselines.avit import add_halting
-from d2dmoe.baselines.ztw import add_exits
 from d2dmoe.checkpoint import ModelSpec, dense_model, load_weights, read_model
 from d2dmoe.compression.quantize import quantize_weights
 from d2dmoe.ffn import FFN
+from d2dmoe.methods.avit.halting import add_halting
+from d2dmoe.methods.ztw.exits import add_exits
 from d2dmoe.moe import MoE, skip_padding, split_ffn
 from d2dmoe.router import Router
 from d2dmoe.surgery import find, replace

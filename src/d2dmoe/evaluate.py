@@ -11,8 +11,8 @@ from torch.nn.functional import cross_entropy
 from d2dmoe.data import Batch, Split, iterate
 from d2dmoe.flops import ModelCost, mean_cost, model_cost
 from d2dmoe.inputs import Inputs, logits_of
+from d2dmoe.jobs.progress import Progress
 from d2dmoe.moe import MoE, set_selection
-from d2dmoe.progress import Progress
 from d2dmoe.selection import Selection
 from d2dmoe.surgery import find, watch
 

@@ -12,9 +12,9 @@ from torch.nn.functional import cross_entropy
 from d2dmoe.config.training import TrainingConfig
 from d2dmoe.data import Batch, Split, iterate
 from d2dmoe.errors import UserError
-from d2dmoe.progress import Progress, logger
+from d2dmoe.jobs.progress import Progress, logger
+from d2dmoe.jobs.state import TrainingState
 from d2dmoe.seeding import seed_for
-from d2dmoe.state import TrainingState
 
 Losses = dict[str, Tensor]  # scalars by name; "loss" is what is minimised
 

@@ -10,10 +10,10 @@ from d2dmoe.config.model import BertConfig, GemmaConfig, GPT2Config, ViTConfig
 from d2dmoe.config.stages import RouterConfig, SparsifyConfig, SplitConfig
 from d2dmoe.config.training import TrainingConfig
 from d2dmoe.data import CorpusSplit, ImageSplit, Split, TextSplit
-from d2dmoe.device import claim_device
 from d2dmoe.evaluate import batches_of
 from d2dmoe.inputs import logits_of
-from d2dmoe.run import Run
+from d2dmoe.jobs.device import claim_device
+from d2dmoe.jobs.run import Run
 from d2dmoe.stages import dense, routers, sparsify
 from d2dmoe.stages.evaluate import evaluate
 from d2dmoe.stages.split import split

@@ -48,9 +48,9 @@ from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
 from d2dmoe.flops import ffn_flops, model_cost, router_flops
 from d2dmoe.inputs import logits_of
+from d2dmoe.jobs.run import Run
 from d2dmoe.models import separate_projections
 from d2dmoe.moe import MoE, set_selection
-from d2dmoe.run import Run
 from d2dmoe.sparsity import count_active, penalty, watch_activations
 from d2dmoe.stages import dense, projections, routers, sparsify
 from d2dmoe.stages.projections import convert_projections

@@ -10,7 +10,14 @@ from small import ABOUT, OPTIONS, SPEC, make_dense, make_images, make_inputs
 from small_language import language_spec, make_language
 from torch import Tensor, nn
 
-from d2dmoe.baselines.avit import (
+from d2dmoe.checkpoint import load_dense_model, save_model
+from d2dmoe.config.avit import AViTConfig
+from d2dmoe.conversion import load_model
+from d2dmoe.errors import CheckpointError
+from d2dmoe.flops import count
+from d2dmoe.jobs.run import Run
+from d2dmoe.methods.avit import stage as avit
+from d2dmoe.methods.avit.halting import (
     CHANNEL,
     Halting,
     MeanField,
@@ -23,13 +30,7 @@ from d2dmoe.baselines.avit import (
     quiet_channel,
     run_block,
 )
-from d2dmoe.checkpoint import load_dense_model, save_model
-from d2dmoe.config.avit import AViTConfig
-from d2dmoe.conversion import load_model
-from d2dmoe.errors import CheckpointError
-from d2dmoe.flops import count
-from d2dmoe.run import Run
-from d2dmoe.stages import avit, dense
+from d2dmoe.stages import dense
 from d2dmoe.surgery import find, watch
 
 LAYERS, TOKENS = 4, 5

@@ -18,13 +18,13 @@ from d2dmoe.benchmark.masks import (
 )
 from d2dmoe.benchmark.timing import ROUNDS, compare
 from d2dmoe.config.benchmarks import LayerBenchmark
-from d2dmoe.csvfile import write_csv
 from d2dmoe.errors import CheckpointError
 from d2dmoe.figures.wall_clock import BACKENDS, draw
+from d2dmoe.io.csvfile import write_csv
+from d2dmoe.io.tensors import save_tensors
 from d2dmoe.kernels.experts import RouterWeights
 from d2dmoe.kernels.reference import scores
 from d2dmoe.selection import dynamic_k
-from d2dmoe.tensors import save_tensors
 
 CPU = torch.device("cpu")
 SMALL = {"tokens": 96, "d_model": 24, "num_experts": 6, "expert_size": 8, "router_width": 8}

@@ -22,10 +22,10 @@ from d2dmoe.checkpoint import RouterSpec, load_dense_model, read_model, save_mod
 from d2dmoe.conversion import load_model
 from d2dmoe.errors import CheckpointError
 from d2dmoe.evaluate import quality
+from d2dmoe.io.tensors import load_tensors, save_tensors
 from d2dmoe.moe import MoE, set_selection
 from d2dmoe.sparsity import set_activation
 from d2dmoe.surgery import find
-from d2dmoe.tensors import load_tensors, save_tensors
 
 SPLIT = SPEC.with_(num_experts=8)
 STAGES = {
@@ -61,7 +61,7 @@ from pathlib import Path
 import torch
 from d2dmoe.conversion import load_model
 from d2dmoe.moe import set_selection
-from d2dmoe.tensors import load_tensors, save_tensors
+from d2dmoe.io.tensors import load_tensors, save_tensors
 
 torch.set_num_threads(1)
 for folder in map(Path, sys.argv[1:]):

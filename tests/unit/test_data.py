@@ -19,7 +19,7 @@ from d2dmoe.data.image_sources import load_images
 from d2dmoe.data.images import choose_validation, first_balanced
 from d2dmoe.data.vendored import vendored_file
 from d2dmoe.errors import ConfigError, DataError
-from d2dmoe.files import sha256
+from d2dmoe.io.files import sha256
 
 ROOT = Path(__file__).parents[2]
 FASHION = ROOT / "resources" / "fashion-mnist"

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from d2dmoe import digest
-from d2dmoe.digest import code_digest, imported_modules
+from d2dmoe.plan import digest
+from d2dmoe.plan.digest import code_digest, imported_modules
 
 SOURCES = {
     "src/d2dmoe/__init__.py": "",

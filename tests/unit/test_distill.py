@@ -19,13 +19,13 @@ from torch import nn
 
 from d2dmoe.checkpoint import ModelSpec, fresh_model, load_dense_model, save_model
 from d2dmoe.compression.distill import distillation_loss
-from d2dmoe.config.bases import DistillConfig
+from d2dmoe.config.compression import DistillConfig
 from d2dmoe.conversion import load_model
 from d2dmoe.data import CorpusSplit
 from d2dmoe.errors import CheckpointError
 from d2dmoe.flops import count
 from d2dmoe.inputs import logits_of
-from d2dmoe.run import Run
+from d2dmoe.jobs.run import Run
 from d2dmoe.seeding import seed_for
 from d2dmoe.stages import dense, distill
 from d2dmoe.training import cross_entropy_loss

@@ -22,7 +22,6 @@ from d2dmoe.config.downstream import BoolQConfig
 from d2dmoe.config.experiment import load_config
 from d2dmoe.config.model import GemmaConfig, GPT2Config
 from d2dmoe.conversion import add_routers, load_model, to_moe
-from d2dmoe.csvfile import write_rows
 from d2dmoe.data import open_split, prepare
 from d2dmoe.data.tokenizer import make_tokenizer
 from d2dmoe.downstream import BoolQ, Point, calibrate, executed_ratio, load_boolq, record_lengths
@@ -32,9 +31,10 @@ from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
 from d2dmoe.flops import model_cost
 from d2dmoe.inputs import logits_of
+from d2dmoe.io.csvfile import write_rows
+from d2dmoe.jobs.run import Run
 from d2dmoe.models import create_model
 from d2dmoe.moe import set_selection
-from d2dmoe.run import Run
 from d2dmoe.stages.downstream import boolq
 from d2dmoe.surgery import find
 

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from d2dmoe.config.training import TrainingConfig
-from d2dmoe.csvfile import write_rows
 from d2dmoe.fairness import TRIAL_BUDGETS, fairness, tuning
+from d2dmoe.io.csvfile import write_rows
 from d2dmoe.tables import quality_at
 
 SAMPLES = 100

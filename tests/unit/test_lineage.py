@@ -8,7 +8,7 @@ from small_config import RATES, with_everything
 from d2dmoe.config.experiment import Config
 from d2dmoe.config.task import DENSE_VARIANTS, SUITES, Suite
 from d2dmoe.errors import ConfigError
-from d2dmoe.lineage import TUNED, Lineage, Step, lineages, stage_configs, trials
+from d2dmoe.plan.lineage import TUNED, Lineage, Step, lineages, stage_configs, trials
 
 
 @pytest.fixture

@@ -17,11 +17,11 @@ from d2dmoe.benchmark.routed import follow, route, to_routed
 from d2dmoe.benchmark.timing import Timing
 from d2dmoe.checkpoint import RouterSpec, save_model
 from d2dmoe.config.benchmarks import ModelBenchmark, decode_benchmark
-from d2dmoe.csvfile import write_csv
 from d2dmoe.figures.wall_clock import draw
+from d2dmoe.io.csvfile import write_csv
+from d2dmoe.jobs.run import Run
 from d2dmoe.kernels.ops import expert_ffn
 from d2dmoe.moe import MoE, set_selection, watch_selections
-from d2dmoe.run import Run
 from d2dmoe.stages import masks
 from d2dmoe.surgery import find
 

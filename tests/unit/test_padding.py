@@ -17,8 +17,8 @@ from d2dmoe.checkpoint import save_model
 from d2dmoe.config.stages import RouterConfig, SparsifyConfig
 from d2dmoe.evaluate import cost_on, count_executed, evaluate_dense, evaluate_routed
 from d2dmoe.flops import model_cost
+from d2dmoe.jobs.run import Run
 from d2dmoe.moe import set_selection
-from d2dmoe.run import Run
 from d2dmoe.sparsity import count_active
 from d2dmoe.stages import routers, sparsify
 from d2dmoe.training import cross_entropy_loss

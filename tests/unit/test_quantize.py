@@ -30,7 +30,7 @@ from d2dmoe.checkpoint import (
     save_model,
 )
 from d2dmoe.compression.quantize import LARGEST, Int8, quantize_experts, quantize_weights
-from d2dmoe.config.bases import QuantizeConfig
+from d2dmoe.config.compression import QuantizeConfig
 from d2dmoe.config.stages import SparsifyConfig
 from d2dmoe.conversion import build, load_model
 from d2dmoe.errors import CheckpointError
@@ -38,14 +38,14 @@ from d2dmoe.evaluate import evaluate_dense, evaluate_routed
 from d2dmoe.ffn import FFN
 from d2dmoe.flops import model_cost
 from d2dmoe.inputs import logits_of
+from d2dmoe.io.tensors import load_tensors
+from d2dmoe.jobs.run import Run
 from d2dmoe.kernels.reference import grouped
 from d2dmoe.models import separate_projections
 from d2dmoe.moe import MoE, set_selection, watch_inputs
-from d2dmoe.run import Run
 from d2dmoe.stages.quantize import quantize
 from d2dmoe.stages.sparsify import sparsify
 from d2dmoe.surgery import find
-from d2dmoe.tensors import load_tensors
 
 CPU = torch.device("cpu")
 CFG = QuantizeConfig(weights="int8")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from small import make_ffn
 
-from d2dmoe.baselines.moefication import classification_loss, classification_targets
+from d2dmoe.methods.moefication import classification_loss, classification_targets
 from d2dmoe.moe import split_ffn
 from d2dmoe.router import Router, norm_regression_loss
 

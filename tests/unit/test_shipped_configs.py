@@ -9,7 +9,7 @@ from d2dmoe.config.experiment import load_config
 from d2dmoe.config.schema import schema_text
 from d2dmoe.config.task import TaskConfig
 from d2dmoe.config.variants import ConversionVariant
-from d2dmoe.lineage import stage_configs
+from d2dmoe.plan.lineage import stage_configs
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = [ROOT / "config.yaml", *ROOT.glob("configs/*.yaml"), ROOT / "tests/workflow/tiny.yaml"]

@@ -17,8 +17,8 @@ from d2dmoe.conversion import load_model
 from d2dmoe.data import Split
 from d2dmoe.ffn import FFN
 from d2dmoe.flops import router_flops
+from d2dmoe.jobs.run import Run
 from d2dmoe.moe import MoE
-from d2dmoe.run import Run
 from d2dmoe.stages import dense, evaluate, routers, sparsify
 from d2dmoe.stages.split import split
 from d2dmoe.surgery import find

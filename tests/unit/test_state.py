@@ -13,12 +13,12 @@ from small import make_images
 from small_language import make_corpus_split, make_language
 from torch import nn
 
-from d2dmoe import tensors
 from d2dmoe.config.training import TrainingConfig
 from d2dmoe.errors import CheckpointError, UserError
 from d2dmoe.inputs import logits_of
-from d2dmoe.state import TrainingState, state_path
-from d2dmoe.tensors import load_tensors, save_tensors
+from d2dmoe.io import tensors
+from d2dmoe.io.tensors import load_tensors, save_tensors
+from d2dmoe.jobs.state import TrainingState, state_path
 from d2dmoe.training import TrainingBatches, cross_entropy_loss, fit, make_optimizer
 
 CFG = TrainingConfig(epochs=2, lr=0.1, batch_size=8)

@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from d2dmoe.csvfile import write_rows
+from d2dmoe.io.csvfile import write_rows
 from d2dmoe.tables import TRADEOFF_COLUMNS, area, cheapest, gather, quality_at, summary, tradeoff
 
 METRICS = ("accuracy", "loss", "perplexity")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from d2dmoe.tensors import distinct, load_distinct, load_tensors, save_tensors
+from d2dmoe.io.tensors import distinct, load_distinct, load_tensors, save_tensors
 
 
 class Tied(nn.Module):

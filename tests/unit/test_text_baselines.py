@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from d2dmoe.baselines.text import (
+from d2dmoe.text_references import (
     KneserNey,
     all_ngrams,
     discounts,

@@ -19,7 +19,7 @@ from d2dmoe.data.text_splits import choose_validation, fingerprint, first_propor
 from d2dmoe.data.tokenizer import load_tokenizer, make_tokenizer
 from d2dmoe.data.tokens import byte_sizes
 from d2dmoe.errors import ConfigError, DataError
-from d2dmoe.files import sha256
+from d2dmoe.io.files import sha256
 
 SPLITS = ("train", "validation", "test")
 TRAINED = {"source": "train", "vocab_size": 300}

@@ -14,8 +14,8 @@ from d2dmoe.config.training import TrainingConfig
 from d2dmoe.data import ImageSplit
 from d2dmoe.errors import UserError
 from d2dmoe.evaluate import validation_metrics
+from d2dmoe.jobs.state import TrainingState
 from d2dmoe.seeding import seed_for
-from d2dmoe.state import TrainingState
 from d2dmoe.training import TrainingBatches, cross_entropy_loss, fit, lr_at, make_optimizer
 
 # A convolutional stem has batch norms, whose running statistics are a part of the state.

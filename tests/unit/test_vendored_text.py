@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from datasets import ClassLabel, Dataset, load_dataset
 
-from d2dmoe.baselines.text import ngram_loss_per_byte
 from d2dmoe.data.vendored import vendored_file
+from d2dmoe.text_references import ngram_loss_per_byte
 
 ROOT = Path(__file__).parents[2]
 TOPICS, ADDRESSES = "wikipedia-topics", "state-of-the-union"

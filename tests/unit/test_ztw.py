@@ -13,7 +13,6 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from d2dmoe.baselines.ztw import Ensemble, Exits, Head, UpTo, add_exits, exit_blocks, leave_at
 from d2dmoe.checkpoint import ExitSpec, ModelSpec, dense_model, read_model, save_model
 from d2dmoe.config.stages import ZTWConfig
 from d2dmoe.config.training import TrainingConfig
@@ -22,9 +21,11 @@ from d2dmoe.errors import CheckpointError, ConfigError
 from d2dmoe.evaluate import cost_on, evaluate_dense, evaluate_routed
 from d2dmoe.flops import count
 from d2dmoe.inputs import logits_of
+from d2dmoe.jobs.run import Run
+from d2dmoe.methods.ztw import stage as ztw
+from d2dmoe.methods.ztw.exits import Ensemble, Exits, Head, UpTo, add_exits, exit_blocks, leave_at
 from d2dmoe.models import create_model
-from d2dmoe.run import Run
-from d2dmoe.stages import dense, ztw
+from d2dmoe.stages import dense
 
 CPU = torch.device("cpu")
 DATA = Path("unused")

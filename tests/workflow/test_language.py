@@ -168,7 +168,7 @@ def test_other_thresholds_of_one_task_repeat_its_evaluation_alone(configured_lan
 
 
 def test_an_edit_of_the_simple_models_repeats_the_references_alone(finished_language):
-    path = finished_language.folder / "src/d2dmoe/baselines/text.py"
+    path = finished_language.folder / "src/d2dmoe/text_references.py"
     source = path.read_text()
     try:
         path.write_text(source + "\nADDED = 1\n")

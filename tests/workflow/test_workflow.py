@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from safetensors import safe_open
 
-from d2dmoe.digest import imported_modules
+from d2dmoe.plan.digest import imported_modules
 from d2dmoe.tables import TRADEOFF_COLUMNS
 from workflow.conftest import ROOT, SUITES, Workspace
 

@@ -25,9 +25,9 @@ from d2dmoe.benchmark.common import DTYPES, machine, width
 from d2dmoe.benchmark.masks import MASKS, TAU, recorded, selecting_router, with_choices
 from d2dmoe.benchmark.timing import Timing, compare
 from d2dmoe.config.benchmarks import LayerBenchmark
+from d2dmoe.jobs.progress import logger
 from d2dmoe.kernels import ops
 from d2dmoe.kernels.experts import Experts, RouterWeights, activate
-from d2dmoe.progress import logger
 
 COLUMNS = [
     "device", "torch", "triton", "dtype", "tokens", "d_model", "num_experts", "expert_size",

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from d2dmoe.io.tensors import load_tensors
 from d2dmoe.kernels.experts import RouterWeights
-from d2dmoe.tensors import load_tensors
 
 GROUP = 64  # tokens of a cluster
 OWN = 0.1  # share of a clustered token's choices that are its own

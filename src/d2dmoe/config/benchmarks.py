@@ -5,8 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from d2dmoe.config.base import Strict
 from d2dmoe.config.model import GPT2Config, ModelConfig
+from d2dmoe.config.strict import Strict
 
 Entry = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]  # names files
 Fraction = Annotated[float, Field(gt=0, le=1)]

@@ -6,7 +6,6 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
-from d2dmoe.config.base import Strict
 from d2dmoe.config.sources import (
     IMAGE_FORMS,
     TEXT_FORMS,
@@ -17,6 +16,7 @@ from d2dmoe.config.sources import (
     check_tokenizer,
     described,
 )
+from d2dmoe.config.strict import Strict
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from d2dmoe.config.base import Strict
 from d2dmoe.config.sources import HUB, Forms, check_form, described
+from d2dmoe.config.strict import Strict
 from d2dmoe.errors import DataError
 
 BOOLQ_FORMS: Forms = {

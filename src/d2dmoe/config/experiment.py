@@ -6,15 +6,15 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from d2dmoe.config.base import Strict
 from d2dmoe.config.benchmarks import BenchmarksConfig
-from d2dmoe.config.checks import check_masks
 from d2dmoe.config.data import check_source
 from d2dmoe.config.downstream import check_boolq
 from d2dmoe.config.explain import explain
 from d2dmoe.config.figures import Name
+from d2dmoe.config.strict import Strict
 from d2dmoe.config.task import SUITES, TaskConfig
 from d2dmoe.errors import ConfigError
+from d2dmoe.plan.checks import check_masks
 
 TARGETS = ("all", "validation", "tuning", "benchmarks", *SUITES)  # of the workflow
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
-from d2dmoe.config.base import Strict
+from d2dmoe.config.strict import Strict
 
 
 class TransformerConfig(Strict):

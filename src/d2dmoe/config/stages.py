@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from d2dmoe.config.base import Strict
+from d2dmoe.config.strict import Strict
 from d2dmoe.config.training import TrainingConfig
 
 PenaltyMode = Literal["relu_hoyer", "relu_l1", "gelu_clamped", "gelu_hoyer_clamped"]

@@ -5,9 +5,7 @@ from typing import Literal, get_args
 from pydantic import Field, model_validator
 
 from d2dmoe.config.avit import AViTTrainingConfig
-from d2dmoe.config.base import Strict
-from d2dmoe.config.bases import BaseConfig
-from d2dmoe.config.checks import check_task
+from d2dmoe.config.compression import BaseConfig
 from d2dmoe.config.data import DataConfig
 from d2dmoe.config.downstream import BoolQConfig
 from d2dmoe.config.figures import FiguresConfig, Name
@@ -21,6 +19,7 @@ from d2dmoe.config.stages import (
     SplitConfig,
     ZTWConfig,
 )
+from d2dmoe.config.strict import Strict
 from d2dmoe.config.training import TrainingConfig
 from d2dmoe.config.variants import (
     DENSE_VARIANTS,
@@ -30,6 +29,7 @@ from d2dmoe.config.variants import (
     Stages,
     VariantConfig,
 )
+from d2dmoe.plan.checks import check_task
 
 Suite = Literal["main", "ablations", "compatibility"]
 SUITES = get_args(Suite)

@@ -5,8 +5,8 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from d2dmoe.config.base import Strict
 from d2dmoe.config.data import AugmentConfig
+from d2dmoe.config.strict import Strict
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 

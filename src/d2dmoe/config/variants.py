@@ -4,8 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from d2dmoe.config.base import Strict
-from d2dmoe.config.bases import QuantizedWeights
+from d2dmoe.config.compression import QuantizedWeights
 from d2dmoe.config.figures import Name
 from d2dmoe.config.stages import (
     PenaltyMode,
@@ -19,6 +18,7 @@ from d2dmoe.config.stages import (
     SplitConfig,
     SplitMethod,
 )
+from d2dmoe.config.strict import Strict
 
 FINETUNED = "_finetuned"  # ends the name of a dense or compressed model that was trained on
 

@@ -12,8 +12,8 @@ from d2dmoe.config.data import CorpusConfig, ImagesConfig, TextsConfig
 from d2dmoe.data.images import prepare_images
 from d2dmoe.data.tokenizer import load_tokenizer, vocabulary_digest
 from d2dmoe.data.tokens import prepare_corpus, prepare_texts
-from d2dmoe.files import sha256, write_atomically
-from d2dmoe.tensors import save_tensors
+from d2dmoe.io.files import sha256, write_atomically
+from d2dmoe.io.tensors import save_tensors
 
 
 def prepare(

@@ -20,8 +20,8 @@ from d2dmoe.config.training import TrainingConfig
 from d2dmoe.data.augment import augment, mix, normalise
 from d2dmoe.data.image_sources import Images, load_images
 from d2dmoe.errors import DataError
-from d2dmoe.files import sha256
-from d2dmoe.tensors import load_tensors
+from d2dmoe.io.files import sha256
+from d2dmoe.io.tensors import load_tensors
 
 RERUN = "Rerun rule `dataset` (`snakemake --forcerun dataset`)."
 

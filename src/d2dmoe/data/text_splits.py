@@ -17,7 +17,7 @@ from d2dmoe.config.data import CorpusConfig, TextsConfig
 from d2dmoe.config.sources import TEST_NAMES
 from d2dmoe.data.text_sources import Table, open_tables
 from d2dmoe.errors import ConfigError, DataError
-from d2dmoe.progress import logger
+from d2dmoe.jobs.progress import logger
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from d2dmoe.config.data import CorpusConfig, TextsConfig
 from d2dmoe.config.sources import check_tokenizer, find_tokenizer
 from d2dmoe.data.text_splits import load_texts
 from d2dmoe.errors import DataError
-from d2dmoe.files import write_atomically
-from d2dmoe.progress import logger
+from d2dmoe.io.files import write_atomically
+from d2dmoe.jobs.progress import logger
 
 START, END = "[CLS]", "[SEP]"  # around each labelled text, for a tokenizer that is trained here
 

@@ -7,7 +7,7 @@ writes it.
 from pathlib import Path
 
 from d2dmoe.errors import DataError
-from d2dmoe.files import sha256
+from d2dmoe.io.files import sha256
 
 
 def vendored_file(name: str, file: str, root: Path) -> Path:

@@ -17,9 +17,9 @@ import torch
 from pydantic import ConfigDict, Field, ValidationError
 from torch import Tensor
 
-from d2dmoe.config.base import Strict
+from d2dmoe.config.strict import Strict
+from d2dmoe.jobs.progress import logger
 from d2dmoe.kernels.experts import Experts
-from d2dmoe.progress import logger
 
 SHIPPED = Path(__file__).with_name("launches.json")
 

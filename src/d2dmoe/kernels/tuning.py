@@ -17,7 +17,8 @@ from triton.errors import TritonError
 
 from d2dmoe.benchmark.timing import compare
 from d2dmoe.errors import UserError
-from d2dmoe.files import write_atomically
+from d2dmoe.io.files import write_atomically
+from d2dmoe.jobs.progress import logger
 from d2dmoe.kernels import persistent
 from d2dmoe.kernels.experts import Experts
 from d2dmoe.kernels.launch import (
@@ -32,7 +33,6 @@ from d2dmoe.kernels.launch import (
     token_class,
     user_table,
 )
-from d2dmoe.progress import logger
 
 ROUND_S = 0.01  # of a candidate, in each of the rounds that `compare` makes
 

@@ -16,8 +16,8 @@ from d2dmoe.attention import SelfAttention
 from d2dmoe.config.model import ViTConfig
 from d2dmoe.errors import CheckpointError
 from d2dmoe.ffn import FFN
+from d2dmoe.io.tensors import load_tensors
 from d2dmoe.surgery import replace
-from d2dmoe.tensors import load_tensors
 
 BLOCK = EncoderBlock  # gives [batch, tokens, d_model], the class token first
 HEADS = (SelfAttention, "heads")  # what knows their number, and its name there

@@ -14,7 +14,7 @@ from d2dmoe.config.training import TrainingConfig
 from d2dmoe.data import Batch, open_split
 from d2dmoe.evaluate import validation_metrics
 from d2dmoe.inputs import logits_of
-from d2dmoe.run import Run
+from d2dmoe.jobs.run import Run
 from d2dmoe.seeding import seed_for
 from d2dmoe.training import Losses, TrainingBatches, cross_entropy_loss, fit
 

@@ -7,11 +7,11 @@ from torch import nn
 
 from d2dmoe.checkpoint import Trained, fresh_model, load_dense_model
 from d2dmoe.compression.distill import distillation_loss
-from d2dmoe.config.bases import DistillConfig
+from d2dmoe.config.compression import DistillConfig
 from d2dmoe.data import Batch, Split, open_split
 from d2dmoe.errors import CheckpointError
 from d2dmoe.inputs import logits_of
-from d2dmoe.run import Run
+from d2dmoe.jobs.run import Run
 from d2dmoe.seeding import seed_for
 from d2dmoe.stages.dense import fit_model
 from d2dmoe.training import Losses, cross_entropy_loss

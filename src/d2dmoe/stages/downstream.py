@@ -12,9 +12,9 @@ from d2dmoe.conversion import load_model
 from d2dmoe.data import open_split
 from d2dmoe.downstream import BoolQ, Point, calibrate, check_installed, load_boolq
 from d2dmoe.evaluate import evaluate_routed
+from d2dmoe.jobs.progress import Progress
+from d2dmoe.jobs.run import Run
 from d2dmoe.moe import set_selection
-from d2dmoe.progress import Progress
-from d2dmoe.run import Run
 
 MEASURED = ("flops_ratio", "accuracy", "stderr", "samples")
 UNREACHABLE = dict.fromkeys(("knob_value", "flops_ratio_validation", *MEASURED), math.nan)

@@ -8,8 +8,8 @@ from torch import Tensor
 from d2dmoe.conversion import load_model
 from d2dmoe.data import open_split
 from d2dmoe.evaluate import batches_of
+from d2dmoe.jobs.run import Run
 from d2dmoe.moe import MoE, set_selection, watch_selections
-from d2dmoe.run import Run
 from d2dmoe.surgery import find
 
 

@@ -18,9 +18,9 @@ from d2dmoe.data import Batch, open_split
 from d2dmoe.errors import CheckpointError
 from d2dmoe.ffn import FFN
 from d2dmoe.inputs import real_tokens
+from d2dmoe.jobs.progress import logger
+from d2dmoe.jobs.run import Run
 from d2dmoe.models import separate_projections
-from d2dmoe.progress import logger
-from d2dmoe.run import Run
 from d2dmoe.seeding import seed_for
 from d2dmoe.sparsity import alpha_at, penalty, watch_activations
 from d2dmoe.surgery import watch

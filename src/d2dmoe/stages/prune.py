@@ -10,13 +10,13 @@ from torch import nn
 from d2dmoe.checkpoint import ModelSpec, PrunedSpec, Trained, load_dense_model
 from d2dmoe.compression.importance import importance, most_important
 from d2dmoe.compression.prune import keep_units, unit_widths
-from d2dmoe.config.bases import PruneConfig, remaining
+from d2dmoe.config.compression import PruneConfig, remaining
 from d2dmoe.data import Batch, open_split
 from d2dmoe.errors import CheckpointError
 from d2dmoe.ffn import FFN
+from d2dmoe.jobs.progress import logger
+from d2dmoe.jobs.run import Run
 from d2dmoe.models import count_heads
-from d2dmoe.progress import logger
-from d2dmoe.run import Run
 from d2dmoe.seeding import seed_for
 from d2dmoe.stages.dense import fit_task
 from d2dmoe.surgery import find

@@ -6,7 +6,7 @@ from torch import nn
 
 from d2dmoe.checkpoint import ModelSpec
 from d2dmoe.compression.quantize import quantize_weights
-from d2dmoe.config.bases import QuantizeConfig
+from d2dmoe.config.compression import QuantizeConfig
 from d2dmoe.conversion import load_model
 from d2dmoe.errors import CheckpointError
 

@@ -5,15 +5,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from d2dmoe.baselines.moefication import classification_loss
 from d2dmoe.checkpoint import RouterSpec, Trained
 from d2dmoe.config.stages import RouterConfig
 from d2dmoe.conversion import add_routers, load_model
 from d2dmoe.data import Batch, open_split
 from d2dmoe.inputs import real_tokens
+from d2dmoe.jobs.run import Run
+from d2dmoe.methods.moefication import classification_loss
 from d2dmoe.moe import MoE, watch_inputs
 from d2dmoe.router import norm_regression_loss
-from d2dmoe.run import Run
 from d2dmoe.seeding import seed_for
 from d2dmoe.surgery import find
 from d2dmoe.training import Losses, TrainingBatches, fit

@@ -7,7 +7,7 @@ from d2dmoe.config.stages import SparsifyConfig
 from d2dmoe.data import Batch, open_split
 from d2dmoe.evaluate import batches_of
 from d2dmoe.inputs import logits_of, real_tokens
-from d2dmoe.run import Run
+from d2dmoe.jobs.run import Run
 from d2dmoe.sparsity import (
     alpha_at,
     count_active,

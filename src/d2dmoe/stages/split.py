@@ -11,7 +11,7 @@ from d2dmoe.conversion import to_moe
 from d2dmoe.errors import ConfigError
 from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
-from d2dmoe.progress import logger
+from d2dmoe.jobs.progress import logger
 from d2dmoe.seeding import seed_for
 from d2dmoe.surgery import find
 

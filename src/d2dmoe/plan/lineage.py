@@ -14,10 +14,10 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from d2dmoe.config.avit import AViTConfig
-from d2dmoe.config.base import Strict
-from d2dmoe.config.bases import QuantizeConfig
+from d2dmoe.config.compression import QuantizeConfig
 from d2dmoe.config.experiment import Config
 from d2dmoe.config.model import TransformerConfig
+from d2dmoe.config.strict import Strict
 from d2dmoe.config.task import SUITES, Suite, TaskConfig
 from d2dmoe.config.variants import (
     DENSE_VARIANTS,

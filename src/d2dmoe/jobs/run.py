@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from d2dmoe.device import claim_device, make_deterministic
 from d2dmoe.errors import UserError
-from d2dmoe.job import job
-from d2dmoe.progress import logger
-from d2dmoe.state import TrainingState, state_path
+from d2dmoe.jobs.device import claim_device, make_deterministic
+from d2dmoe.jobs.job import job
+from d2dmoe.jobs.progress import logger
+from d2dmoe.jobs.state import TrainingState, state_path
 
 
 @dataclass(frozen=True)

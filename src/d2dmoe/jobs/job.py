@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from d2dmoe.errors import UserError
-from d2dmoe.progress import log_to, logger
+from d2dmoe.jobs.progress import log_to, logger
 
 
 @contextmanager

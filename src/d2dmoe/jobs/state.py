@@ -19,8 +19,8 @@ import torch
 from torch import nn
 
 from d2dmoe.errors import CheckpointError, UserError
-from d2dmoe.files import sha256
-from d2dmoe.tensors import distinct, load_distinct, load_tensors, save_tensors
+from d2dmoe.io.files import sha256
+from d2dmoe.io.tensors import distinct, load_distinct, load_tensors, save_tensors
 
 
 def state_path(folder: Path, identity: Mapping[str, Any], inputs: list[Path]) -> Path:

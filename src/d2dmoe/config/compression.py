@@ -4,8 +4,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from d2dmoe.config.base import Strict
 from d2dmoe.config.model import ModelConfig
+from d2dmoe.config.strict import Strict
 from d2dmoe.config.training import TrainingConfig
 
 BelowOne = Annotated[float, Field(ge=0, lt=1)]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from d2dmoe.config.bases import DistillConfig, PruneConfig, remaining
+from d2dmoe.config.compression import DistillConfig, PruneConfig, remaining
 from d2dmoe.config.figures import FiguresConfig
 from d2dmoe.config.model import TransformerConfig, ViTConfig
 from d2dmoe.config.training import TrainingConfig

@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from d2dmoe.baselines.ztw import UpTo, add_exits, exit_blocks, leave_at, watch_states
 from d2dmoe.checkpoint import ExitSpec, Trained, load_dense_model
 from d2dmoe.config.stages import ZTWConfig
 from d2dmoe.conversion import load_model
@@ -18,8 +17,9 @@ from d2dmoe.errors import CheckpointError
 from d2dmoe.evaluate import MAX_LOSS, batches_of, cost_on, validation_metrics
 from d2dmoe.flops import at_lengths, count
 from d2dmoe.inputs import Inputs, logits_of
-from d2dmoe.progress import Progress
-from d2dmoe.run import Run
+from d2dmoe.jobs.progress import Progress
+from d2dmoe.jobs.run import Run
+from d2dmoe.methods.ztw.exits import UpTo, add_exits, exit_blocks, leave_at, watch_states
 from d2dmoe.seeding import seed_for
 from d2dmoe.training import Losses, TrainingBatches, cross_entropy_loss, fit
 

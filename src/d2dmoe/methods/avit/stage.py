@@ -5,7 +5,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from d2dmoe.baselines.avit import (
+from d2dmoe.checkpoint import HaltingSpec, Trained, load_dense_model
+from d2dmoe.config.avit import AViTConfig
+from d2dmoe.conversion import load_model
+from d2dmoe.data import Batch, open_split
+from d2dmoe.errors import CheckpointError
+from d2dmoe.evaluate import cost_on, quality
+from d2dmoe.inputs import logits_of
+from d2dmoe.jobs.run import Run
+from d2dmoe.methods.avit.halting import (
     MeanField,
     Trace,
     add_halting,
@@ -15,14 +23,6 @@ from d2dmoe.baselines.avit import (
     prior_loss,
     quiet_channel,
 )
-from d2dmoe.checkpoint import HaltingSpec, Trained, load_dense_model
-from d2dmoe.config.avit import AViTConfig
-from d2dmoe.conversion import load_model
-from d2dmoe.data import Batch, open_split
-from d2dmoe.errors import CheckpointError
-from d2dmoe.evaluate import cost_on, quality
-from d2dmoe.inputs import logits_of
-from d2dmoe.run import Run
 from d2dmoe.stages.dense import fit_model
 from d2dmoe.surgery import find, watch
 from d2dmoe.training import Losses, cross_entropy_loss

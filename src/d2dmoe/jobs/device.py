@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from d2dmoe.progress import logger
+from d2dmoe.jobs.progress import logger
 
 _held = []  # open lock files; the system releases them when the process ends
 

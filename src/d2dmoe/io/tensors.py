@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from d2dmoe.errors import CheckpointError
-from d2dmoe.files import write_atomically
+from d2dmoe.io.files import write_atomically
 
 
 def save_tensors(

@@ -1,0 +1,1 @@
+"""A-ViT (arXiv 2112.07658): tokens that halt."""

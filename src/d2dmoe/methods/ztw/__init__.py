@@ -1,0 +1,1 @@
+"""ZTW (arXiv 2106.05409): early exits on a frozen model."""

@@ -1,0 +1,1 @@
+"""What exists, where it lies, and what reads it."""
