@@ -15,3 +15,7 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A saved model or training state is missing, damaged, or does not fit."""
+
+
+class UnknownName(UserError, ValueError):
+    """A name that a table does not hold; the message lists those that it holds."""
