@@ -1,24 +1,27 @@
 # Wall-clock time: of layers (claim C9, figures 5 and 11), of whole models and of decoding.
 
+TIMED = benchmarks.tables(PLAN)
+WALL_CLOCK = "d2dmoe.figures.wall_clock:draw"
+
 
 rule benchmark_cpu:
     input:
-        lambda w: benchmark_masks("cpu", w.entry),
+        lambda w: benchmarks.masks(PLAN, "cpu", w.entry),
     output:
         "results/benchmarks/cpu/{entry}.csv",
     log:
         "results/logs/benchmarks/cpu/{entry}.log",
     threads: workflow.cores  # nothing beside it, or the times are worth nothing
     params:
-        cfg=lambda w: plain(BENCHMARKS["cpu"][w.entry]),
-        code=code("benchmark_layer"),
+        cfg=lambda w: plain(TIMED["cpu"][w.entry]),
+        code=PLAN.code("benchmark_layer"),
     script:
         "../scripts/benchmark_layer.py"
 
 
 rule benchmark_gpu:
     input:
-        lambda w: benchmark_masks("layer", w.entry),
+        lambda w: benchmarks.masks(PLAN, "layer", w.entry),
     output:
         "results/benchmarks/layer/{entry}.csv",
     log:
@@ -27,15 +30,15 @@ rule benchmark_gpu:
     resources:
         gpu=1,
     params:
-        cfg=lambda w: plain(BENCHMARKS["layer"][w.entry]),
-        code=code("benchmark_layer"),
+        cfg=lambda w: plain(TIMED["layer"][w.entry]),
+        code=PLAN.code("benchmark_layer"),
     script:
         "../scripts/benchmark_layer.py"
 
 
 rule benchmark_model:
     input:
-        lambda w: benchmark_masks("model", w.entry),
+        lambda w: benchmarks.masks(PLAN, "model", w.entry),
     output:
         "results/benchmarks/model/{entry}.csv",
     log:
@@ -44,8 +47,8 @@ rule benchmark_model:
     resources:
         gpu=1,
     params:
-        cfg=lambda w: plain(BENCHMARKS["model"][w.entry]),
-        code=code("benchmark_model"),
+        cfg=lambda w: plain(TIMED["model"][w.entry]),
+        code=PLAN.code("benchmark_model"),
     script:
         "../scripts/benchmark_model.py"
 
@@ -59,37 +62,36 @@ rule benchmark_decode:
     resources:
         gpu=1,
     params:
-        cfg=lambda w: plain(BENCHMARKS["decode"][w.entry]),
-        code=code("benchmark_decode"),
+        cfg=lambda w: plain(TIMED["decode"][w.entry]),
+        code=PLAN.code("benchmark_decode"),
     script:
         "../scripts/benchmark_decode.py"
 
 
 rule benchmark_table:
     input:
-        lambda w: [entry["path"] for entry in benchmark_entries(w.table)],
+        lambda w: [entry["path"] for entry in benchmarks.entries(PLAN, w.table)],
     output:
         "results/benchmarks/{table}.csv",
     log:
         "results/logs/benchmarks/{table}.log",
+    localrule: True
     wildcard_constraints:
-        table="|".join(BENCHMARKS),
+        table="|".join(TIMED),
     params:
-        entries=lambda w: benchmark_entries(w.table),
-        code=code("gather"),
+        entries=lambda w: benchmarks.entries(PLAN, w.table),
+        code=PLAN.code("gather"),
     script:
         "../scripts/gather.py"
 
 
-if CONFIG.benchmarks.masks:
+if PLAN.config.benchmarks.masks:
+    masks_line = benchmarks.masks_line(PLAN)
 
     rule benchmark_masks:
         input:
-            model=f"{masks_model()}/model.safetensors",
-            data=[
-                f"results/data/{CONFIG.benchmarks.masks.task}/{name}"
-                for name in ("dataset.json", "test.safetensors")
-            ],
+            model=masks_line.last.model,
+            data=PLAN.data_files(masks_line.last.data, ["test"]),
         output:
             "results/benchmarks/masks.safetensors",
         log:
@@ -97,15 +99,16 @@ if CONFIG.benchmarks.masks:
         resources:
             gpu=1,
         params:
-            cfg=plain(CONFIG.benchmarks.masks),
-            code=code("benchmark_masks"),
+            cfg=plain(PLAN.config.benchmarks.masks),
+            knob=masks_line.knob,
+            code=PLAN.model_code("benchmark_masks", masks_line.last),
         script:
             "../scripts/benchmark_masks.py"
 
 
 rule benchmark_claims:
     input:
-        timed_layers(),
+        benchmarks.timed_layers(PLAN),
     output:
         report(
             "results/benchmarks/claims.csv",
@@ -114,15 +117,16 @@ rule benchmark_claims:
         ),
     log:
         "results/logs/benchmarks/claims.log",
+    localrule: True
     params:
-        code=code("benchmark_claims"),
+        code=PLAN.code("benchmark_claims"),
     script:
         "../scripts/benchmark_claims.py"
 
 
 rule figure_5:
     input:
-        "results/benchmarks/{name}.csv",
+        table="results/benchmarks/{name}.csv",
     output:
         png=report(
             "results/figures/benchmarks/{name}.png",
@@ -132,13 +136,15 @@ rule figure_5:
         pdf="results/figures/benchmarks/{name}.pdf",
     log:
         "results/logs/figures/benchmarks/{name}.log",
+    localrule: True
     wildcard_constraints:
         name="cpu|layer",
     params:
         cfg=lambda w: {"layers": "first" if w.name == "layer" else "all"},
-        code=code("figure_wall_clock"),
+        draw=WALL_CLOCK,
+        code=PLAN.code("figure", [module_of(WALL_CLOCK)]),
     script:
-        "../scripts/figure_wall_clock.py"
+        "../scripts/figure.py"
 
 
 use rule figure_5 as figure_11 with:
@@ -155,7 +161,8 @@ use rule figure_5 as figure_11 with:
         name="layer",
     params:
         cfg={"layers": "others", "subject": "Other layers"},
-        code=code("figure_wall_clock"),
+        draw=WALL_CLOCK,
+        code=PLAN.code("figure", [module_of(WALL_CLOCK)]),
 
 
 use rule figure_5 as figure_wall_clock with:
@@ -170,4 +177,5 @@ use rule figure_5 as figure_wall_clock with:
         name="model|decode",
     params:
         cfg=lambda w: {"subject": {"model": "Whole models", "decode": "Decoding"}[w.name]},
-        code=code("figure_wall_clock"),
+        draw=WALL_CLOCK,
+        code=PLAN.code("figure", [module_of(WALL_CLOCK)]),

@@ -1,22 +1,41 @@
 # Fetch or verify a task's dataset and split it once into train, validation and test.
 
 
+def vendored_files(wildcards):
+    """Files in the repository that a vendored dataset is read from."""
+    kind, _, name = task_of(wildcards).data.source.partition(":")
+    files = (ROOT / "resources" / name).glob("*.parquet") if kind == "vendored" else []
+    return sorted(map(str, files))
+
+
+def tokenizer_of(wildcards):
+    """What cuts a task's texts into tokens; images need none."""
+    images = task_of(wildcards).data.kind == "images"
+    return [] if images else f"{DATA}/tokenizer.json".format(**wildcards)
+
+
+def data_options(wildcards):
+    """The options of the dataset that a path names."""
+    folder = DATA.format(**wildcards)
+    if folder != PLAN.data_folder(wildcards.task):
+        raise ValueError(f"{folder} is of another configuration")
+    return plain(task_of(wildcards).data)
+
+
 rule dataset:
     input:
         vendored_files,
         tokenizer=tokenizer_of,
     output:
-        about="results/data/{task}/dataset.json",
-        splits=expand(
-            "results/data/{{task}}/{part}.safetensors", part=["train", "validation", "test"]
-        ),
+        about=f"{DATA}/dataset.json",
+        splits=expand(f"{DATA}/{{split}}.safetensors", split=SPLITS, allow_missing=True),
     log:
-        "results/logs/data/{task}.log",
+        job_log(DATA, "dataset"),
     benchmark:
-        "results/benchmarks/jobs/data/{task}.jsonl"
+        job_record(DATA, "dataset")
     params:
-        cfg=lambda w: plain(CONFIG.tasks[w.task].data),
-        code=code("dataset"),
+        cfg=data_options,
+        code=PLAN.code("dataset"),
     script:
         "../scripts/dataset.py"
 
@@ -25,13 +44,13 @@ rule tokenizer:
     input:
         vendored_files,
     output:
-        "results/data/{task}/tokenizer.json",
+        f"{DATA}/tokenizer.json",
     log:
-        "results/logs/data/{task}/tokenizer.log",
+        job_log(DATA, "tokenizer"),
     benchmark:
-        "results/benchmarks/jobs/data/{task}/tokenizer.jsonl"
+        job_record(DATA, "tokenizer")
     params:
-        cfg=lambda w: plain(CONFIG.tasks[w.task].data),
-        code=code("tokenizer"),
+        cfg=data_options,
+        code=PLAN.code("tokenizer"),
     script:
         "../scripts/tokenizer.py"

@@ -4,36 +4,34 @@
 
 rule boolq:
     input:
-        unpack(boolq_inputs),
+        unpack(lambda w: tables.boolq_inputs(PLAN, step_of(w), w.knob)),
     output:
-        "{model}/boolq/{knob}.csv",
+        f"{FOLDER}/boolq/{{knob}}.csv",
     log:
-        "{model}/boolq/{knob}.log",
+        job_log(FOLDER, "boolq_{knob}"),
     benchmark:
-        "{model}/boolq/{knob}.jsonl"
-    wildcard_constraints:
-        knob="dense|dynamic_k|top_k|coverage",
+        job_record(FOLDER, "boolq_{knob}")
     resources:
         gpu=1,
     params:
-        cfg=boolq_cfg,
-        code=code("boolq"),
+        cfg=lambda w: tables.boolq_options(PLAN, step_of(w), w.knob),
+        code=model_code("boolq"),
     script:
         "../scripts/boolq.py"
 
 
-if boolq_entries():
+if tables.boolq(PLAN):
 
     rule table_1:
         input:
-            [entry["path"] for entry in boolq_entries()],
+            [entry["path"] for entry in tables.boolq(PLAN)],
         output:
             report("results/tables/boolq.csv", caption="../report/table_1.rst", category="Tables"),
         log:
             "results/logs/tables/boolq.log",
         localrule: True
         params:
-            entries=boolq_entries(),
-            code=code("gather"),
+            entries=tables.boolq(PLAN),
+            code=PLAN.code("gather"),
         script:
             "../scripts/gather.py"

@@ -1,57 +1,88 @@
-# Stage 5: quality and cost on a whole split; one job measures all operating points of a rule.
-# Thresholds are parameters, not wildcards: changing them repeats the evaluation and nothing else.
+# Quality and cost on a whole split; one job measures all operating points of a knob. Thresholds are
+# parameters, not wildcards: changing them repeats the evaluation and nothing else.
 
 
-rule evaluate:
+def measure_options(wildcards):
+    """The split, and the values of the knob; [] where there is one operating point."""
+    task = task_of(wildcards)
+    return {
+        "batch_size": task.eval_batch_size,
+        "split": wildcards.split,
+        "values": getattr(task.select, wildcards.knob, []),
+    }
+
+
+def evaluation_code(how):
+    """Digest of what measures a model."""
+    return lambda wildcards: PLAN.evaluation_code(how, step_of(wildcards), wildcards.knob)
+
+
+for how in EVALUATIONS.values():
+    outputs = {"points": f"{FOLDER}/evaluate/{{split}}/{{knob}}.csv"}
+    if how.layers:
+        outputs["layers"] = f"{FOLDER}/evaluate/{{split}}/{{knob}}_layers.csv"
+
+    rule:
+        name:
+            how.name
+        input:
+            model=f"{FOLDER}/model.safetensors",
+            data=split_of,
+        output:
+            **outputs,
+        log:
+            job_log(FOLDER, "evaluate_{split}_{knob}"),
+        benchmark:
+            job_record(FOLDER, "evaluate_{split}_{knob}")
+        wildcard_constraints:
+            knob="|".join(how.knobs),
+        resources:
+            gpu=1,
+        params:
+            cfg=measure_options,
+            code=evaluation_code(how),
+        script:
+            "../scripts/evaluate.py"
+
+
+rule activity:
+    # What sparsity enforcement does to the number of active neurons.
     input:
-        model="{model}/model.safetensors",
-        data=data_of_part,
+        model=f"{FOLDER}/model.safetensors",
+        data=split_of,
     output:
-        points="{model}/evaluate/{part}/{knob}.csv",
-        layers="{model}/evaluate/{part}/{knob}_layers.csv",
+        f"{FOLDER}/activity/{{split}}.csv",
     log:
-        "{model}/evaluate/{part}/{knob}.log",
+        job_log(FOLDER, "activity_{split}"),
     benchmark:
-        "{model}/evaluate/{part}/{knob}.jsonl"
+        job_record(FOLDER, "activity_{split}")
     resources:
         gpu=1,
     params:
-        cfg=select_cfg,
-        code=code("evaluate"),
+        cfg=lambda w: {"batch_size": task_of(w).eval_batch_size},
+        code=model_code("activity"),
     script:
-        "../scripts/evaluate.py"
-
-
-rule evaluate_dense:
-    input:
-        model="{model}/model.safetensors",
-        data=data_of_part,
-    output:
-        points="{model}/evaluate/{part}/dense.csv",
-    log:
-        "{model}/evaluate/{part}/dense.log",
-    resources:
-        gpu=1,
-    params:
-        cfg=lambda w: {"batch_size": CONFIG.tasks[w.model.split("/")[2]].eval_batch_size},
-        code=code("evaluate_dense"),
-    script:
-        "../scripts/evaluate_dense.py"
+        "../scripts/activity.py"
 
 
 rule load_maps:
+    # Where in images the experts run.
     input:
-        model=f"{ROUTER}/model.safetensors",
-        data=data_files,
+        model=f"{FOLDER}/model.safetensors",
+        data=lambda w: PLAN.data_files(step_of(w).data, ["test"]),
     output:
-        tensors=f"{ROUTER}/load_maps/{{knob}}.safetensors",
-        table=f"{ROUTER}/load_maps/{{knob}}.csv",
+        tensors=f"{FOLDER}/load_maps/{{knob}}.safetensors",
+        table=f"{FOLDER}/load_maps/{{knob}}.csv",
     log:
-        log_of(ROUTER, "load_maps_{knob}"),
+        job_log(FOLDER, "load_maps_{knob}"),
+    benchmark:
+        job_record(FOLDER, "load_maps_{knob}")
+    wildcard_constraints:
+        knob="|".join(RULES),
     resources:
         gpu=1,
     params:
-        cfg=lambda w: plain(CONFIG.tasks[w.task].figures.load_maps),
-        code=code("load_maps"),
+        cfg=lambda w: plain(task_of(w).figures.load_maps),
+        code=model_code("load_maps"),
     script:
         "../scripts/load_maps.py"

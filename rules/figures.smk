@@ -1,109 +1,70 @@
-# The paper's figures, as PNG and PDF, drawn from the tables.
+# The paper's figures, as PNG and PDF, drawn from the tables: a rule for each record of the table.
 
 
-for figure, (key, title) in TRADEOFF_FIGURES.items():
+def request_of(figure, suite=None):
+    """What a figure is drawn of, for a path's suite and task, or over all tasks of a suite."""
 
-    rule:
-        name:
-            figure
-        input:
-            f"{TABLES}{{task}}/tradeoff.csv",
-        output:
-            png=figure_png(f"{FIGURES}{{task}}/", figure),
-            pdf=f"{FIGURES}{{task}}/{figure}.pdf",
-        log:
-            f"results/logs/figures/{{suite}}{{task}}/{figure}.log",
-        params:
-            panels=figure_panels(key),
-            title=title,
-            code=code("figure_tradeoff"),
-        script:
-            "../scripts/figure_tradeoff.py"
+    def request(wildcards):
+        asked = suite or suite_of(wildcards)
+        task = None if suite else wildcards.task
+        return resolve(figure.request)(PLAN, asked, task, figure)
+
+    return request
 
 
-use rule figure_4 as figure_4_all_tasks with:
-    input:
-        "results/tables/tradeoff.csv",
-    output:
-        png=figure_png("results/figures/", "figure_4"),
-        pdf="results/figures/figure_4.pdf",
-    log:
-        "results/logs/figures/figure_4.log",
-    params:
-        panels=[panel_of("main", task, "tradeoff") for task in CONFIG.tasks],
-        title=TRADEOFF_FIGURES["figure_4"][1],
-        code=code("figure_tradeoff"),
+def drawing(figure, request):
+    """Parameters of a figure's job."""
+    return {
+        "cfg": lambda wildcards: request(wildcards).arguments,
+        "draw": figure.draw,
+        "code": PLAN.code("figure", [module_of(figure.draw)]),
+    }
 
 
-rule figure_2b:
-    input:
-        f"{TABLES}{{task}}/activity.csv",
-    output:
-        png=figure_png(f"{FIGURES}{{task}}/", "figure_2b"),
-        pdf=f"{FIGURES}{{task}}/figure_2b.pdf",
-    log:
-        "results/logs/figures/{suite}{task}/figure_2b.log",
-    params:
-        cfg=lambda w: panel_of(suite_of(w), w.task, "active_neurons"),
-        code=code("figure_activity"),
-    script:
-        "../scripts/figure_activity.py"
+def figure_inputs(request):
+    """Files that a figure is drawn of."""
+    return lambda wildcards: request(wildcards).inputs
 
 
-for figure, key in LAYER_FIGURES.items():
-
-    rule:
-        name:
-            figure
-        input:
-            f"{TABLES}{{task}}/layers.csv",
-        output:
-            png=figure_png(f"{FIGURES}{{task}}/", figure),
-            pdf=f"{FIGURES}{{task}}/{figure}.pdf",
-        log:
-            f"results/logs/figures/{{suite}}{{task}}/{figure}.log",
-        params:
-            cfg=layers_cfg(key),
-            code=code("figure_layers"),
-        script:
-            "../scripts/figure_layers.py"
+def figure_png(folder, name):
+    """The PNG of a figure, with its caption in the HTML report."""
+    category = "Figures: {task}" if "{task}" in folder else "Figures"
+    return report(f"{folder}{name}.png", caption=f"../report/{name}.rst", category=category)
 
 
-rule figure_8b:
-    input:
-        tensors=load_map_tensors,
-        about="results/data/{task}/dataset.json",
-    output:
-        png=figure_png(f"{FIGURES}{{task}}/", "figure_8b"),
-        pdf=f"{FIGURES}{{task}}/figure_8b.pdf",
-    log:
-        "results/logs/figures/{suite}{task}/figure_8b.log",
-    params:
-        code=code("figure_load_maps"),
-    script:
-        "../scripts/figure_load_maps.py"
+for figure in FIGURES.values():
+    if figure.key:
 
+        rule:
+            name:
+                figure.name
+            input:
+                unpack(figure_inputs(request_of(figure))),
+            output:
+                png=figure_png(f"{FIGURE_FOLDER}{{task}}/", figure.name),
+                pdf=f"{FIGURE_FOLDER}{{task}}/{figure.name}.pdf",
+            log:
+                f"results/logs/figures/{{suite}}{{task}}/{figure.name}.log",
+            localrule: True
+            params:
+                **drawing(figure, request_of(figure)),
+            script:
+                "../scripts/figure.py"
 
-rule figure_3:
-    output:
-        png=figure_png("results/figures/", "figure_3"),
-        pdf="results/figures/figure_3.pdf",
-    log:
-        "results/logs/figures/figure_3.log",
-    params:
-        code=code("figure_projections"),
-    script:
-        "../scripts/figure_projections.py"
+    if figure.overall:
 
-
-rule figure_10:
-    output:
-        png=figure_png("results/figures/", "figure_10"),
-        pdf="results/figures/figure_10.pdf",
-    log:
-        "results/logs/figures/figure_10.log",
-    params:
-        cfg={"d_ff": 3072, "d_model": 768},  # ViT-B, as in the paper
-        code=code("figure_cost_formula"),
-    script:
-        "../scripts/figure_cost_formula.py"
+        rule:
+            name:
+                f"{figure.name}_all_tasks" if figure.key else figure.name
+            input:
+                unpack(figure_inputs(request_of(figure, SUITES[0]))),
+            output:
+                png=figure_png("results/figures/", figure.name),
+                pdf=f"results/figures/{figure.name}.pdf",
+            log:
+                f"results/logs/figures/{figure.name}.log",
+            localrule: True
+            params:
+                **drawing(figure, request_of(figure, SUITES[0])),
+            script:
+                "../scripts/figure.py"

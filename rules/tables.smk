@@ -1,71 +1,56 @@
 # The tables that figures, claims and the report read: first each task's, then of all tasks.
 
 
-rule tradeoff:
-    input:
-        lambda w: [entry["path"] for entry in point_entries(suite_of(w), w.task, "test")],
-    output:
-        f"{TABLES}{{task}}/tradeoff.csv",
-    log:
-        "results/logs/tables/{suite}{task}/tradeoff.log",
-    params:
-        entries=lambda w: point_entries(suite_of(w), w.task, "test"),
-        metrics=lambda w: CONFIG.tasks[w.task].data.metrics,
-        code=code("tradeoff"),
-    script:
-        "../scripts/tradeoff.py"
+def entries_of(gathered, *options):
+    """What a task's table is gathered from."""
+    return lambda w: gathered(PLAN, suite_of(w), w.task, *options)
 
 
-use rule tradeoff as validation_tradeoff with:
-    # On validation samples: what options are to be chosen by.
-    input:
-        lambda w: [entry["path"] for entry in point_entries(suite_of(w), w.task, "validation")],
-    output:
-        f"{TABLES}{{task}}/validation.csv",
-    log:
-        "results/logs/tables/{suite}{task}/validation.log",
-    params:
-        entries=lambda w: point_entries(suite_of(w), w.task, "validation"),
-        metrics=lambda w: CONFIG.tasks[w.task].data.metrics,
-        code=code("tradeoff"),
+def paths_of(gathered, *options):
+    """The files among that."""
+    entries = entries_of(gathered, *options)
+    return lambda w: [entry["path"] for entry in entries(w)]
 
 
-rule layers:
-    input:
-        lambda w: [entry["path"] for entry in layer_entries(suite_of(w), w.task)],
-    output:
-        f"{TABLES}{{task}}/layers.csv",
-    log:
-        "results/logs/tables/{suite}{task}/layers.log",
-    params:
-        entries=lambda w: layer_entries(suite_of(w), w.task),
-        code=code("gather"),
-    script:
-        "../scripts/gather.py"
+for table, split in {"tradeoff": "test", "validation": "validation"}.items():
+
+    rule:
+        # Every operating point; on validation samples, what options are to be chosen by.
+        name:
+            table if table == "tradeoff" else "validation_tradeoff"
+        input:
+            paths_of(tables.points, split),
+        output:
+            f"{TABLES}{{task}}/{table}.csv",
+        log:
+            f"results/logs/tables/{{suite}}{{task}}/{table}.log",
+        localrule: True
+        params:
+            entries=entries_of(tables.points, split),
+            metrics=lambda w: task_of(w).data.metrics,
+            code=PLAN.code("tradeoff"),
+        script:
+            "../scripts/tradeoff.py"
 
 
-use rule layers as active_neurons with:
-    input:
-        lambda w: [entry["path"] for entry in activity_entries(suite_of(w), w.task)],
-    output:
-        f"{TABLES}{{task}}/activity.csv",
-    log:
-        "results/logs/tables/{suite}{task}/activity.log",
-    params:
-        entries=lambda w: activity_entries(suite_of(w), w.task),
-        code=code("gather"),
+for table in ("layers", "activity", "patch_load"):
 
-
-use rule layers as patch_load with:
-    input:
-        lambda w: [entry["path"] for entry in patch_load_entries(suite_of(w), w.task)],
-    output:
-        f"{TABLES}{{task}}/patch_load.csv",
-    log:
-        "results/logs/tables/{suite}{task}/patch_load.log",
-    params:
-        entries=lambda w: patch_load_entries(suite_of(w), w.task),
-        code=code("gather"),
+    rule:
+        # Rows of all lineages, one table after the other.
+        name:
+            f"{table}_table"
+        input:
+            paths_of(getattr(tables, table)),
+        output:
+            f"{TABLES}{{task}}/{table}.csv",
+        log:
+            f"results/logs/tables/{{suite}}{{task}}/{table}.log",
+        localrule: True
+        params:
+            entries=entries_of(getattr(tables, table)),
+            code=PLAN.code("gather"),
+        script:
+            "../scripts/gather.py"
 
 
 rule summary:
@@ -75,35 +60,42 @@ rule summary:
         f"{TABLES}{{task}}/summary.csv",
     log:
         "results/logs/tables/{suite}{task}/summary.log",
+    localrule: True
     params:
-        code=code("summary"),
+        code=PLAN.code("summary"),
     script:
         "../scripts/summary.py"
 
 
-use rule layers as all_tasks with:
+rule all_tasks:
     # One table of all tasks' rows.
     input:
-        lambda w: [entry["path"] for entry in task_entries(suite_of(w), w.table)],
+        lambda w: [entry["path"] for entry in tables.of_tasks(PLAN, suite_of(w), w.table)],
     output:
         report(f"{TABLES}{{table}}.csv", caption="../report/table.rst", category="Tables"),
     log:
         "results/logs/tables/{suite}{table}.log",
+    wildcard_constraints:
+        table="tradeoff|summary|layers|activity|patch_load|reference|validation|fairness|tuning",
+    localrule: True
     params:
-        entries=lambda w: task_entries(suite_of(w), w.table),
-        code=code("gather"),
+        entries=lambda w: tables.of_tasks(PLAN, suite_of(w), w.table),
+        code=PLAN.code("gather"),
+    script:
+        "../scripts/gather.py"
 
 
 rule claims:
     input:
-        unpack(claim_tables),
+        unpack(lambda w: claims.claim_tables(PLAN, suite_of(w))),
     output:
         report(f"{TABLES}claims.csv", caption="../report/claims.rst", category="Tables"),
     log:
         "results/logs/tables/{suite}claims.log",
+    localrule: True
     params:
-        cfg=claims_cfg,
-        code=code("claims"),
+        cfg=lambda w: claims.claim_options(PLAN, suite_of(w)),
+        code=PLAN.code("claims", CLAIM_MODULES),
     script:
         "../scripts/claims.py"
 
@@ -112,16 +104,16 @@ rule reference:
     # Text tasks: TF-IDF or a byte-level 5-gram, and the dense models beside it.
     input:
         vendored_files,
-        points=lambda w: [entry["path"] for entry in dense_entries(w.task)],
-        about="results/data/{task}/dataset.json",
+        points=paths_of(tables.dense_points),
+        about=lambda w: f"{PLAN.data_folder(w.task)}/dataset.json",
     output:
         f"{TABLES}{{task}}/reference.csv",
     log:
         "results/logs/tables/{suite}{task}/reference.log",
     params:
-        cfg=lambda w: plain(CONFIG.tasks[w.task].data),
-        entries=lambda w: dense_entries(w.task),
-        code=code("reference"),
+        cfg=lambda w: plain(task_of(w).data),
+        entries=entries_of(tables.dense_points),
+        code=PLAN.code("reference"),
     script:
         "../scripts/reference.py"
 
@@ -129,15 +121,16 @@ rule reference:
 rule fairness:
     # What every method was given; read from the records of the jobs.
     input:
-        fairness_inputs,
-        about="results/data/{task}/dataset.json",
+        lambda w: tables.job_records(PLAN, w.task),
+        about=lambda w: f"{PLAN.data_folder(w.task)}/dataset.json",
     output:
         "results/tables/{task}/fairness.csv",
     log:
         "results/logs/tables/{task}/fairness.log",
+    localrule: True
     params:
-        entries=lambda w: list(fairness_entries(w.task)),
-        code=code("fairness"),
+        entries=lambda w: tables.fairness(PLAN, w.task),
+        code=PLAN.code("fairness"),
     script:
         "../scripts/fairness.py"
 
@@ -145,14 +138,15 @@ rule fairness:
 rule tuning_table:
     # Every learning rate tried, on validation samples.
     input:
-        lambda w: [entry["path"] for entry in tuning_entries(w.task)],
+        lambda w: [entry["path"] for entry in tables.tuning(PLAN, w.task)],
     output:
         "results/tables/{task}/tuning.csv",
     log:
         "results/logs/tables/{task}/tuning.log",
+    localrule: True
     params:
-        entries=lambda w: tuning_entries(w.task),
-        metric=lambda w: CONFIG.tasks[w.task].data.metrics[0],
-        code=code("tuning"),
+        entries=lambda w: tables.tuning(PLAN, w.task),
+        metric=lambda w: task_of(w).data.metrics[0],
+        code=PLAN.code("tuning"),
     script:
         "../scripts/tuning.py"

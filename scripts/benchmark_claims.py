@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from d2dmoe.claims import COLUMNS, wall_clock_ledger
+from d2dmoe.claims.ledger import COLUMNS, wall_clock_ledger
 from d2dmoe.io.csvfile import write_csv
 from d2dmoe.jobs.job import job
 

@@ -5,11 +5,6 @@ from d2dmoe.jobs.run import stage_run
 from d2dmoe.stages.masks import record_masks
 
 with stage_run(snakemake) as run:
-    tensors = record_masks(
-        Path(snakemake.input.model),
-        snakemake.params.cfg["values"],
-        snakemake.params.cfg["samples"],
-        Path(snakemake.input.data[0]).parent,
-        run,
-    )
+    cfg, knob = snakemake.params.cfg, snakemake.params.knob
+    tensors = record_masks(Path(snakemake.input.model), knob, cfg, run)
     save_tensors(Path(snakemake.output[0]), tensors)

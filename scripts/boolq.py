@@ -5,13 +5,7 @@ from d2dmoe.jobs.run import stage_run
 from d2dmoe.stages.downstream import boolq
 
 with stage_run(snakemake) as run:
-    rows = boolq(
-        Path(snakemake.input.model),
-        Path(snakemake.input.tokenizer),
-        Path(snakemake.input.points),
-        Path(snakemake.input.dense),
-        Path(snakemake.input.data[0]).parent,
-        snakemake.params.cfg,
-        run,
-    )
+    names = ("model", "tokenizer", "points", "dense")
+    paths = {f"{name}_path": Path(snakemake.input[name]) for name in names}
+    rows = boolq(**paths, cfg=snakemake.params.cfg, run=run)
     write_rows(Path(snakemake.output[0]), rows)

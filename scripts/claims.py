@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from d2dmoe.claims import COLUMNS, evidence_of, ledger
+from d2dmoe.claims.evidence import evidence_of
+from d2dmoe.claims.ledger import COLUMNS, ledger
 from d2dmoe.io.csvfile import write_csv
 from d2dmoe.jobs.job import job
 

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 from d2dmoe.config.data import data_config
-from d2dmoe.data import prepare
+from d2dmoe.data.prepare import prepare
 from d2dmoe.jobs.run import stage_run
 
 with stage_run(snakemake):

@@ -2,17 +2,13 @@ from pathlib import Path
 
 from d2dmoe.io.csvfile import write_rows
 from d2dmoe.jobs.run import stage_run
-from d2dmoe.stages.evaluate import evaluate
+from d2dmoe.lookup import resolve
+from d2dmoe.methods import EVALUATIONS
 
 with stage_run(snakemake) as run:
-    points, layers = evaluate(
-        Path(snakemake.input.model),
-        snakemake.wildcards.knob,
-        snakemake.params.cfg["values"],
-        Path(snakemake.input.data[0]).parent,
-        snakemake.wildcards.part,
-        snakemake.params.cfg["batch_size"],
-        run,
-    )
+    measure = resolve(EVALUATIONS[snakemake.rule].measure)
+    knob, cfg = snakemake.wildcards.knob, snakemake.params.cfg
+    points, layers = measure(Path(snakemake.input.model), knob, cfg, run)
+    if layers is not None:
+        write_rows(Path(snakemake.output.layers), layers)
     write_rows(Path(snakemake.output.points), points)
-    write_rows(Path(snakemake.output.layers), layers)

@@ -2,83 +2,26 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import Field, ValidationError
+import yaml
+from pydantic import ValidationError
 from torch import Tensor, nn
 
-from d2dmoe.attention import projection_mlps, replace_projections
-from d2dmoe.compression.prune import resize
-from d2dmoe.config.model import ModelConfig
-from d2dmoe.config.strict import Strict
+from d2dmoe.config.model import TransformerConfig
 from d2dmoe.errors import CheckpointError
 from d2dmoe.io.csvfile import write_csv
+from d2dmoe.io.files import write_atomically
 from d2dmoe.io.tensors import distinct, load_distinct, load_tensors, save_tensors
-from d2dmoe.models import build_model, create_model, separate_projections
+from d2dmoe.models.build import create_model
 from d2dmoe.sparsity import set_activation
+from d2dmoe.spec import ModelSpec, build
 
 REBUILD = "Delete it and run the same command again: the step that makes it is then repeated."
 
-
-class PrunedSpec(Strict):
-    """What pruning left of each layer."""
-
-    heads: int | None = Field(None, description="Heads of an attention; None: all, still fused")
-    d_ff: int = Field(description="Hidden neurons of an FFN")
-
-
-class ProjectionsSpec(Strict):
-    """Attention projections that were replaced by MLPs."""
-
-    widths: dict[str, int] = Field(description="Hidden neurons of the MLPs, by role (q, k, v, o)")
-    expert_size: int | None = None  # None before the split
-
-
-class RouterSpec(Strict):
-    """Shape of the routers."""
-
-    kind: str
-    width: int
-    projection_width: int | None = None  # of those in projections
-
-
-class ExitSpec(Strict):
-    """Where the early exits lie, and the shape of their heads."""
-
-    every: int
-    width: int | None
-
-
-class HaltingSpec(Strict):
-    """How the tokens of A-ViT halt."""
-
-    depth: float = Field(description="Target depth that it was trained for, in blocks")
-    gamma: float
-    beta: float
-
-
-class ModelSpec(Strict):
-    """All that is needed to rebuild a model's modules before its weights are loaded."""
-
-    architecture: str
-    options: dict[str, Any] = Field(description="What `models.build_model` needs")
-    data: dict[str, Any] = Field(description="What it was trained on: classes, normalisation, …")
-    activation: str | None = None  # None: the architecture's own
-    pruned: PrunedSpec | None = None  # None: the sizes are those of the options
-    projections: ProjectionsSpec | None = None  # None: they are linear maps
-    num_experts: int | None = None  # of an FFN; None before the split
-    router: RouterSpec | None = None  # None before routers are trained
-    exits: ExitSpec | None = None  # None: there are none
-    halting: HaltingSpec | None = None  # None: every token runs every block
-    quantized: Literal["int8"] | None = None  # None: the weights are floats
-
-    def with_(self, **changes) -> "ModelSpec":
-        """A copy with other values."""
-        return ModelSpec.model_validate(self.model_dump() | changes)
-
-
 Trained = tuple[nn.Module, ModelSpec, list[dict]]
-"""What a stage that trains returns: the model, its spec, and the history, a row per epoch."""
+"""What a stage returns: the model, its spec, and the history, a row per epoch; empty where nothing
+is trained."""
 
 
 def save_model(path: Path, model: nn.Module, spec: ModelSpec) -> None:
@@ -87,20 +30,26 @@ def save_model(path: Path, model: nn.Module, spec: ModelSpec) -> None:
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
-    tensors = distinct(model.state_dict())
-    save_tensors(path, tensors, {"spec": json.dumps(spec.model_dump(), sort_keys=True)})
+    save_tensors(path, distinct(model.state_dict()), {"spec": json.dumps(spec.model_dump())})
 
 
-def save_trained(trained: Trained, model_path: str, history_path: str) -> None:
-    """Save a trained stage's model and history (CSV), atomically each.
+def save_history(path: Path, history: list[dict]) -> None:
+    """Save a training's history as CSV, atomically.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
-    model, spec, history = trained
-    save_model(Path(model_path), model, spec)
-    columns = list(history[0]) if history else ["epoch"]
-    write_csv(Path(history_path), history, columns)
+    write_csv(path, history, list(history[0]) if history else ["epoch"])
+
+
+def save_lineage(path: Path, lineage: dict[str, Any]) -> None:
+    """Save what a folder's model was made of, with which options, as YAML.
+
+    Raises:
+        UserError: the disk is full, or the folder cannot be written.
+    """
+    text = yaml.safe_dump(lineage, allow_unicode=True, sort_keys=False)
+    write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
 
 
 def read_model(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
@@ -116,58 +65,45 @@ def read_model(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
         raise CheckpointError(f"{path} is not a model saved by this package: {error}") from error
 
 
-def load_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> None:
-    """Load all weights, in place.
+def load_model(path: Path) -> tuple[nn.Module, ModelSpec]:
+    """A saved model of any stage, in evaluation mode.
 
     Raises:
-        CheckpointError: names or shapes are not the model's.
+        CheckpointError: the file is missing, damaged, or no saved model.
     """
+    spec, tensors = read_model(path)
+    return _with_weights(build(spec), tensors, path), spec
+
+
+def load_dense_model(path: Path) -> tuple[nn.Module, ModelSpec]:
+    """A saved model whose FFNs are dense and whose weights are floats, in evaluation mode.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, or holds another model.
+    """
+    spec, tensors = read_model(path)
+    spec.check_dense(path)
+    return _with_weights(build(spec), tensors, path), spec
+
+
+def _with_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> nn.Module:
     try:
         load_distinct(model, tensors)
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit its own spec: {error}. {REBUILD}") from error
+    return model.eval()
 
 
-def fresh_model(cfg: ModelConfig, about: dict[str, Any]) -> tuple[nn.Module, ModelSpec]:
+def fresh_model(cfg: TransformerConfig, about: dict[str, Any]) -> tuple[nn.Module, ModelSpec]:
     """A dense model with the initial weights that the configuration asks for, and its spec.
 
     Raises:
         CheckpointError: the weights cannot be had, or do not fit the configuration or the data.
     """
     options, model = create_model(cfg, about)
-    activation = "relu" if cfg.activation == "relu" else None
-    if activation:
-        set_activation(model, activation)
+    if cfg.activation:
+        set_activation(model, cfg.activation)
     spec = ModelSpec(
-        architecture=cfg.architecture, options=options, data=about, activation=activation
+        architecture=cfg.architecture, options=options, data=about, activation=cfg.activation
     )
     return model, spec
-
-
-def dense_model(spec: ModelSpec) -> nn.Module:
-    """The spec's model before any split, with fresh weights."""
-    model = build_model(spec.architecture, spec.options)
-    if spec.pruned:
-        resize(spec.architecture, model, spec.pruned.heads, spec.pruned.d_ff)
-    if spec.projections:
-        separate_projections(spec.architecture, model)
-        replace_projections(model, projection_mlps(model, spec.projections.widths))
-    if spec.activation:
-        set_activation(model, spec.activation)
-    return model
-
-
-def load_dense_model(path: Path) -> tuple[nn.Module, ModelSpec]:
-    """A saved model that has not been split, in evaluation mode.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or holds a split or quantised model.
-    """
-    spec, tensors = read_model(path)
-    if spec.num_experts is not None:
-        raise CheckpointError(f"{path} holds a model that was split already; a dense one is needed")
-    if spec.quantized is not None:
-        raise CheckpointError(f"{path} holds a quantised model; one with float weights is needed")
-    model = dense_model(spec)
-    load_weights(model, tensors, path)
-    return model.eval(), spec

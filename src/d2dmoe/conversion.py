@@ -1,22 +1,18 @@
-"""Converted models: from a dense model in memory, and from files of any stage."""
-
-from pathlib import Path
+"""Converting a dense model in memory: FFNs into experts, a router for each layer."""
 
 from torch import Tensor, nn
 
-from d2dmoe.checkpoint import ModelSpec, dense_model, load_weights, read_model
-from d2dmoe.compression.quantize import quantize_weights
 from d2dmoe.ffn import FFN
-from d2dmoe.methods.avit.halting import add_halting
-from d2dmoe.methods.ztw.exits import add_exits
 from d2dmoe.moe import MoE, skip_padding, split_ffn
 from d2dmoe.router import Router
+from d2dmoe.spec import ModelSpec
 from d2dmoe.surgery import find, replace
 
 
-def to_moe(model: nn.Module, experts: list[Tensor]) -> nn.Module:
-    """Replace every FFN, in place, by its experts; `experts[i]` is layer i's [n, e] of neurons."""
-    replace(model, FFN, lambda ffn, layer: split_ffn(ffn, experts[layer]))
+def to_moe(model: nn.Module, neurons: list[Tensor]) -> nn.Module:
+    """Replace every FFN, in place, by its experts; `neurons[i]` says which hidden neurons form
+    those of layer i, integers [n, e], as `experts.assign_neurons` gives them."""
+    replace(model, FFN, lambda ffn, layer: split_ffn(ffn, neurons[layer]))
     skip_padding(model)
     return model
 
@@ -32,34 +28,15 @@ def add_routers(
     return model
 
 
-def build(spec: ModelSpec) -> nn.Module:
-    """The modules of a spec of any stage, with fresh weights."""
-    model = dense_model(spec)
-    if spec.num_experts is not None:
-        replace(model, FFN, lambda ffn, _: MoE(ffn, _num_experts(ffn, spec)))
-        skip_padding(model)
-    if spec.router is not None:
-        add_routers(model, spec.router.kind, spec.router.width, spec.router.projection_width)
-    if spec.exits is not None:
-        add_exits(model, spec)
-    if spec.halting is not None:
-        add_halting(model, spec.halting.gamma, spec.halting.beta)
-    if spec.quantized is not None:
-        quantize_weights(spec.architecture, model)
+def rebuild_experts(model: nn.Module, spec: ModelSpec, num_experts: dict[str, int]) -> nn.Module:
+    """Experts with fresh weights in place of the FFNs; `num_experts` by the FFNs' role."""
+    replace(model, FFN, lambda ffn, _: MoE(ffn, num_experts[ffn.role]))
+    skip_padding(model)
     return model
 
 
-def _num_experts(ffn: FFN, spec: ModelSpec) -> int:
-    return spec.num_experts if ffn.role == "ffn" else ffn.d_ff // spec.projections.expert_size
-
-
-def load_model(path: Path) -> tuple[nn.Module, ModelSpec]:
-    """A saved model of any stage, in evaluation mode.
-
-    Raises:
-        CheckpointError: the file is missing, damaged, or no saved model.
-    """
-    spec, tensors = read_model(path)
-    model = build(spec)
-    load_weights(model, tensors, path)
-    return model.eval(), spec
+def rebuild_routers(
+    model: nn.Module, spec: ModelSpec, kind: str, width: int, projection_width: int | None
+) -> nn.Module:
+    """Routers with fresh weights."""
+    return add_routers(model, kind, width, projection_width)

@@ -1,59 +1,32 @@
-"""Quality and cost of a model on a split, at every operating point of a selection rule."""
+"""Quality and cost of a model on a split, at every operating point of a selection rule.
 
-import math
+A routed model may run by the kernels, which `moe` loads by name: so they are imported here.
+"""
+
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from d2dmoe.data import Batch, Split, iterate
+from d2dmoe.data.splits import Split
 from d2dmoe.flops import ModelCost, mean_cost, model_cost
-from d2dmoe.inputs import Inputs, logits_of
+from d2dmoe.inputs import Inputs
 from d2dmoe.jobs.progress import Progress
+from d2dmoe.kernels import ops  # noqa: F401
 from d2dmoe.moe import MoE, set_selection
+from d2dmoe.quality import batches_of, count_parameters, quality
 from d2dmoe.selection import Selection
 from d2dmoe.surgery import find, watch
 
-MAX_LOSS = 700.0  # nats; e to more than that is no float
 
+class MeasureOptions(TypedDict):
+    """How a saved model's operating points are measured."""
 
-def batches_of(split: Split, batch_size: int, device: torch.device) -> Iterator[Batch]:
-    """Inputs and targets of all samples, in the stored order."""
-    for raw in iterate(split, batch_size, seed=None):
-        yield split.batch(raw, device)
-
-
-def quality(
-    model: nn.Module, split: Split, batch_size: int, device: torch.device
-) -> dict[str, float]:
-    """How well the model predicts the targets of a split: classes, or next tokens.
-
-    Returns:
-        Means over all targets: accuracy, loss (cross-entropy in nats), and perplexity, e^loss.
-    """
-    correct, loss, count = 0, 0.0, 0
-    with torch.inference_mode():
-        for inputs, targets in batches_of(split, batch_size, device):
-            logits = logits_of(model, inputs).float().flatten(0, -2)  # [targets, classes]
-            targets = targets.flatten()
-            correct += int((logits.argmax(-1) == targets).sum())
-            loss += float(cross_entropy(logits, targets, reduction="sum"))
-            count += len(targets)
-    mean = loss / count
-    perplexity = math.exp(min(mean, MAX_LOSS))
-    return {"accuracy": correct / count, "loss": mean, "perplexity": perplexity}
-
-
-def validation_metrics(
-    model: nn.Module, split: Split, batch_size: int, device: torch.device
-) -> dict[str, float]:
-    """The history's validation columns; leaves the model in the mode in which it came."""
-    training = model.training
-    metrics = quality(model.eval(), split, batch_size, device)
-    model.train(training)
-    return {f"validation_{name}": metrics[name] for name in ("accuracy", "loss")}
+    split: str  # whose samples all count
+    batch_size: int
+    values: list[float]  # of the knob; empty where there is one operating point
 
 
 def evaluate_dense(
@@ -61,7 +34,12 @@ def evaluate_dense(
 ) -> list[dict]:
     """The one operating point of a model without routers, as a list of one row."""
     cost = cost_on(model, split, device)
-    row = {"knob": "none", "knob_value": "", "flops": float(cost.dense), "params": _params(model)}
+    row = {
+        "knob": "none",
+        "knob_value": "",
+        "flops": float(cost.dense),
+        "params": count_parameters(model),
+    }
     return [row | {"tokens": cost.tokens} | quality(model, split, batch_size, device)]
 
 
@@ -79,7 +57,7 @@ def evaluate_routed(
     Args:
         model: converted, with routers, in evaluation mode.
         split: every sample counts.
-        rule: `dynamic_k`, `top_k` or `coverage`.
+        rule: a name of `selection_rules.RULES`.
         values: the rule's operating points (τ, k or p).
         batch_size: samples per step.
         device: where the model lies.
@@ -98,7 +76,7 @@ def evaluate_routed(
     if not moes or any(moe.router is None for moe in moes.values()):
         raise ValueError("the model has no routers; evaluate_dense measures dense models")
     places = _places(moes)
-    cost = cost_on(model, split, device)
+    cost, params = cost_on(model, split, device), count_parameters(model)
     progress = Progress(f"evaluating {rule}", len(values), every_s=log_every_s)
     points, layers = [], []
     for index, value in enumerate(values):
@@ -107,7 +85,7 @@ def evaluate_routed(
             metrics = quality(model, split, batch_size, device)
         knob = {"knob": rule, "knob_value": value}
         per_sample = {name: e.total / len(split) for name, e in executed.items()}
-        counted = {"flops": cost.total(per_sample), "params": _params(model), "tokens": cost.tokens}
+        counted = {"flops": cost.total(per_sample), "params": params, "tokens": cost.tokens}
         points.append(knob | counted | metrics)
         layers += [knob | place | executed[name].row() for name, place in places.items()]
         progress.update(index + 1)

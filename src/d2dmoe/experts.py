@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from d2dmoe.balanced_kmeans import balanced_kmeans
+from d2dmoe.lookup import look_up
 
 
 def assign_neurons(rows: Tensor, num_experts: int, method: str, seed: int) -> Tensor:
@@ -15,8 +16,8 @@ def assign_neurons(rows: Tensor, num_experts: int, method: str, seed: int) -> Te
         rows: [d_ff, d_model]: W1, or W_gate of a gated FFN; each row is scaled to unit L2 norm
             before clustering (a zero row stays zero).
         num_experts: n; must divide d_ff.
-        method: `kmeans` (balanced k-means, as the paper), or the ablations `random` (balanced) and
-            `contiguous` (neighbouring rows).
+        method: a key of `METHODS`: `kmeans` (balanced k-means, as the paper), or the ablations
+            `random` (balanced) and `contiguous` (neighbouring rows).
         seed: fixes the clustering.
 
     Returns:
@@ -24,23 +25,33 @@ def assign_neurons(rows: Tensor, num_experts: int, method: str, seed: int) -> Te
         smallest neuron, neurons ascending within each.
 
     Raises:
+        UnknownName: there is no such method.
         ValueError: n does not divide d_ff, or rows to be clustered are not finite.
     """
-    d_ff = rows.shape[0]
+    split, d_ff = look_up(METHODS, method, "split method"), rows.shape[0]
     if d_ff % num_experts:
         raise ValueError(f"{num_experts} experts do not divide {d_ff} hidden neurons")
-    if method == "kmeans":
-        experts = balanced_kmeans(_unit(rows), num_experts, seed)
-    else:
-        labels = np.arange(d_ff) // (d_ff // num_experts)
-        if method == "random":
-            labels = np.random.default_rng(seed).permutation(labels)
-        experts = np.argsort(labels, kind="stable").reshape(num_experts, -1)
-    experts = np.sort(experts, axis=1)
-    return torch.from_numpy(experts[np.argsort(experts[:, 0])])
+    neurons = np.sort(split(rows, num_experts, seed), axis=1)
+    return torch.from_numpy(neurons[np.argsort(neurons[:, 0])])
 
 
-def _unit(rows: Tensor) -> np.ndarray:
+def _kmeans(rows: Tensor, num_experts: int, seed: int) -> np.ndarray:
     if not rows.isfinite().all():
         raise ValueError("the rows to be clustered hold values that are not finite")
-    return normalize(rows.detach().double().cpu(), dim=1).numpy()
+    unit = normalize(rows.detach().double().cpu(), dim=1).numpy()
+    return balanced_kmeans(unit, num_experts, seed)
+
+
+def _random(rows: Tensor, num_experts: int, seed: int) -> np.ndarray:
+    d_ff = rows.shape[0]
+    labels = np.arange(d_ff) // (d_ff // num_experts)
+    labels = np.random.default_rng(seed).permutation(labels)
+    return np.argsort(labels, kind="stable").reshape(num_experts, -1)
+
+
+def _contiguous(rows: Tensor, num_experts: int, seed: int) -> np.ndarray:
+    return np.arange(rows.shape[0]).reshape(num_experts, -1)
+
+
+# (rows [d_ff, d_model], n, seed) -> integers [n, d_ff / n]
+METHODS = {"kmeans": _kmeans, "random": _random, "contiguous": _contiguous}

@@ -27,7 +27,7 @@ def fairness(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     Args:
         entries: one per task, variant, seed and training: task, method, variant, seed, lr (peak
             rate of the longest stage), rates (those tried), about (path of `dataset.json`), and
-            stages: dicts of stage, epochs, batch_size and benchmark (path of its job's record). A
+            stages: dicts of stage, epochs, batch_size and record (path of its job's record). A
             method that needs a training for every operating point has several entries a seed.
 
     Returns:
@@ -63,7 +63,7 @@ def _training(entry: dict[str, Any]) -> dict[str, Any]:
         "samples": seen,
         "lr": entry["lr"],
         "rates_tried": " ".join(f"{rate:g}" for rate in entry["rates"]),
-        "wall_s": sum(_wall(stage["benchmark"]) for stage in entry["stages"]),
+        "wall_s": sum(_wall(stage["record"]) for stage in entry["stages"]),
     }
 
 

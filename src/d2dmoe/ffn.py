@@ -4,15 +4,34 @@
 projection that was replaced by an MLP has this form too.
 """
 
-from functools import partial
-
 from torch import Tensor, nn
 
-ACTIVATIONS = {
-    "gelu": nn.GELU,
-    "gelu_tanh": partial(nn.GELU, approximate="tanh"),  # GPT-2's and Gemma's
-    "relu": nn.ReLU,
-}
+from d2dmoe.activations import ACTIVATIONS, Activation, torch_function
+from d2dmoe.lookup import look_up
+
+
+class ActivationLayer(nn.Module):
+    """An activation function as a module, so that hooks see what goes in and what comes out."""
+
+    def __init__(self, name: str):
+        """`name` is a key of `ACTIVATIONS`.
+
+        Raises:
+            UnknownName: there is no such activation.
+        """
+        super().__init__()
+        self.name, self._function = name, torch_function(name)
+
+    @property
+    def record(self) -> Activation:
+        """What is known of the function."""
+        return look_up(ACTIVATIONS, self.name, "activation")
+
+    def forward(self, x: Tensor) -> Tensor:  # of any shape
+        return self._function(x)
+
+    def extra_repr(self) -> str:
+        return self.name
 
 
 class FFN(nn.Module):
@@ -40,9 +59,16 @@ class FFN(nn.Module):
         self.set_activation(activation)
 
     def set_activation(self, name: str) -> None:
-        """Use the activation called `name`, a key of `ACTIVATIONS`."""
-        self.activation_name = name
-        self.activation = ACTIVATIONS[name]()
+        """Use the activation called `name`, a key of `activations.ACTIVATIONS`.
+
+        Raises:
+            UnknownName: there is no such activation.
+        """
+        self.activation = ActivationLayer(name)
+
+    @property
+    def activation_name(self) -> str:
+        return self.activation.name
 
     @property
     def d_model(self) -> int:

@@ -1,12 +1,13 @@
 """Tables of records: a name finds its record or is refused, and a record finds its code.
 
-Records name code as "module:attribute", which is imported when it is used. So tables cost nothing to
-read, and a job depends on the code that its own records name, not on all that a table lists.
+Records name code as "module:attribute", which is imported when it is used. So tables cost nothing
+to read, and a job depends on the code that its own records name, not on all that a table lists.
 """
 
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module
+from types import ModuleType
 from typing import Any, TypeVar
 
 from d2dmoe.errors import UnknownName
@@ -46,3 +47,8 @@ def resolve(reference: str) -> Any:
 def module_of(reference: str) -> str:
     """The module of a reference."""
     return reference.partition(":")[0]
+
+
+def module_named(name: str) -> ModuleType:
+    """A module that a record names."""
+    return import_module(name)

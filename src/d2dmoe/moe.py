@@ -4,20 +4,30 @@ The output is the unweighted sum of the selected experts, plus b2, which lies ou
 """
 
 from contextlib import AbstractContextManager
+from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from d2dmoe.backend import Backend, uncalibrated
 from d2dmoe.ffn import FFN
-from d2dmoe.kernels.backend import Backend, uncalibrated
-from d2dmoe.kernels.experts import Experts
-from d2dmoe.kernels.ops import dynamic_k_ffn, expert_ffn
-from d2dmoe.kernels.reference import dense, hidden_neurons
 from d2dmoe.router import Router
 from d2dmoe.selection import Selection
 from d2dmoe.surgery import find, watch
+from d2dmoe.weights import ExpertWeights, dense, hidden_neurons
+
+_ops: ModuleType | None = None
+
+
+def _operators() -> ModuleType:
+    """`kernels.ops`, by name, so that what trains a layer does not depend on the kernels."""
+    global _ops
+    if _ops is None:
+        _ops = import_module("d2dmoe.kernels.ops")
+    return _ops
 
 
 class MoE(nn.Module):
@@ -42,6 +52,11 @@ class MoE(nn.Module):
         self.router: Router | None = None
         self.selection = Selection()
         self.backend = Backend()
+        _operators()  # now: torch.compile follows no import
+
+    def __setstate__(self, state: dict[str, Any]) -> None:  # of one that was pickled
+        super().__setstate__(state)
+        _operators()
 
     def _empty(self, name: str, layer: nn.Linear | None) -> tuple:
         if layer is None:
@@ -55,13 +70,13 @@ class MoE(nn.Module):
         return weight, nn.Parameter(layer.bias.new_empty(shape))
 
     @property
-    def experts(self) -> Experts:
+    def weights(self) -> ExpertWeights:
         """The weights as the kernels take them."""
         values = {"activation": self.activation_name}
         for name in ("up", "gate", "down"):
             values[name], values[f"{name}_scale"] = self._stored(name)
             values[f"{name}_bias"] = getattr(self, f"{name}_bias")
-        return Experts(**values)
+        return ExpertWeights(**values)
 
     def _stored(self, name: str) -> tuple[Tensor | None, Tensor | None]:
         """A weight as it is stored: itself, or int8 values and their scales."""
@@ -82,24 +97,26 @@ class MoE(nn.Module):
         `dynamic_k` computes the selected ones only; `auto` is the one for an uncalibrated layer.
         """
         if self.router is None:
-            return dense(z, None, self.experts)
+            return dense(z, None, self.weights)
         tokens = z.flatten(0, -2)
         if backend == "dynamic_k" and self._fusible():
-            out = dynamic_k_ffn(tokens, self.router.weights, self.selection.value, self.experts)
+            out = _operators().dynamic_k_ffn(
+                tokens, self.router.weights, self.selection.value, self.weights
+            )
             return out.unflatten(0, z.shape[:-1])
         mask = self.selection(self.router(z))
         if backend == "auto":
             backend = uncalibrated(mask, self.expert_size)
         if backend == "dense":
-            return dense(z, mask, self.experts)
-        out = expert_ffn(tokens, mask.flatten(0, -2), self.experts)
+            return dense(z, mask, self.weights)
+        out = _operators().expert_ffn(tokens, mask.flatten(0, -2), self.weights)
         return out.unflatten(0, z.shape[:-1])
 
     def _fusible(self) -> bool:
         """Whether nothing but the layer itself needs to see the mask."""
         selection = self.selection
         watched = selection._forward_hooks or self.router._forward_hooks
-        return selection.rule == "dynamic_k" and selection.real_tokens is None and not watched
+        return selection.fused and selection.real_tokens is None and not watched
 
     @property
     def operating_point(self) -> tuple[str, float]:
@@ -114,7 +131,7 @@ class MoE(nn.Module):
 
     def hidden(self, z: Tensor) -> Tensor:
         """What the experts' down maps multiply: [..., d_model] -> [..., n, e]."""
-        return hidden_neurons(z, self.experts)
+        return hidden_neurons(z, self.weights)
 
     def output_norms(self, z: Tensor) -> Tensor:
         """‖E_i(z)‖₂ of every expert, b2 left out: [..., d_model] -> [..., n].
@@ -127,24 +144,25 @@ class MoE(nn.Module):
         return squared.clamp(min=0).sqrt()
 
 
-def split_ffn(ffn: FFN, experts: Tensor) -> MoE:
+def split_ffn(ffn: FFN, neurons: Tensor) -> MoE:
     """The FFN as experts; with every expert on it equals the FFN up to the order of summation.
 
     Args:
         ffn: the trained FFN.
-        experts: neurons of each expert, [num_experts, expert_size], from `experts.assign_neurons`.
+        neurons: of each expert, integers [num_experts, expert_size], from
+            `experts.assign_neurons`.
     """
-    moe = MoE(ffn, experts.shape[0])
-    experts = experts.to(ffn.up.weight.device)
+    moe = MoE(ffn, neurons.shape[0])
+    neurons = neurons.to(ffn.up.weight.device)
     with torch.no_grad():
-        moe.down.copy_(ffn.down.weight.T[experts])  # [n, e, d_out]
+        moe.down.copy_(ffn.down.weight.T[neurons])  # [n, e, d_out]
         if ffn.down.bias is not None:
             moe.down_bias.copy_(ffn.down.bias)  # [d_out]
         for name, layer in (("up", ffn.up), ("gate", ffn.gate)):
             if layer is not None:
-                getattr(moe, name).copy_(layer.weight[experts])  # [n, e, d_model]
+                getattr(moe, name).copy_(layer.weight[neurons])  # [n, e, d_model]
                 if layer.bias is not None:
-                    getattr(moe, f"{name}_bias").copy_(layer.bias[experts])  # [n, e]
+                    getattr(moe, f"{name}_bias").copy_(layer.bias[neurons])  # [n, e]
     return moe
 
 
@@ -165,7 +183,11 @@ def skip_padding(model: nn.Module) -> None:
 
 
 def set_selection(model: nn.Module, rule: str, value: float) -> None:
-    """Give every MoE layer of the model the same rule and operating point."""
+    """Give every MoE layer of the model the same rule and operating point.
+
+    Raises:
+        UnknownName: there is no such rule.
+    """
     for moe in find(model, MoE).values():
         moe.selection.rule, moe.selection.value = rule, value
 

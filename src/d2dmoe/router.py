@@ -1,9 +1,17 @@
 """Routers that predict the L2 norm of each expert's output (paper section 3.3, equation 3)."""
 
+from typing import TYPE_CHECKING
+
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from d2dmoe.kernels.experts import RouterWeights
+from d2dmoe.lookup import look_up, resolve
+from d2dmoe.router_kinds import ROUTER_KINDS
+from d2dmoe.weights import RouterWeights
+
+if TYPE_CHECKING:
+    from d2dmoe.moe import MoE
 
 
 class Router(nn.Module):
@@ -14,8 +22,14 @@ class Router(nn.Module):
     """
 
     def __init__(self, d_model: int, width: int, num_experts: int, kind: str):
+        """`kind` is a key of `ROUTER_KINDS`.
+
+        Raises:
+            UnknownName: there is no such kind.
+        """
         super().__init__()
         self.kind, self.width = kind, width
+        self._scores = resolve(look_up(ROUTER_KINDS, kind, "router kind").scores)
         self.layers = nn.Sequential(
             nn.Linear(d_model, width), nn.ReLU(), nn.Linear(width, num_experts)
         )
@@ -30,10 +44,20 @@ class Router(nn.Module):
         return self.layers(z)
 
     def forward(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., n]
-        logits = self.logits(z)
-        return logits.abs() if self.kind == "regression" else logits.sigmoid()
+        return self._scores(self.logits(z))
 
 
-def norm_regression_loss(router: Router, z: Tensor, norms: Tensor) -> Tensor:
-    """Mean squared error between the scores for z [..., d_model] and the norms [..., n]."""
+def norm_regression_loss(router: Router, moe: "MoE", z: Tensor) -> Tensor:
+    """Mean squared error between the scores and the norms of the experts' outputs.
+
+    Args:
+        router: of the layer; gradients reach it alone.
+        moe: the layer.
+        z: its inputs, [tokens, d_model].
+
+    Returns:
+        A scalar, the mean over tokens and experts.
+    """
+    with torch.no_grad():
+        norms = moe.output_norms(z)
     return mse_loss(router(z), norms)

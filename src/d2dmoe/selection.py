@@ -3,6 +3,9 @@
 import torch
 from torch import Tensor, nn
 
+from d2dmoe.lookup import look_up, resolve
+from d2dmoe.selection_rules import RULES
+
 
 def dynamic_k(scores: Tensor, tau: float) -> Tensor:
     """Every expert whose score is at least τ times the token's largest.
@@ -44,9 +47,6 @@ def coverage(scores: Tensor, p: float) -> Tensor:
     return torch.zeros_like(needed).scatter_(-1, order, needed)
 
 
-RULES = {"dynamic_k": dynamic_k, "top_k": top_k, "coverage": coverage}
-
-
 class Selection(nn.Module):
     """A rule at an operating point; a module, so that hooks can watch what it selects.
 
@@ -55,12 +55,31 @@ class Selection(nn.Module):
     """
 
     def __init__(self, rule: str = "dynamic_k", value: float = 0.0):
+        """`rule` is a key of `RULES`, `value` one of its operating points.
+
+        Raises:
+            UnknownName: there is no such rule; also where `rule` is set later.
+        """
         super().__init__()
         self.rule, self.value = rule, value
         self.real_tokens: Tensor | None = None  # None: all are
 
+    @property
+    def rule(self) -> str:
+        return self._rule.name
+
+    @rule.setter
+    def rule(self, name: str) -> None:
+        self._rule = look_up(RULES, name, "selection rule")
+        self._select = resolve(self._rule.select)  # now: torch.compile follows no import
+
+    @property
+    def fused(self) -> bool:
+        """Whether the GPU kernels select by the rule themselves."""
+        return self._rule.fused
+
     def forward(self, scores: Tensor) -> Tensor:  # [..., num_experts] -> bool [..., num_experts]
-        mask = RULES[self.rule](scores, self.value)
+        mask = self._select(scores, self.value)
         if self.real_tokens is None:
             return mask
         return mask & self.real_tokens[:, -scores.shape[1] :, None]

@@ -1,18 +1,18 @@
 """Sparsity enforcement, L = L_task + α · L_s (paper section 3.1), and counts of active neurons."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from d2dmoe.ffn import FFN
+from d2dmoe.activations import Activation
+from d2dmoe.ffn import FFN, ActivationLayer
 from d2dmoe.inputs import Inputs, real_tokens
+from d2dmoe.lookup import look_up, table_of
 from d2dmoe.surgery import find, watch
-
-GELU_DISPLACEMENT = -10.0
-"""c of the clamped modes: GELU is zero to single precision below it."""
 
 EPSILON = 1e-8
 """Keeps the Hoyer measure of an all-zero token finite."""
@@ -23,16 +23,15 @@ class Activations(NamedTuple):
 
     pre: Tensor  # its input, [..., d_ff]
     hidden: Tensor  # its output, [..., d_ff]
-    relu: bool  # whether it is ReLU
-
-
-def uses_relu(mode: str) -> bool:
-    """Whether a penalty mode replaces the FFN's activation by ReLU."""
-    return mode.startswith("relu")
+    activation: Activation  # the function
 
 
 def set_activation(model: nn.Module, name: str) -> None:
-    """Give every FFN of the model the activation `name`."""
+    """Give every FFN of the model the activation `name`, a key of `activations.ACTIVATIONS`.
+
+    Raises:
+        UnknownName: there is no such activation.
+    """
     for ffn in find(model, FFN).values():
         ffn.set_activation(name)
 
@@ -43,48 +42,99 @@ def square_hoyer(a: Tensor) -> Tensor:
     return a.abs().sum(-1).square() / (torch.linalg.vecdot(a, a) + EPSILON)
 
 
+def l1(a: Tensor) -> Tensor:
+    """‖a‖₁ per token: [..., d_ff] -> [...]."""
+    return a.abs().sum(-1)
+
+
+@dataclass(frozen=True)
+class Penalty:
+    """A mode of the penalty L_s."""
+
+    name: str
+    activation: str | None  # what the FFNs get in place of theirs; None: they keep it
+    measure: Callable[[Tensor], Tensor]  # of non-negative activations, [..., d_ff] -> [...]
+
+
+PENALTIES = table_of(
+    [
+        Penalty("relu_hoyer", "relu", square_hoyer),
+        Penalty("relu_l1", "relu", l1),
+        Penalty("gelu_clamped", None, l1),
+        Penalty("gelu_hoyer_clamped", None, square_hoyer),
+    ]
+)
+
+
+def activation_of(mode: str) -> str | None:
+    """The activation that a penalty mode gives the FFNs; None: they keep theirs.
+
+    Raises:
+        UnknownName: there is no such mode.
+    """
+    return look_up(PENALTIES, mode, "penalty").activation
+
+
 def penalty(mode: str, layers: Iterable[Activations], real_tokens: Tensor | None = None) -> Tensor:
     """L_s: the mean over layers and tokens of the mode's measure, a scalar.
 
+    Measured are the outputs of activations that are exactly 0 for idle neurons, as ReLU's; of
+    others, how far pre-activations exceed the threshold below which the output is 0 to single
+    precision. So the clamped modes measure ReLU layers, such as those in attention projections, as
+    those without do.
+
     Args:
-        mode: `relu_hoyer`, `relu_l1`, `gelu_clamped` or `gelu_hoyer_clamped`; the clamped ones
-            measure ReLU layers, such as those in attention projections, as those without.
+        mode: a key of `PENALTIES`.
         layers: activations of each layer.
         real_tokens: boolean [...], false for padding; None: all are real.
+
+    Raises:
+        UnknownName: there is no such mode.
     """
-    measures = torch.stack([_measure(mode, layer) for layer in layers])
+    measure = look_up(PENALTIES, mode, "penalty").measure
+    measures = torch.stack([measure(_displaced(layer)) for layer in layers])
     return (measures if real_tokens is None else measures[:, real_tokens]).mean()
 
 
-def _measure(mode: str, layer: Activations) -> Tensor:  # [..., d_ff] -> [...]
-    a = layer.hidden if layer.relu else (layer.pre - GELU_DISPLACEMENT).clamp(min=0)
-    return square_hoyer(a) if "hoyer" in mode else a.abs().sum(-1)
+def _displaced(layer: Activations) -> Tensor:
+    """Non-negative activations, 0 for idle neurons: [..., d_ff]."""
+    if layer.activation.exact:
+        return layer.hidden
+    return (layer.pre - layer.activation.threshold).clamp(min=0)
+
+
+# From the share in [0, 1] of the training that is done to that of the penalty's full weight.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "constant": lambda progress: 1.0,
+    "linear": lambda progress: progress,
+    "linear_warmup": lambda progress: min(1.0, 2 * progress),
+}
 
 
 def alpha_at(schedule: str, alpha: float, progress: float) -> float:
-    """The penalty's weight when a share `progress` in [0, 1] of the training is done."""
-    ramp = {"constant": 1.0, "linear": progress, "linear_warmup": min(1.0, 2 * progress)}
-    return alpha * ramp[schedule]
+    """The penalty's weight when a share `progress` in [0, 1] of the training is done.
+
+    Raises:
+        UnknownName: there is no such schedule, a key of `SCHEDULES`.
+    """
+    return alpha * look_up(SCHEDULES, schedule, "schedule")(progress)
 
 
 def watch_activations(model: nn.Module) -> AbstractContextManager[dict[str, Activations]]:
     """Record each FFN's `Activations` by the FFN's name."""
     activations = {name: ffn.activation for name, ffn in find(model, FFN).items()}
 
-    def see(module: nn.Module, pre: Tensor, hidden: Tensor) -> Activations:
-        return Activations(pre, hidden, isinstance(module, nn.ReLU))
+    def see(module: ActivationLayer, pre: Tensor, hidden: Tensor) -> Activations:
+        return Activations(pre, hidden, module.record)
 
     return watch(activations, see)
 
 
 def active_neurons(layer: Activations) -> Tensor:
-    """Active neurons of each token: [..., d_ff] -> integers [...].
-
-    ReLU neurons are active above 0. GELU is never exactly 0, so a GELU neuron counts as active when
-    its pre-activation exceeds the displacement, below which its output is 0 to single precision.
-    """
-    active = layer.hidden > 0 if layer.relu else layer.pre > GELU_DISPLACEMENT
-    return active.sum(-1)
+    """Active neurons of each token, those whose pre-activation exceeds the activation's threshold:
+    [..., d_ff] -> integers [...]. ReLU's is 0; GELU is never exactly 0, and its threshold is where
+    its output is 0 to single precision."""
+    return (layer.pre > layer.activation.threshold).sum(-1)
 
 
 def count_active(model: nn.Module, batches: Iterable[Inputs]) -> Tensor:

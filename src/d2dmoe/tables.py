@@ -50,12 +50,13 @@ def tradeoff(entries: list[dict[str, Any]], metrics: Sequence[str]) -> list[dict
     is the stricter reference.
 
     Args:
-        entries: as for `gather`, each with task, model, dataset, method, variant, seed.
+        entries: as for `gather`, each with task, model, dataset, method, variant, seed, and
+            `reference`: whether it is of a dense model that the others are relative to.
         metrics: columns of the entries' tables, the main one first.
     """
     rows = gather(entries)
     references = {}
-    for row in (r for r in rows if r["method"] == "dense"):
+    for row in (r for r in rows if r["reference"]):
         references.setdefault((row["task"], row["seed"]), []).append(row)
     return [
         _relative(row, metric, references[row["task"], row["seed"]])

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from d2dmoe.config.training import TrainingConfig
-from d2dmoe.data import Batch, Split, iterate
+from d2dmoe.data.batches import iterate
+from d2dmoe.data.splits import Batch, Split
 from d2dmoe.errors import UserError
 from d2dmoe.jobs.progress import Progress, logger
 from d2dmoe.jobs.state import TrainingState

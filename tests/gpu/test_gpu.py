@@ -9,7 +9,7 @@ from d2dmoe.checkpoint import save_model
 from d2dmoe.config.model import BertConfig, GemmaConfig, GPT2Config, ViTConfig
 from d2dmoe.config.stages import RouterConfig, SparsifyConfig, SplitConfig
 from d2dmoe.config.training import TrainingConfig
-from d2dmoe.data import CorpusSplit, ImageSplit, Split, TextSplit
+from d2dmoe.data.splits import CorpusSplit, ImageSplit, Split, TextSplit
 from d2dmoe.evaluate import batches_of
 from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.device import claim_device

@@ -6,10 +6,10 @@ from torch import nn
 from d2dmoe.checkpoint import ModelSpec, dense_model
 from d2dmoe.config.model import ViTConfig
 from d2dmoe.conversion import add_routers, to_moe
-from d2dmoe.data import ImageSplit
+from d2dmoe.data.splits import ImageSplit
 from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
-from d2dmoe.models import create_model
+from d2dmoe.models.build import create_model
 from d2dmoe.surgery import find
 
 torch.set_num_threads(1)  # the order of sums, and so their last bits, depends on it

@@ -3,21 +3,23 @@
 import torch
 from torch import Tensor
 
+from d2dmoe.activations import ACTIVATIONS, torch_function
 from d2dmoe.compression.quantize import Int8
-from d2dmoe.kernels.experts import Experts, RouterWeights, activate
+from d2dmoe.weights import ExpertWeights, RouterWeights
 
-FORMS = {  # activation, gated, biases
-    "relu": ("relu", False, True),
-    "gelu": ("gelu", False, True),
-    "identity on b2": ("relu", False, False),
-    "glu": ("gelu_tanh", True, False),
+FORMS = {  # activation, gated, biases: every activation without and with a gate
+    name + gate: (name, bool(gate), not gate) for name in ACTIVATIONS for gate in ("", " glu")
+}
+FORMS |= {
+    "relu without biases": ("relu", False, False),
     "relu glu with biases": ("relu", True, True),
 }
+SOME_FORMS = ["relu", "gelu", "relu without biases", "gelu_tanh glu", "relu glu with biases"]
 
 
-def make_experts(
+def make_weights(
     form: str, n: int, e: int, d_model: int, d_out: int, device: str = "cpu", dtype=torch.float32
-) -> Experts:
+) -> ExpertWeights:
     """Random experts whose neurons and outputs have magnitudes about 1."""
     activation, gated, biased = FORMS[form]
     generator = torch.Generator().manual_seed(n + e)
@@ -32,27 +34,27 @@ def make_experts(
     down = draw(n, e, d_out, scale=(n * e) ** -0.5)
     gate = draw(n, e, d_model, scale=d_model**-0.5) if gated else None
     gate_bias = bias(n, e) if gated else None
-    return Experts(up, down, activation, bias(n, e), gate, gate_bias, bias(d_out))
+    return ExpertWeights(up, down, activation, bias(n, e), gate, gate_bias, bias(d_out))
 
 
-def quantized(experts: Experts) -> Experts:
-    """Their weights as int8."""
+def quantized(weights: ExpertWeights) -> ExpertWeights:
+    """The weights as int8."""
 
     def int8(weight: Tensor | None, *summed: int) -> tuple:
         return (None, None) if weight is None else Int8(weight, summed).right_inverse(weight)
 
-    (up, up_scale), (gate, gate_scale) = int8(experts.up, 2), int8(experts.gate, 2)
-    down, down_scale = int8(experts.down, 0, 1)
+    (up, up_scale), (gate, gate_scale) = int8(weights.up, 2), int8(weights.gate, 2)
+    down, down_scale = int8(weights.down, 0, 1)
     scales = {"up_scale": up_scale, "gate_scale": gate_scale, "down_scale": down_scale}
-    return experts._replace(up=up, gate=gate, down=down, **scales)
+    return weights._replace(up=up, gate=gate, down=down, **scales)
 
 
 def make_router(n: int, h: int, d_model: int, kind: str, device="cpu", dtype=torch.float32):
     """A random router."""
     generator = torch.Generator().manual_seed(n + h)
     shapes = ((h, d_model), (h,), (n, h), (n,))
-    weights = [torch.randn(*shape, generator=generator) * shape[-1] ** -0.5 for shape in shapes]
-    return RouterWeights(*(w.to(device, dtype) for w in weights), kind)
+    maps = [torch.randn(*shape, generator=generator) * shape[-1] ** -0.5 for shape in shapes]
+    return RouterWeights(*(w.to(device, dtype) for w in maps), kind)
 
 
 def make_tokens(tokens: int, d_model: int, device="cpu", dtype=torch.float32) -> Tensor:
@@ -71,19 +73,21 @@ def make_exact_router(n: int, d_model: int, kind: str, device="cpu", dtype=torch
     """A router that selects, at tau = 0.5, what stands in the first n columns of its input, as 0 or
     1. By classification every token must have an expert: scores are never 0."""
     sharpness, offset = (1, 0) if kind == "regression" else (20, -10)
-    weights = (
+    maps = (
         torch.eye(n, d_model),
         torch.zeros(n),
         sharpness * torch.eye(n),
         torch.full((n,), float(offset)),
     )
-    return RouterWeights(*(w.to(device, dtype) for w in weights), kind)
+    return RouterWeights(*(w.to(device, dtype) for w in maps), kind)
 
 
-def masked_sum(z: Tensor, mask: Tensor, experts: Experts) -> Tensor:
+def masked_sum(z: Tensor, mask: Tensor, weights: ExpertWeights) -> Tensor:
     """The law, in fp64 on the CPU: the sum of the selected experts' outputs, plus down_bias."""
     z, mask = z.cpu().double(), mask.cpu()
-    x = Experts(*(v.cpu().double() if isinstance(v, Tensor) else v for v in experts)).dequantized()
+    x = (v.cpu().double() if isinstance(v, Tensor) else v for v in weights)
+    x = ExpertWeights(*x).dequantized()
+    activate = torch_function(x.activation)
 
     def neurons(weight: Tensor, bias: Tensor | None) -> Tensor:
         out = torch.einsum("td,ned->tne", z, weight)
@@ -91,9 +95,9 @@ def masked_sum(z: Tensor, mask: Tensor, experts: Experts) -> Tensor:
 
     hidden = neurons(x.up, x.up_bias)
     if x.gate is None:
-        hidden = activate(hidden, x.activation)
+        hidden = activate(hidden)
     else:
-        hidden = activate(neurons(x.gate, x.gate_bias), x.activation) * hidden
+        hidden = activate(neurons(x.gate, x.gate_bias)) * hidden
     out = torch.einsum("tne,neo->to", hidden * mask[..., None], x.down)
     return out if x.down_bias is None else out + x.down_bias
 

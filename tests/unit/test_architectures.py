@@ -29,7 +29,7 @@ from d2dmoe.evaluate import count_executed
 from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
 from d2dmoe.inputs import logits_of
-from d2dmoe.models import build_model, create_model
+from d2dmoe.models.build import build_model, create_model
 from d2dmoe.surgery import find
 
 ORIGINAL = {

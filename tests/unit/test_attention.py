@@ -41,7 +41,7 @@ from d2dmoe.checkpoint import (
 )
 from d2dmoe.config.stages import ProjectionsConfig, RouterConfig, SparsifyConfig, SplitConfig
 from d2dmoe.conversion import add_routers, build, load_model, to_moe
-from d2dmoe.data import Split, TextSplit
+from d2dmoe.data.splits import Split, TextSplit
 from d2dmoe.errors import CheckpointError
 from d2dmoe.evaluate import evaluate_dense, evaluate_routed
 from d2dmoe.experts import assign_neurons
@@ -49,7 +49,7 @@ from d2dmoe.ffn import FFN
 from d2dmoe.flops import ffn_flops, model_cost, router_flops
 from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.run import Run
-from d2dmoe.models import separate_projections
+from d2dmoe.models.build import separate_projections
 from d2dmoe.moe import MoE, set_selection
 from d2dmoe.sparsity import count_active, penalty, watch_activations
 from d2dmoe.stages import dense, projections, routers, sparsify

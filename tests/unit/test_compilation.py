@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 import pytest
 
+from d2dmoe.activations import ACTIVATIONS
+
 pytest.importorskip("triton", reason="this platform has no Triton")
 
 
@@ -27,7 +29,8 @@ class Kernel(NamedTuple):
 
 @pytest.fixture(scope="module")
 def kernels() -> dict[str, Kernel]:
-    """Those of routed layers, ungated in bf16 and gated in fp32, by name and dtype."""
+    """Those of routed layers, ungated in bf16 and gated in fp32, by name and dtype; and one of
+    decoding in fp16 for each activation, by name and activation."""
     call = [sys.executable, __file__]
     env = os.environ | {"TRITON_INTERPRET": "0"}
     done = subprocess.run(call, env=env, capture_output=True, text=True, timeout=300)
@@ -35,8 +38,8 @@ def kernels() -> dict[str, Kernel]:
     found = {}
     for part in done.stdout.split("// kernel ")[1:]:
         about, ptx = part.split("\n", 1)
-        name, dtype, shared = about.split()
-        key = f"{name} {dtype}"
+        name, form, shared = about.split()
+        key = f"{name} {form}"
         most = max(int(shared), found[key].shared if key in found else 0)
         found[key] = Kernel(ptx, most)  # of decoding, for a single token
     return found
@@ -89,10 +92,19 @@ def test_the_outputs_are_added_from_the_registers_that_a_product_left_them_in(pt
     assert added and not [x for x in lines[product : added[-1]] if re.search("st.*shared", x)]
 
 
+def test_every_activation_is_compiled_to_code_of_its_own(kernels):
+    """Known functions by what only they need: an error function's constant, an exponential."""
+    codes = {name: kernels[f"_activate {name}"].ptx for name in ACTIVATIONS}
+    assert len(set(codes.values())) == len(ACTIVATIONS)
+    exponential = {name for name, code in codes.items() if "ex2.approx" in code}
+    assert {"gelu_tanh", "quick_gelu", "silu"} <= exponential
+    assert exponential.isdisjoint({"relu", "relu_squared"})
+
+
 def main() -> None:
     """Call the layer as on a GPU, but print its kernels instead of launching them."""
     import torch
-    from small_kernels import make_experts, make_router, make_tokens, quantized
+    from small_kernels import make_mask, make_router, make_tokens, make_weights, quantized
     from triton.backends.compiler import GPUTarget
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
@@ -105,21 +117,26 @@ def main() -> None:
     driver.set_active(SimpleNamespace(**device, get_current_target=lambda: target))
     run = JITFunction.run
 
-    def compile_only(self, *args, grid, warmup, **options) -> None:
-        kernel = run(self, *args, grid=grid, warmup=True, **options)
-        about = f"{self.__name__} {args[0].dtype} {kernel.metadata.shared}"
-        print(f"// kernel {about}\n{kernel.asm['ptx']}")
+    form = ""
+
+    def compile_only(self, *, grid, warmup, **options) -> None:
+        kernel = run(self, grid=grid, warmup=True, **options)
+        print(f"// kernel {self.__name__} {form} {kernel.metadata.shared}\n{kernel.asm['ptx']}")
 
     JITFunction.run = compile_only
     decode._launches_early = lambda _device: True  # as on a GPU
     launches = {torch.bfloat16: Launch(), torch.float32: Launch(block_k=32, registers=None)}
-    for form, (dtype, launch) in zip(("relu", "glu"), launches.items(), strict=True):
-        experts = make_experts(form, 24, 128, d_model=256, d_out=256, dtype=dtype)
-        router = make_router(24, 128, 256, "regression", dtype=dtype)
-        z = make_tokens(13000, 256, dtype=dtype)
-        persistent.run(z, experts, launch, router=router, tau=0.5)
-        for weights, tokens in product((experts, quantized(experts)), (4, 1)):
-            decode.run(z[:tokens], weights, router=router, tau=0.5)
+    for name, (form, launch) in zip(("relu", "gelu_tanh glu"), launches.items(), strict=True):
+        weights = make_weights(name, 24, 128, d_model=256, d_out=256, dtype=form)
+        router = make_router(24, 128, 256, "regression", dtype=form)
+        z = make_tokens(13000, 256, dtype=form)
+        persistent.run(z, weights, launch, router=router, tau=0.5)
+        for stored, tokens in product((weights, quantized(weights)), (4, 1)):
+            decode.run(z[:tokens], stored, router=router, tau=0.5)
+    for form in ACTIVATIONS:
+        weights = make_weights(form, 8, 16, d_model=64, d_out=64, dtype=torch.float16)
+        z, mask = make_tokens(4, 64, dtype=torch.float16), make_mask(4, 8, 0.5)
+        decode._activations(z, weights, mask, None, 0.0, pdl=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,10 @@ from safetensors.torch import load_file
 
 from d2dmoe.config.data import AugmentConfig, ImagesConfig, check_source
 from d2dmoe.config.training import TrainingConfig
-from d2dmoe.data import augment, iterate, mix, normalise, open_split, prepare
+from d2dmoe.data.augment import augment, mix, normalise
+from d2dmoe.data.batches import iterate
+from d2dmoe.data.prepare import prepare
+from d2dmoe.data.splits import open_split
 from d2dmoe.data.image_sources import load_images
 from d2dmoe.data.images import choose_validation, first_balanced
 from d2dmoe.data.vendored import vendored_file

@@ -21,7 +21,7 @@ from d2dmoe.checkpoint import ModelSpec, fresh_model, load_dense_model, save_mod
 from d2dmoe.compression.distill import distillation_loss
 from d2dmoe.config.compression import DistillConfig
 from d2dmoe.conversion import load_model
-from d2dmoe.data import CorpusSplit
+from d2dmoe.data.splits import CorpusSplit
 from d2dmoe.errors import CheckpointError
 from d2dmoe.flops import count
 from d2dmoe.inputs import logits_of

@@ -22,7 +22,8 @@ from d2dmoe.config.downstream import BoolQConfig
 from d2dmoe.config.experiment import load_config
 from d2dmoe.config.model import GemmaConfig, GPT2Config
 from d2dmoe.conversion import add_routers, load_model, to_moe
-from d2dmoe.data import open_split, prepare
+from d2dmoe.data.prepare import prepare
+from d2dmoe.data.splits import open_split
 from d2dmoe.data.tokenizer import make_tokenizer
 from d2dmoe.downstream import BoolQ, Point, calibrate, executed_ratio, load_boolq, record_lengths
 from d2dmoe.errors import ConfigError, DataError, UserError
@@ -33,7 +34,7 @@ from d2dmoe.flops import model_cost
 from d2dmoe.inputs import logits_of
 from d2dmoe.io.csvfile import write_rows
 from d2dmoe.jobs.run import Run
-from d2dmoe.models import create_model
+from d2dmoe.models.build import create_model
 from d2dmoe.moe import set_selection
 from d2dmoe.stages.downstream import boolq
 from d2dmoe.surgery import find

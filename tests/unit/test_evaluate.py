@@ -17,7 +17,7 @@ from small_language import (
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from d2dmoe.data import ImageSplit
+from d2dmoe.data.splits import ImageSplit
 from d2dmoe.evaluate import (
     cost_on,
     count_executed,

@@ -9,25 +9,32 @@ import pytest
 import torch
 from small_kernels import (
     FORMS,
+    SOME_FORMS,
     make_exact_router,
-    make_experts,
     make_mask,
     make_router,
     make_tokens,
+    make_weights,
     masked_sum,
     quantized,
     relative_error,
 )
 
-from d2dmoe.errors import UserError
+from d2dmoe.activations import ACTIVATIONS, torch_function
+from d2dmoe.errors import UnknownName, UserError
 from d2dmoe.kernels import ops
-from d2dmoe.kernels.experts import Experts
+from d2dmoe.kernels.cpu import grouped
 from d2dmoe.kernels.launch import Launch
-from d2dmoe.kernels.reference import dense, grouped
+from d2dmoe.lookup import resolve
+from d2dmoe.router_kinds import ROUTER_KINDS
 from d2dmoe.selection import dynamic_k
+from d2dmoe.weights import ExpertWeights, dense, scores
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytest.importorskip("triton", reason="this platform has no Triton")
+import triton  # noqa: E402
+import triton.language as tl  # noqa: E402
+
 from d2dmoe.kernels import decode, gpu, persistent  # noqa: E402
 
 LAUNCH = Launch(superblock=128, tile=64)  # several superblocks, and several tiles of each
@@ -38,17 +45,17 @@ def random_mask(tokens: int, n: int, density: float, seed: int = 0) -> torch.Ten
     return make_mask(tokens, n, density, DEVICE, seed)
 
 
-def run(z, mask, experts: Experts, launch: Launch = LAUNCH) -> torch.Tensor:
+def run(z, mask, weights: ExpertWeights, launch: Launch = LAUNCH) -> torch.Tensor:
     """The kernel for many tokens, whatever their number."""
-    return persistent.run(z, experts, launch, mask=mask)
+    return persistent.run(z, weights, launch, mask=mask)
 
 
-def tellers(n: int, d_model: int) -> Experts:
+def tellers(n: int, d_model: int) -> ExpertWeights:
     """Experts whose summed output is the mask: the i-th adds 1 to column i, whatever its input."""
     down = torch.zeros(n, 16, n, device=DEVICE)
     down[:, 0] = torch.eye(n, device=DEVICE)
     ones = torch.ones(n, 16, device=DEVICE)
-    return Experts(torch.zeros(n, 16, d_model, device=DEVICE), down, "relu", ones)
+    return ExpertWeights(torch.zeros(n, 16, d_model, device=DEVICE), down, "relu", ones)
 
 
 # Which experts run
@@ -75,15 +82,15 @@ def test_superblocks_may_be_routed_ahead_of_the_experts(ahead, routed):
     assert torch.equal(found, mask.float())
 
 
-@pytest.mark.parametrize("kind", ["regression", "classification"])
+@pytest.mark.parametrize("kind", ROUTER_KINDS)
 @pytest.mark.parametrize("n, h", [(3, 8), (24, 128), (40, 20)])
 @pytest.mark.parametrize("launch", [LAUNCH, DETERMINISTIC])
 def test_the_fused_router_selects_as_torch_does(n, h, kind, launch):
     z, router = make_tokens(200, 72, DEVICE), make_router(n, h, 72, kind, DEVICE)
     mask = persistent.run(z, tellers(n, 72), launch, router=router, tau=0.5)
-    scores = ops.scores(z, router)
-    near = (scores - 0.5 * scores.amax(-1, keepdim=True)).abs() < 1e-5
-    assert ((mask == dynamic_k(scores, 0.5)) | near).all() and near.float().mean() < 0.01
+    found = scores(z, router)
+    near = (found - 0.5 * found.amax(-1, keepdim=True)).abs() < 1e-5
+    assert ((mask == dynamic_k(found, 0.5)) | near).all() and near.float().mean() < 0.01
 
 
 @pytest.mark.parametrize("tau, runs", [(0.0, True), (0.5, False)])
@@ -97,147 +104,159 @@ def test_a_token_whose_scores_are_all_0_runs_none_unless_tau_is_0(tau, runs):
 # The experts
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", SOME_FORMS)
 @pytest.mark.parametrize("tokens, e", [(1, 24), (7, 32), (197, 64), (130, 128)])
 def test_the_kernels_give_the_masked_sum(form, tokens, e):
-    experts = make_experts(form, 5, e, d_model=72, d_out=40, device=DEVICE)
+    weights = make_weights(form, 5, e, d_model=72, d_out=40, device=DEVICE)
     z, mask = make_tokens(tokens, 72, DEVICE), random_mask(tokens, 5, 0.4)
     mask[:, 2] = False  # an expert without tokens
     mask[0] = tokens < 3  # a token without experts
-    expected = masked_sum(z, mask, experts)
+    expected = masked_sum(z, mask, weights)
     for launch in (LAUNCH, DETERMINISTIC):
-        assert relative_error(run(z, mask, experts, launch), expected) < 1e-5
-    assert relative_error(grouped(z, mask, experts), expected) < 1e-5
-    assert relative_error(dense(z, mask, experts), expected) < 1e-5
+        assert relative_error(run(z, mask, weights, launch), expected) < 1e-5
+    assert relative_error(grouped(z, mask, weights), expected) < 1e-5
+    assert relative_error(dense(z, mask, weights), expected) < 1e-5
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_activation_gives_the_masked_sum(form):
+    """For many tokens and for few, on the GPU and on the CPU."""
+    weights = make_weights(form, 3, 24, d_model=32, d_out=40, device=DEVICE)
+    z, mask = 3 * make_tokens(20, 32, DEVICE), random_mask(20, 3, 0.5)
+    mask[0] = True
+    expected = masked_sum(z, mask, weights)
+    for found in (run(z, mask, weights), grouped(z, mask, weights), dense(z, mask, weights)):
+        assert relative_error(found, expected) < 1e-5
+    assert relative_error(decode.run(z[:4], weights, mask=mask[:4]), expected[:4]) < 1e-5
 
 
 @pytest.mark.parametrize("form", ["relu", "relu glu with biases"])
 @pytest.mark.parametrize("size", [16, 40, 130, 200, 256])
 def test_experts_of_many_neurons_are_taken_in_chunks(size, form):
-    experts = make_experts(form, 3, size, d_model=32, d_out=48, device=DEVICE)
+    weights = make_weights(form, 3, size, d_model=32, d_out=48, device=DEVICE)
     z, mask = make_tokens(70, 32, DEVICE), random_mask(70, 3, 0.5)
     for launch in (LAUNCH, DETERMINISTIC, replace(LAUNCH, tma=False)):
-        assert relative_error(run(z, mask, experts, launch), masked_sum(z, mask, experts)) < 1e-5
+        assert relative_error(run(z, mask, weights, launch), masked_sum(z, mask, weights)) < 1e-5
 
 
-@pytest.mark.parametrize("form", ["relu", "glu"])
+@pytest.mark.parametrize("form", ["relu", "gelu_tanh glu"])
 @pytest.mark.parametrize("size, d_out", [(24, 64), (130, 96), (24, 72)])
 def test_for_many_tokens_the_second_matrix_is_put_in_order(size, d_out, form):
     """In groups of 16 columns, and not where these do not fill it."""
     tokens = persistent.PER_NEURON * 2 * size
-    experts = make_experts(form, 2, size, d_model=32, d_out=d_out, device=DEVICE)
-    before = experts.down.clone()
+    weights = make_weights(form, 2, size, d_model=32, d_out=d_out, device=DEVICE)
+    before = weights.down.clone()
     z, mask = make_tokens(tokens, 32, DEVICE), random_mask(tokens, 2, 0.5)
     for launch in (LAUNCH, replace(LAUNCH, tile=128, ahead=0)):
-        found = run(z, mask, experts, launch)
-        assert relative_error(found, masked_sum(z, mask, experts)) < 1e-5
-    assert torch.equal(experts.down, before)
+        found = run(z, mask, weights, launch)
+        assert relative_error(found, masked_sum(z, mask, weights)) < 1e-5
+    assert torch.equal(weights.down, before)
 
 
 @pytest.mark.parametrize("d_model, d_out", [(30, 48), (32, 41), (100, 200)])
 def test_rows_need_not_fill_a_block_nor_be_aligned(d_model, d_out):
-    experts = make_experts("gelu", 3, 24, d_model, d_out, device=DEVICE)
+    weights = make_weights("gelu", 3, 24, d_model, d_out, device=DEVICE)
     z, mask = make_tokens(70, d_model, DEVICE), random_mask(70, 3, 0.5)
-    for found in (run(z, mask, experts), decode.run(z[:3], experts, mask=mask[:3])):
-        expected = masked_sum(z, mask, experts)[: len(found)]
+    for found in (run(z, mask, weights), decode.run(z[:3], weights, mask=mask[:3])):
+        expected = masked_sum(z, mask, weights)[: len(found)]
         assert relative_error(found, expected) < 1e-5
 
 
 def test_all_tokens_may_run_one_expert_or_every_expert_or_none():
-    experts = make_experts("relu", 4, 32, d_model=32, d_out=32, device=DEVICE)
+    weights = make_weights("relu", 4, 32, d_model=32, d_out=32, device=DEVICE)
     z = make_tokens(140, 32, DEVICE)
     one, every, none = (torch.zeros(140, 4, dtype=torch.bool, device=DEVICE) for _ in range(3))
     one[:, 1], every[:] = True, True
     for mask in (one, every):
-        assert relative_error(run(z, mask, experts), masked_sum(z, mask, experts)) < 1e-5
-    assert torch.equal(run(z, none, experts), experts.down_bias.expand(140, 32))
+        assert relative_error(run(z, mask, weights), masked_sum(z, mask, weights)) < 1e-5
+    assert torch.equal(run(z, none, weights), weights.down_bias.expand(140, 32))
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", SOME_FORMS)
 @pytest.mark.parametrize("tokens", [1, 5, 16])
 def test_decoding_gives_the_masked_sum(form, tokens):
-    experts = make_experts(form, 6, 40, d_model=72, d_out=56, device=DEVICE)
-    before = None if experts.down_bias is None else experts.down_bias.clone()
+    weights = make_weights(form, 6, 40, d_model=72, d_out=56, device=DEVICE)
+    before = None if weights.down_bias is None else weights.down_bias.clone()
     z, mask = make_tokens(tokens, 72, DEVICE), random_mask(tokens, 6, 0.4)
     mask[0, 3] = True
-    found = decode.run(z, experts, mask=mask)
-    assert relative_error(found, masked_sum(z, mask, experts)) < 1e-5
-    assert before is None or torch.equal(experts.down_bias, before)
+    found = decode.run(z, weights, mask=mask)
+    assert relative_error(found, masked_sum(z, mask, weights)) < 1e-5
+    assert before is None or torch.equal(weights.down_bias, before)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", SOME_FORMS)
 @pytest.mark.parametrize("tokens", [1, 5, 40])
 def test_weights_may_be_int8(form, tokens):
     """In decoding the kernel reads them, for more tokens they are made floats."""
-    experts = quantized(make_experts(form, 6, 40, d_model=72, d_out=56, device=DEVICE))
+    weights = quantized(make_weights(form, 6, 40, d_model=72, d_out=56, device=DEVICE))
     z, mask = make_tokens(tokens, 72, DEVICE), random_mask(tokens, 6, 0.4)
     mask[0, 3] = True
-    expected = masked_sum(z, mask, experts)
-    assert relative_error(gpu.expert_ffn(z, mask, experts), expected) < 1e-5
-    assert relative_error(grouped(z, mask, experts), expected) < 1e-5
-    assert relative_error(dense(z, mask, experts), expected) < 1e-5
+    expected = masked_sum(z, mask, weights)
+    assert relative_error(gpu.expert_ffn(z, mask, weights), expected) < 1e-5
+    assert relative_error(grouped(z, mask, weights), expected) < 1e-5
+    assert relative_error(dense(z, mask, weights), expected) < 1e-5
 
 
-@pytest.mark.parametrize("kind", ["regression", "classification"])
+@pytest.mark.parametrize("kind", ROUTER_KINDS)
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_decoding_selects_as_torch_does(tokens, kind):
     router, z = make_router(20, 24, 48, kind, DEVICE), make_tokens(tokens, 48, DEVICE)
     found = decode.run(z, tellers(20, 48), router=router, tau=0.5)
-    assert torch.equal(found, dynamic_k(ops.scores(z, router), 0.5).float())
+    assert torch.equal(found, dynamic_k(scores(z, router), 0.5).float())
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 3, 100])
 def test_the_fused_layer_is_router_and_experts(tokens):
-    experts = make_experts("glu", 6, 32, d_model=48, d_out=48, device=DEVICE)
+    weights = make_weights("gelu_tanh glu", 6, 32, d_model=48, d_out=48, device=DEVICE)
     router, z = make_router(6, 16, 48, "regression", DEVICE), make_tokens(tokens, 48, DEVICE)
-    mask = dynamic_k(ops.scores(z, router), 0.5)
-    found = gpu.dynamic_k_ffn(z, router, 0.5, experts, LAUNCH)
+    mask = dynamic_k(scores(z, router), 0.5)
+    found = gpu.dynamic_k_ffn(z, router, 0.5, weights, LAUNCH)
     assert found.shape == (tokens, 48)
     if tokens:
-        assert relative_error(found, masked_sum(z, mask, experts)) < 1e-5
+        assert relative_error(found, masked_sum(z, mask, weights)) < 1e-5
 
 
 @pytest.mark.parametrize("tokens", [2, 17])
 def test_more_experts_than_the_fused_router_knows_are_routed_before(tokens):
     n = gpu.WIDEST_ROUTER + 4
     router, z = make_exact_router(n, n, "regression", DEVICE), random_mask(tokens, n, 0.02).float()
-    experts = make_experts("relu", n, 16, d_model=n, d_out=24, device=DEVICE)
-    found = gpu.dynamic_k_ffn(z, router, 0.5, experts, LAUNCH)
-    assert relative_error(found, masked_sum(z, z > 0, experts)) < 1e-5
+    weights = make_weights("relu", n, 16, d_model=n, d_out=24, device=DEVICE)
+    found = gpu.dynamic_k_ffn(z, router, 0.5, weights, LAUNCH)
+    assert relative_error(found, masked_sum(z, z > 0, weights)) < 1e-5
 
 
 # The operators
 
 
 def arguments(kind: str) -> tuple:
-    experts = make_experts("relu glu with biases", 4, 16, d_model=24, d_out=32, device=DEVICE)
+    weights = make_weights("relu glu with biases", 4, 16, d_model=24, d_out=32, device=DEVICE)
     z = make_tokens(9, 24, DEVICE)
     if kind == "mask":
-        return (z, random_mask(9, 4, 0.5), experts)
-    return (z, make_router(4, 8, 24, "regression", DEVICE), 0.5, experts)
+        return (z, random_mask(9, 4, 0.5), weights)
+    return (z, make_router(4, 8, 24, "regression", DEVICE), 0.5, weights)
 
 
-@pytest.mark.parametrize("weights", [lambda experts: experts, quantized])
-def test_the_operators_are_well_formed(weights):
-    z, mask, experts = arguments("mask")
-    torch.library.opcheck(ops._expert_ffn, (z, mask, *ops._flat(weights(experts))))
-    z, router, tau, experts = arguments("router")
-    torch.library.opcheck(ops._dynamic_k_ffn, (z, *router, tau, *ops._flat(weights(experts))))
+@pytest.mark.parametrize("stored", [lambda weights: weights, quantized])
+def test_the_operators_are_well_formed(stored):
+    z, mask, weights = arguments("mask")
+    torch.library.opcheck(ops._expert_ffn, (z, mask, *ops._flat(stored(weights))))
+    z, router, tau, weights = arguments("router")
+    torch.library.opcheck(ops._dynamic_k_ffn, (z, *router, tau, *ops._flat(stored(weights))))
 
 
 def test_the_operators_can_be_compiled_without_a_break():
-    z, mask, experts = arguments("mask")
-    compiled = torch.compile(lambda z: 2 * ops.expert_ffn(z, mask, experts), backend="aot_eager")
-    assert relative_error(compiled(z), 2 * masked_sum(z, mask, experts)) < 1e-5
+    z, mask, weights = arguments("mask")
+    compiled = torch.compile(lambda z: 2 * ops.expert_ffn(z, mask, weights), backend="aot_eager")
+    assert relative_error(compiled(z), 2 * masked_sum(z, mask, weights)) < 1e-5
 
 
-def halved_scale(experts: Experts) -> Experts:
-    return experts._replace(gate_scale=experts.gate_scale.half())
+def halved_scale(weights: ExpertWeights) -> ExpertWeights:
+    return weights._replace(gate_scale=weights.gate_scale.half())
 
 
-def scaled_floats(experts: Experts) -> Experts:
-    int8 = quantized(experts)
-    return int8._replace(up=experts.up, gate=experts.gate, down=experts.down)
+def scaled_floats(weights: ExpertWeights) -> ExpertWeights:
+    int8 = quantized(weights)
+    return int8._replace(up=weights.up, gate=weights.gate, down=weights.down)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +266,7 @@ def scaled_floats(experts: Experts) -> Experts:
         (lambda z, m, x: (z, m[:, :3], x), r"must be boolean \[9, 4\], it is torch.bool \[9, 3\]"),
         (lambda z, m, x: (z, m.float(), x), "it is torch.float32"),
         (lambda z, m, x: (z.double(), m, x), "float64, the experts torch.float32: convert one"),
-        (lambda z, m, x: (z, m, x._replace(activation="silu")), "'silu' is none of"),
+        (lambda z, m, x: (z, m, x._replace(activation="tanh")), "'tanh'; allowed: relu, "),
         (lambda z, m, x: (z, m, x._replace(down=x.down.half())), "down is torch.float16 without"),
         (
             lambda z, m, x: (z, m, quantized(x)._replace(down=x.down)),
@@ -267,3 +286,58 @@ def scaled_floats(experts: Experts) -> Experts:
 def test_what_does_not_fit_together_is_refused(change, message):
     with pytest.raises(UserError, match=message):
         ops.expert_ffn(*change(*arguments("mask")))
+
+
+# What the kernels are compiled with
+
+
+@triton.jit
+def _apply(x, y, FUNCTION: tl.constexpr, SIZE: tl.constexpr):
+    place = tl.arange(0, SIZE)
+    tl.store(y + place, FUNCTION(tl.load(x + place)))
+
+
+def applied(reference: str, x: torch.Tensor) -> torch.Tensor:
+    """A function of a record, by Triton, of fp32 [a power of two]."""
+    y = torch.empty_like(x)
+    _apply[(1,)](x=x, y=y, FUNCTION=resolve(reference), SIZE=len(x))
+    return y
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_an_activation_is_the_same_function_in_triton(name):
+    record, x = ACTIVATIONS[name], torch.linspace(-30, 30, 1024, device=DEVICE)
+    x[:2] = torch.tensor([0.0, record.threshold])
+    found, expected = applied(record.triton, x), torch_function(name)(x.double())
+    torch.testing.assert_close(found, expected.float(), rtol=1e-5, atol=1e-6)
+    assert torch_function(name)(x)[1].abs() < 1e-7 and found[1].abs() < 1e-7
+    if record.exact:
+        idle = x <= record.threshold
+        assert not found[idle].any() and not torch_function(name)(x)[idle].any()
+
+
+@pytest.mark.parametrize("kind", ROUTER_KINDS)
+def test_a_routers_scores_are_the_same_function_in_triton_and_never_negative(kind):
+    record, x = ROUTER_KINDS[kind], torch.linspace(-30, 30, 1024, device=DEVICE)
+    found, expected = applied(record.triton, x), resolve(record.scores)(x)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-7)
+    assert (found >= 0).all() and (expected >= 0).all()
+
+
+@pytest.mark.parametrize("tokens", [3, 40])
+def test_unknown_names_are_refused_before_a_launch(tokens):
+    z, weights = make_tokens(tokens, 24, DEVICE), make_weights("relu", 4, 16, 24, 32, DEVICE)
+    router, mask = make_router(4, 8, 24, "regression", DEVICE), random_mask(tokens, 4, 0.5)
+    with pytest.raises(UnknownName, match="unknown activation 'tanh'; allowed: relu, relu_sq"):
+        gpu.expert_ffn(z, mask, weights._replace(activation="tanh"))
+    for function in (gpu.dynamic_k_ffn, ops.dynamic_k_ffn):
+        with pytest.raises(UnknownName, match="kind 'norms'; allowed: regression, classification"):
+            function(z, router._replace(kind="norms"), 0.5, weights)
+
+
+@pytest.mark.parametrize("kernel, tokens", [(decode, 3), (persistent, 40)])
+def test_products_of_an_unknown_precision_are_refused(kernel, tokens, monkeypatch):
+    monkeypatch.setattr(kernel, "precision", lambda _z: "bf16x9")
+    z, weights = make_tokens(tokens, 24, DEVICE), make_weights("relu", 4, 16, 24, 32, DEVICE)
+    with pytest.raises(Exception, match="must be ieee, tf32 or tf32x3"):
+        gpu.expert_ffn(z, random_mask(tokens, 4, 0.5), weights)

@@ -10,7 +10,7 @@ from torchvision.models.vision_transformer import ConvStemConfig, VisionTransfor
 from d2dmoe.config.model import ViTConfig
 from d2dmoe.errors import CheckpointError
 from d2dmoe.ffn import FFN
-from d2dmoe.models import build_model, create_model
+from d2dmoe.models.build import build_model, create_model
 from d2dmoe.surgery import find, replace
 
 DROPPING = MODEL.model_copy(update={"dropout": 0.3})

@@ -30,14 +30,14 @@ from d2dmoe.compression.prune import keep_units, resize, unit_widths
 from d2dmoe.config.compression import PruneConfig, remaining
 from d2dmoe.config.stages import ProjectionsConfig, RouterConfig, SparsifyConfig, SplitConfig
 from d2dmoe.conversion import load_model
-from d2dmoe.data import Batch
+from d2dmoe.data.splits import Batch
 from d2dmoe.errors import CheckpointError
 from d2dmoe.evaluate import batches_of, evaluate_routed
 from d2dmoe.ffn import FFN
 from d2dmoe.flops import count, ffn_flops
 from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.run import Run
-from d2dmoe.models import count_heads, separate_projections
+from d2dmoe.models.build import count_heads, separate_projections
 from d2dmoe.seeding import seed_for
 from d2dmoe.stages import dense, projections, prune, routers
 from d2dmoe.stages.sparsify import sparsify

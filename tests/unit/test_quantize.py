@@ -41,7 +41,7 @@ from d2dmoe.inputs import logits_of
 from d2dmoe.io.tensors import load_tensors
 from d2dmoe.jobs.run import Run
 from d2dmoe.kernels.reference import grouped
-from d2dmoe.models import separate_projections
+from d2dmoe.models.build import separate_projections
 from d2dmoe.moe import MoE, set_selection, watch_inputs
 from d2dmoe.stages.quantize import quantize
 from d2dmoe.stages.sparsify import sparsify

@@ -14,7 +14,7 @@ from d2dmoe.config.model import TransformerConfig
 from d2dmoe.config.stages import RouterConfig, SparsifyConfig, SplitConfig
 from d2dmoe.config.training import TrainingConfig
 from d2dmoe.conversion import load_model
-from d2dmoe.data import Split
+from d2dmoe.data.splits import Split
 from d2dmoe.ffn import FFN
 from d2dmoe.flops import router_flops
 from d2dmoe.jobs.run import Run

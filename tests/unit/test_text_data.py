@@ -14,7 +14,10 @@ from small_texts import CARER, make_c4, make_carer, make_openwebtext, make_texts
 
 from d2dmoe.config.data import CorpusConfig, TextsConfig, check_source, data_config
 from d2dmoe.config.training import TrainingConfig
-from d2dmoe.data import iterate, load_texts, open_split, prepare
+from d2dmoe.data.batches import iterate
+from d2dmoe.data.prepare import prepare
+from d2dmoe.data.splits import open_split
+from d2dmoe.data.text_splits import load_texts
 from d2dmoe.data.text_splits import choose_validation, fingerprint, first_proportional
 from d2dmoe.data.tokenizer import load_tokenizer, make_tokenizer
 from d2dmoe.data.tokens import byte_sizes

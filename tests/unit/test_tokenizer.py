@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from small_texts import make_texts
 
 from d2dmoe.config.data import check_source, data_config
-from d2dmoe.data import load_texts
+from d2dmoe.data.text_splits import load_texts
 from d2dmoe.data.tokenizer import load_tokenizer, make_tokenizer, train_tokenizer
 from d2dmoe.errors import DataError
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from d2dmoe.checkpoint import dense_model
 from d2dmoe.config.training import TrainingConfig
-from d2dmoe.data import ImageSplit
+from d2dmoe.data.splits import ImageSplit
 from d2dmoe.errors import UserError
 from d2dmoe.evaluate import validation_metrics
 from d2dmoe.jobs.state import TrainingState

@@ -24,7 +24,7 @@ from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.run import Run
 from d2dmoe.methods.ztw import stage as ztw
 from d2dmoe.methods.ztw.exits import Ensemble, Exits, Head, UpTo, add_exits, exit_blocks, leave_at
-from d2dmoe.models import create_model
+from d2dmoe.models.build import create_model
 from d2dmoe.stages import dense
 
 CPU = torch.device("cpu")

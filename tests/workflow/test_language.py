@@ -12,7 +12,7 @@ import yaml
 
 from d2dmoe.claims import COLUMNS
 from d2dmoe.conversion import load_model
-from d2dmoe.data import open_split
+from d2dmoe.data.splits import open_split
 from d2dmoe.inputs import logits_of
 from d2dmoe.moe import MoE
 from d2dmoe.surgery import find

@@ -21,18 +21,22 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
+from d2dmoe.activations import torch_function
 from d2dmoe.benchmark.common import DTYPES, machine, width
 from d2dmoe.benchmark.masks import MASKS, TAU, recorded, selecting_router, with_choices
 from d2dmoe.benchmark.timing import Timing, compare
 from d2dmoe.config.benchmarks import LayerBenchmark
 from d2dmoe.jobs.progress import logger
 from d2dmoe.kernels import ops
-from d2dmoe.kernels.experts import Experts, RouterWeights, activate
+from d2dmoe.weights import ExpertWeights, RouterWeights
 
 COLUMNS = [
     "device", "torch", "triton", "dtype", "tokens", "d_model", "num_experts", "expert_size",
     "activation", "mask", "fraction", "backend", "median_ms", "p20_ms", "p80_ms", "peak_mb",
 ]  # fmt: skip
+
+# Activations that `torch._addmm_activation` has, and whether each is its GELU.
+ADDMM = {"relu": False, "gelu": True}
 
 Function = Callable[[], Tensor]
 
@@ -41,7 +45,7 @@ class Layer(NamedTuple):
     """Tokens and weights that are timed."""
 
     z: Tensor  # [tokens, d_model]
-    experts: Experts
+    weights: ExpertWeights
     router: RouterWeights
     projection: tuple[Tensor, Tensor] | None  # the map [d_out, d_model] that experts replace; bias
 
@@ -131,27 +135,27 @@ def _layer(
 
     gate = draw(n, e, d) if cfg.gated else None
     biases = (None, gate, None, None) if cfg.gated else (draw(n, e), None, None, draw(d))
-    experts = Experts(draw(n, e, d), draw(n, e, d), cfg.activation, *biases)
-    *weights, kind = selecting_router(n, cfg.router_width, d, generator)
-    router = RouterWeights(*(x.to(device, dtype) for x in weights), kind)
+    weights = ExpertWeights(draw(n, e, d), draw(n, e, d), cfg.activation, *biases)
+    *maps, kind = selecting_router(n, cfg.router_width, d, generator)
+    router = RouterWeights(*(x.to(device, dtype) for x in maps), kind)
     z = torch.randn(cfg.tokens, d, generator=generator).to(device, dtype)
-    return Layer(z, experts, router, (draw(d, d), draw(d)) if cfg.projection else None)
+    return Layer(z, weights, router, (draw(d, d), draw(d)) if cfg.projection else None)
 
 
 def _sparse(layer: Layer, mask: Tensor) -> dict[tuple[str, float], Function]:
     """What is timed for a mask, by backend and executed share."""
-    _, experts, router, _ = layer
+    _, weights, router, _ = layer
     z = with_choices(layer.z, mask)
     fraction = mask.float().mean().item()
-    narrow = _narrowed(experts, width(experts.num_experts * experts.expert_size, fraction))
+    narrow = _narrowed(weights, width(weights.num_experts * weights.expert_size, fraction))
 
     def dynamic_k() -> Tensor:
-        return ops.dynamic_k_ffn(z, router, TAU, experts)
+        return ops.dynamic_k_ffn(z, router, TAU, weights)
 
     functions = {
         "mlp_equal_flops": _fused(z, narrow),
         "dynamic_k": dynamic_k,
-        "dynamic_k_experts": lambda: ops.expert_ffn(z, mask, experts),
+        "dynamic_k_experts": lambda: ops.expert_ffn(z, mask, weights),
     }
     if z.is_cuda:
         functions["dynamic_k_deterministic"] = lambda: _deterministic(dynamic_k)
@@ -175,15 +179,15 @@ def _deterministic(function: Function) -> Tensor:
 def _dense(layer: Layer) -> dict[str, Function]:
     """What the experts replace, in all forms."""
     if layer.projection is None:
-        forms = _mlp(layer.z, layer.experts)
+        forms = _mlp(layer.z, layer.weights)
     else:
         forms = {"eager": lambda: linear(layer.z, *layer.projection)}
     return forms | ({"compiled": _compiled(forms["eager"])} if layer.z.is_cuda else {})
 
 
-def _fused(z: Tensor, experts: Experts) -> Function:
+def _fused(z: Tensor, weights: ExpertWeights) -> Function:
     """A dense MLP of all experts with the activation fused into a product, where torch can."""
-    forms = _mlp(z, experts)
+    forms = _mlp(z, weights)
     if "addmm" in forms:
         return forms["addmm"]
     return _compiled(forms["eager"]) if z.is_cuda else forms["eager"]
@@ -193,37 +197,38 @@ def _compiled(function: Function) -> Function:
     return torch.compile(function, dynamic=False)
 
 
-def _mlp(z: Tensor, experts: Experts) -> dict[str, Function]:
+def _mlp(z: Tensor, weights: ExpertWeights) -> dict[str, Function]:
     """A dense MLP of all experts: `eager`, and `addmm` where torch has that on the device."""
     # The weights as a dense layer has them: [d_ff, d_model] and [d_out, d_ff].
-    up, down = experts.up.flatten(0, 1), experts.down.flatten(0, 1).T.contiguous()
-    gate = None if experts.gate is None else experts.gate.flatten(0, 1)
-    up_bias = None if experts.up_bias is None else experts.up_bias.flatten()
-    activation, down_bias = experts.activation, experts.down_bias
+    up, down = weights.up.flatten(0, 1), weights.down.flatten(0, 1).T.contiguous()
+    gate = None if weights.gate is None else weights.gate.flatten(0, 1)
+    up_bias = None if weights.up_bias is None else weights.up_bias.flatten()
+    activate, down_bias = torch_function(weights.activation), weights.down_bias
 
     def eager() -> Tensor:
         if gate is None:
-            hidden = activate(linear(z, up, up_bias), activation)
+            hidden = activate(linear(z, up, up_bias))
         else:
-            hidden = activate(linear(z, gate), activation) * linear(z, up)
+            hidden = activate(linear(z, gate)) * linear(z, up)
         return linear(hidden, down, down_bias)
 
     def addmm() -> Tensor:
-        hidden = torch._addmm_activation(up_bias, z, up.T, use_gelu=activation == "gelu")
+        use_gelu = ADDMM[weights.activation]
+        hidden = torch._addmm_activation(up_bias, z, up.T, use_gelu=use_gelu)
         return linear(hidden, down, down_bias)
 
     forms = {"eager": eager}
-    if z.is_cuda and gate is None and activation != "gelu_tanh":
+    if z.is_cuda and gate is None and weights.activation in ADDMM:
         forms["addmm"] = addmm
     return forms
 
 
-def _narrowed(experts: Experts, neurons: int) -> Experts:
+def _narrowed(weights: ExpertWeights, neurons: int) -> ExpertWeights:
     """A dense layer of the first neurons, as one expert."""
 
     def cut(weight: Tensor | None) -> Tensor | None:
         return None if weight is None else weight.flatten(0, 1)[None, :neurons].contiguous()
 
-    x = experts
+    x = weights
     biases = (cut(x.up_bias), cut(x.gate), cut(x.gate_bias), x.down_bias)
-    return Experts(cut(x.up), cut(x.down), x.activation, *biases)
+    return ExpertWeights(cut(x.up), cut(x.down), x.activation, *biases)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from d2dmoe.io.tensors import load_tensors
-from d2dmoe.kernels.experts import RouterWeights
+from d2dmoe.weights import RouterWeights
 
 GROUP = 64  # tokens of a cluster
 OWN = 0.1  # share of a clustered token's choices that are its own

@@ -23,7 +23,7 @@ from d2dmoe.config.benchmarks import ModelBenchmark, Timed
 from d2dmoe.config.model import TransformerConfig
 from d2dmoe.ffn import FFN
 from d2dmoe.jobs.progress import logger
-from d2dmoe.models import create_model
+from d2dmoe.models.build import create_model
 from d2dmoe.surgery import find
 
 COLUMNS = [

@@ -9,10 +9,10 @@ from d2dmoe.benchmark.masks import repeated
 from d2dmoe.config.benchmarks import Timed
 from d2dmoe.ffn import FFN
 from d2dmoe.kernels.ops import expert_ffn
-from d2dmoe.kernels.reference import scores
 from d2dmoe.moe import MoE, split_ffn, watch_selections
 from d2dmoe.router import Router
 from d2dmoe.surgery import find, replace
+from d2dmoe.weights import scores
 
 
 class Routed(nn.Module):
@@ -34,7 +34,7 @@ class Routed(nn.Module):
             return self.moe(z)
         tokens = z.flatten(0, -2)
         scores(tokens, self.moe.router.weights)
-        return expert_ffn(tokens, self.mask, self.moe.experts).unflatten(0, z.shape[:-1])
+        return expert_ffn(tokens, self.mask, self.moe.weights).unflatten(0, z.shape[:-1])
 
 
 def to_routed(model: nn.Module, cfg: Timed) -> nn.Module:

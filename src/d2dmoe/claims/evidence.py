@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from d2dmoe.methods import METHODS
 from d2dmoe.tables import cheapest, quality_at
 
 KEPT = 0.99  # of the dense quality: no significant loss
@@ -48,15 +49,20 @@ class Evidence:
         """What a variant's operating points differ in."""
         return self.points(variant)["knob"].iloc[0]
 
-    def of_methods(self, figure: str, *methods: str) -> list[str]:
-        """The variants of a figure that belong to some methods, in the legend's order."""
-        found = self.tradeoff.drop_duplicates("variant").set_index("variant")["method"]
-        return [v for v in self.roles.get(figure, []) if found.get(v) in methods]
+    def method(self, variant: str) -> str | None:
+        """The method of a variant; None where it has no operating point."""
+        rows = self.points(variant)
+        return None if rows.empty else rows["method"].iloc[0]
+
+    def of_role(self, figure: str, role: str) -> list[str]:
+        """The variants of a figure whose methods have a role, in the legend's order."""
+        methods = {v: self.method(v) for v in self.roles.get(figure, [])}
+        return [v for v, method in methods.items() if method and METHODS[method].role == role]
 
     @property
     def main(self) -> str | None:
         """The first D2DMoE of the cost–quality figure whose FFNs alone are converted."""
-        ours = self.of_methods("tradeoff", "d2dmoe")
+        ours = self.of_role("tradeoff", "ours")
         return next((v for v in ours if v not in self.projections), None)
 
     def floor(self, variant: str) -> float:

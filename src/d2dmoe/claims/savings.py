@@ -13,11 +13,11 @@ PAPER_SAVES = 0.6  # of the dense cost
 STILL_SAVES = 0.1  # of a compressed model's cost: what counts as a saving on top
 
 
-def inference_cost(e: Evidence) -> Finding:
+def inference_cost(e: Evidence) -> list[Finding]:
     """C1: the cheapest D2DMoE of the cost–quality figure, with or without attention projections."""
-    ours = e.of_methods("tradeoff", "d2dmoe")
+    ours = e.of_role("tradeoff", "ours")
     if not ours:
-        return untested("no D2DMoE variant among the figure's")
+        return [untested("no D2DMoE variant among the figure's")]
     costs = {v: e.saving_cost(v) for v in ours}
     best = min(ours, key=lambda v: np.nan_to_num(costs[v], nan=np.inf))
     saved, reach = 1 - costs[best], 1 - min(e.floor(v) for v in ours)
@@ -27,30 +27,31 @@ def inference_cost(e: Evidence) -> Finding:
     evidence = f"summary.csv, {best}" + (f", the best of {', '.join(ours)}" if ours[1:] else "")
     if reach < PAPER_SAVES:
         reason = f"with no expert at all {reach:.1%} would be saved: the rest is not converted"
-        return Finding(measured, NOT_TESTED, f"{evidence}; {reason}")
-    return Finding(measured, verdict_of(saved >= PAPER_SAVES), evidence)
+        return [Finding(measured, NOT_TESTED, f"{evidence}; {reason}")]
+    return [Finding(measured, verdict_of(saved >= PAPER_SAVES), evidence)]
 
 
-def attention_projections(e: Evidence) -> Finding:
+def attention_projections(e: Evidence) -> list[Finding]:
     """C6: with attention projections D2DMoE costs less without significant loss; where not both
     keep their quality in every seed, it has the better curve."""
     pairs = (_pair(e, figure) for figure in ("tradeoff", "phases"))
     pair = next((p for p in pairs if p), None)
     if pair is None:
-        return untested("needs D2DMoE with attention projections and without")
+        return [untested("needs D2DMoE with attention projections and without")]
     without, converted = pair
     costs = {v: e.saving_cost(v) for v in (converted, without)}
     if np.isnan(list(costs.values())).any():
-        return beats(e, converted, [without], "not every seed of both keeps 99 % of dense quality")
+        note = "not every seed of both keeps 99 % of dense quality"
+        return [beats(e, converted, [without], note)]
     texts = (f"{v}: {1 - cost:.1%}" for v, cost in costs.items())
     measured = f"of the FLOPs saved at >= 99 % of dense quality {', '.join(texts)}"
-    return Finding(measured, verdict_of(costs[converted] < costs[without]), "summary.csv")
+    return [Finding(measured, verdict_of(costs[converted] < costs[without]), "summary.csv")]
 
 
 def _pair(e: Evidence, figure: str) -> tuple[str, str] | None:
     """D2DMoE without and with attention projections: the first with, and the nearest without in the
     legend, which in a figure of phases is the phase before."""
-    ours = e.of_methods(figure, "d2dmoe")
+    ours = e.of_role(figure, "ours")
     converted = next((v for v in ours if v in e.projections), None)
     without = [v for v in ours if v not in e.projections]
     if converted is None or not without:

@@ -7,36 +7,34 @@ import pandas as pd
 
 from d2dmoe.claims.evidence import Evidence
 from d2dmoe.claims.findings import CONTRADICTED, Finding, beats, untested, verdict_of
+from d2dmoe.methods.conversion.options import D2DMoEVariant, MoEficationVariant
 
 VARIES = 0.1  # standard deviation / mean: below it, tokens are alike
 DIFFERS = 1.1  # largest / smallest share of executed experts of the layers
 
 
-def dynamic_selection(e: Evidence) -> Finding:
+def dynamic_selection(e: Evidence) -> list[Finding]:
     """C4: active neurons vary between tokens, and dynamic-k beats top-k with the same routers."""
-    names = e.of_methods("selection_rules", "d2dmoe")
-    dynamic = next((v for v in names if e.knob(v) == "dynamic_k"), None)
-    static = next((v for v in names if e.knob(v) == "top_k"), None)
+    rules = {e.knob(v): v for v in reversed(e.of_role("selection_rules", "ours"))}
+    dynamic, static = rules.get(D2DMoEVariant.rule), rules.get(MoEficationVariant.rule)
     if dynamic is None or static is None:
-        return untested("needs one router with dynamic_k and with top_k")
+        return [untested("needs one router with dynamic_k and with top_k")]
     activity = e.activity[e.activity["variant"] == dynamic]
     if activity.empty:
-        return untested(f"no counts of active neurons of {dynamic}")
+        return [untested(f"no counts of active neurons of {dynamic}")]
     spread = _spread_of_active(activity)
     finding = beats(e, dynamic, [static], "same model, same routers")
     varies = f"active neurons per token vary by {spread:.0%} (standard deviation / mean)"
-    return finding._replace(
-        measured=f"{varies}; {finding.measured}",
-        verdict=finding.verdict if spread > VARIES else CONTRADICTED,
-    )
+    verdict = finding.verdict if spread > VARIES else CONTRADICTED
+    return [finding._replace(measured=f"{varies}; {finding.measured}", verdict=verdict)]
 
 
-def where_compute_goes(e: Evidence) -> Finding:
+def where_compute_goes(e: Evidence) -> list[Finding]:
     """C7: objects in images get more experts than the background, and layers differ."""
     table = e.patch_load
     layers = e.layers[e.layers["variant"] == e.main]
     if table.empty or layers.empty:
-        return untested("no load maps with a known foreground")
+        return [untested("no load maps with a known foreground")]
     on_object = table.loc[table["object_share"] >= 0.5, "load"].mean()
     background = table.loc[table["object_share"] == 0, "load"].mean()
     values = sorted(layers["knob_value"].unique())
@@ -48,7 +46,7 @@ def where_compute_goes(e: Evidence) -> Finding:
         f"{by_layer.min():.0%} to {by_layer.max():.0%} by layer at {value}"
     )
     holds = on_object > background and by_layer.max() > DIFFERS * by_layer.min()
-    return Finding(measured, verdict_of(holds), "patch_load.csv, layers.csv")
+    return [Finding(measured, verdict_of(holds), "patch_load.csv, layers.csv")]
 
 
 def _spread_of_active(activity: pd.DataFrame) -> float:

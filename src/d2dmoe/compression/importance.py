@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from d2dmoe.data import Batch
+from d2dmoe.data.splits import Batch
 from d2dmoe.inputs import logits_of
 from d2dmoe.surgery import watch
 from d2dmoe.training import cross_entropy_loss

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from d2dmoe.attention import Projection
 from d2dmoe.ffn import FFN
-from d2dmoe.models import count_heads, separate_projections, set_heads
+from d2dmoe.models.build import count_heads, separate_projections, set_heads
+from d2dmoe.spec import ModelSpec
 from d2dmoe.surgery import find
 
 
@@ -61,9 +62,13 @@ def keep_units(
     return model
 
 
-def resize(architecture: str, model: nn.Module, heads: int | None, d_ff: int) -> nn.Module:
+def rebuild(model: nn.Module, spec: ModelSpec, heads: int | None, d_ff: int) -> nn.Module:
     """Give a model, in place, the shapes that `keep_units` leaves, before it gets their weights."""
-    return keep_units(architecture, model, heads, d_ff, lambda _name, count: torch.arange(count))
+
+    def first(_name: str, count: int) -> Tensor:
+        return torch.arange(count)
+
+    return keep_units(spec.architecture, model, heads, d_ff, first)
 
 
 def keep_neurons(ffn: FFN, neurons: Tensor) -> None:
@@ -76,7 +81,7 @@ def keep_neurons(ffn: FFN, neurons: Tensor) -> None:
 
 def keep_heads(maps: Mapping[str, Projection], heads: Tensor, d_head: int) -> None:
     """Remove from an attention's maps, by role, all heads but those of int64 [kept] indices; the
-    attention itself has to be told (`models.set_heads`)."""
+    attention itself has to be told (`models.build.set_heads`)."""
     columns = torch.arange(d_head, device=heads.device)
     rows = (heads[:, None] * d_head + columns).flatten()
     for role in ("q", "k", "v"):

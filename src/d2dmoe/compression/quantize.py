@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.ao.quantization.observer import PerChannelMinMaxObserver
 from torch.nn.utils.parametrize import register_parametrization
 
-from d2dmoe.models import separate_projections
+from d2dmoe.models.build import separate_projections
 from d2dmoe.moe import MoE
+from d2dmoe.spec import ModelSpec
 
 LARGEST = 127
 """Of |q|; −128 is left out, which would make the range unsymmetric."""
@@ -64,6 +65,11 @@ def quantize_weights(architecture: str, model: nn.Module) -> nn.Module:
     biases stay floats.
     """
     return _quantize(separate_projections(architecture, model), (nn.Linear, MoE))
+
+
+def rebuild(model: nn.Module, spec: ModelSpec, weights: str) -> nn.Module:
+    """Quantised weights in place of floats; those of `int8`, the one format that there is."""
+    return quantize_weights(spec.architecture, model)
 
 
 def quantize_experts(model: nn.Module) -> nn.Module:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from d2dmoe.config.model import GPT2Config, ModelConfig
+from d2dmoe.config.model import ActivationName, GPT2Config, ModelConfig
 from d2dmoe.config.strict import Strict
 
 Entry = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]  # names files
@@ -18,7 +18,7 @@ class Timed(Strict):
 
     num_experts: int = Field(gt=0, description="Experts")
     router_width: int = Field(128, gt=0, description="Hidden neurons of the router")
-    activation: Literal["relu", "gelu", "gelu_tanh"] = Field("relu", description="Of the experts")
+    activation: ActivationName = Field("relu", description="Of the experts")
     dtypes: list[Literal["fp32", "fp16", "bf16"]] = Field(
         ["fp32"], min_length=1, description="Number formats"
     )

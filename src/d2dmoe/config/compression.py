@@ -6,13 +6,13 @@ from pydantic import Field
 
 from d2dmoe.config.model import ModelConfig
 from d2dmoe.config.strict import Strict
-from d2dmoe.config.training import TrainingConfig
+from d2dmoe.config.training import TaskTrainingConfig
 
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
 QuantizedWeights = Literal["int8"]
 
 
-class PruneConfig(TrainingConfig):
+class PruneConfig(TaskTrainingConfig):
     """The dense model without its least important heads and hidden neurons, trained on."""
 
     kind: Literal["prune"]
@@ -28,7 +28,7 @@ def remaining(count: int, share: float) -> int:
     return max(1, round(count * (1 - share)))
 
 
-class DistillConfig(TrainingConfig):
+class DistillConfig(TaskTrainingConfig):
     """A smaller model, trained from its own initial weights to imitate the dense model."""
 
     kind: Literal["distill"]

@@ -189,19 +189,6 @@ def data_config(values: Mapping[str, Any]) -> ImagesConfig | TextsConfig | Corpu
     return TypeAdapter(DataConfig).validate_python(dict(values))
 
 
-class AugmentConfig(Strict):
-    """Random changes of training images. They act on the image_size square that is stored."""
-
-    flip: bool = Field(False, description="Mirror each image left to right with probability 1/2")
-    crop_padding: int = Field(
-        0, ge=0, description="Pixels of zero padding on every side before a random crop; 0: no crop"
-    )
-    random_resized_crop: bool = Field(
-        False,
-        description="Crop a random 8 % to 100 % of the area at a ratio of 3:4 to 4:3, resized back",
-    )
-
-
 def check_source(cfg: ImagesConfig | TextsConfig | CorpusConfig, root: Path) -> None:
     """Refuse data whose local files are not there; `root` is the repository root.
 

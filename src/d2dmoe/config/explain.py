@@ -5,6 +5,9 @@ from collections.abc import Mapping
 from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from d2dmoe.config.named import Tagged
 
 
 def explain(fault: Mapping[str, Any], root: type[BaseModel]) -> str:
@@ -58,7 +61,7 @@ def _walk(location: tuple, root: type[BaseModel]) -> tuple[list[str], Any]:
             continue
         names.append(str(part))
         if isinstance(kind, type) and issubclass(kind, BaseModel):
-            kind = kind.model_fields[part].annotation if part in kind.model_fields else None
+            kind = _type_of(kind.model_fields.get(part))
         else:  # dict[Name, Model], list[Model] or Model | None
             kind = next((k for k in reversed(get_args(kind)) if k is not type(None)), None)
         optional = [k for k in get_args(kind) if k is not type(None)]
@@ -67,10 +70,21 @@ def _walk(location: tuple, root: type[BaseModel]) -> tuple[list[str], Any]:
     return names, kind
 
 
+def _type_of(field: FieldInfo | None) -> Any:
+    """A field's type, with the table that its options are taken from."""
+    if field is None:
+        return None
+    tagged = [part for part in field.metadata if isinstance(part, Tagged)]
+    return Annotated[field.annotation, tagged[0]] if tagged else field.annotation
+
+
 def _members(union: Any) -> dict[str, type[BaseModel]]:
     """The models of a discriminated union by the value of the key that tells them apart."""
-    if get_origin(union) is Annotated:  # as the values of a dict
-        union = get_args(union)[0]
+    if get_origin(union) is Annotated:
+        union, *parts = get_args(union)
+        for part in parts:
+            if isinstance(part, Tagged):
+                return part.members
     found = {}
     for member in get_args(union):
         if isinstance(member, type) and issubclass(member, BaseModel):

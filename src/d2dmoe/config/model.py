@@ -1,11 +1,15 @@
 """What the dense model is and where its weights come from, for each architecture."""
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, TypeAdapter, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from d2dmoe.activations import ACTIVATIONS
+from d2dmoe.config.named import OneOf, Tagged
 from d2dmoe.config.strict import Strict
+from d2dmoe.models import ARCHITECTURES
+
+ActivationName = Annotated[str, OneOf(ACTIVATIONS, "activation")]
 
 
 class TransformerConfig(Strict):
@@ -13,16 +17,16 @@ class TransformerConfig(Strict):
 
     forms: ClassVar[dict[str, int]]  # kinds of `weights`: how many colons follow the kind at least
     forms_text: ClassVar[str]
-    data_kind: ClassVar[str]  # of the data that the architecture takes
 
+    architecture: str
     weights: str = Field("scratch", description="Initial weights: scratch, or pretrained ones")
     layers: int = Field(gt=0, description="Transformer blocks")
     d_model: int = Field(gt=0, description="Width of a token")
     heads: int = Field(gt=0, description="Attention heads")
     d_ff: int = Field(gt=0, description="Hidden neurons of an FFN")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate in every block")
-    activation: Literal["gelu", "relu"] = Field(
-        "gelu", description="Of the FFNs of the dense model; gelu: the architecture's own form"
+    activation: ActivationName | None = Field(
+        None, description="Of the FFNs of the dense model; null: the architecture's own"
     )
 
     @field_validator("weights")
@@ -32,6 +36,11 @@ class TransformerConfig(Strict):
         if value != "scratch" and (not rest or rest.count(":") < cls.forms.get(kind, 99)):
             raise ValueError(f"must be {cls.forms_text}")
         return value
+
+    @property
+    def data_kind(self) -> str:
+        """Of the data that the architecture takes."""
+        return ARCHITECTURES[self.architecture].data
 
     @property
     def name(self) -> str:
@@ -54,7 +63,6 @@ class ViTConfig(DividedHeads):
 
     forms = {"torchvision": 1, "path": 0}
     forms_text = "'scratch', 'torchvision:MODEL:WEIGHTS' or 'path:FILE.safetensors'"
-    data_kind = "images"
 
     architecture: Literal["vit"]
     patch_size: int = Field(gt=0, description="Side of a patch, pixels")
@@ -77,21 +85,18 @@ class LanguageConfig(TransformerConfig):
 class BertConfig(LanguageConfig, DividedHeads):
     """transformers' BertForSequenceClassification."""
 
-    data_kind = "texts"
     architecture: Literal["bert"]
 
 
 class GPT2Config(LanguageConfig, DividedHeads):
     """transformers' GPT2LMHeadModel."""
 
-    data_kind = "corpus"
     architecture: Literal["gpt2"]
 
 
 class GemmaConfig(LanguageConfig):
     """transformers' GemmaForCausalLM: gated FFNs, rotary positions, grouped queries."""
 
-    data_kind = "corpus"
     architecture: Literal["gemma"]
     head_dim: int = Field(gt=0, description="Width of an attention head")
     key_value_heads: int = Field(gt=0, description="Heads of keys and values; must divide heads")
@@ -105,11 +110,4 @@ class GemmaConfig(LanguageConfig):
         return self
 
 
-ModelConfig = Annotated[
-    ViTConfig | BertConfig | GPT2Config | GemmaConfig, Field(discriminator="architecture")
-]
-
-
-def model_config(values: Mapping[str, Any]) -> TransformerConfig:
-    """The model's configuration of plain values, as rules hand them to scripts."""
-    return TypeAdapter(ModelConfig).validate_python(dict(values))
+ModelConfig = Annotated[TransformerConfig, Tagged("architecture", ARCHITECTURES)]

@@ -1,24 +1,31 @@
-"""Options of the paper's stages between the dense model and the evaluation."""
+"""Options of the paper's stages, from the dense model to the routers."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from d2dmoe.config.model import ModelConfig
+from d2dmoe.config.named import OneOf
 from d2dmoe.config.strict import Strict
-from d2dmoe.config.training import TrainingConfig
+from d2dmoe.config.training import TaskTrainingConfig, TrainingConfig
+from d2dmoe.router_kinds import ROUTER_KINDS
 
 PenaltyMode = Literal["relu_hoyer", "relu_l1", "gelu_clamped", "gelu_hoyer_clamped"]
 Schedule = Literal["constant", "linear", "linear_warmup"]
-SplitMethod = Literal["kmeans", "random", "contiguous"]
-RouterKind = Literal["regression", "classification"]
+ClusteringMethod = Literal["kmeans", "random", "contiguous"]
 ProjectionRole = Literal["q", "k", "v", "o"]
-Rule = Literal["dynamic_k", "top_k", "coverage"]
+RouterKindName = Annotated[str, OneOf(ROUTER_KINDS, "kind of router")]
 
 Rate = Annotated[float, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class SparsifyConfig(TrainingConfig):
+class DenseConfig(TaskTrainingConfig):
+    """The training of the dense model, and the model."""
+
+    model: ModelConfig
+
+
+class SparsifyConfig(TaskTrainingConfig):
     """Sparsity enforcement (paper section 3.1)."""
 
     mode: PenaltyMode = Field(description="What is penalised, and whether GELU becomes ReLU")
@@ -47,10 +54,12 @@ class ProjectionsConfig(TrainingConfig):
         return maps
 
 
-class SplitConfig(Strict):
-    """The split of each FFN into experts (section 3.2)."""
+class ClusteringConfig(Strict):
+    """The clustering of each FFN's neurons into experts (section 3.2)."""
 
-    method: SplitMethod = Field("kmeans", description="kmeans: balanced; the others: ablations")
+    method: ClusteringMethod = Field(
+        "kmeans", description="kmeans: balanced; the others: ablations"
+    )
     expert_size: int = Field(gt=0, description="Hidden neurons per expert; must divide d_ff")
     projection_expert_size: int | None = Field(
         None, gt=0, description="Hidden neurons per expert of an attention projection's MLP"
@@ -60,35 +69,8 @@ class SplitConfig(Strict):
 class RouterConfig(TrainingConfig):
     """The routers (section 3.3); classification is MoEfication's."""
 
-    kind: RouterKind = Field("regression", description="Predicts norms, or whether to run")
+    kind: RouterKindName = Field("regression", description="Predicts norms, or whether to run")
     width: int = Field(gt=0, description="Hidden width h of a router")
     projection_width: int | None = Field(
         None, gt=0, description="Hidden width of an attention projection's router"
-    )
-
-
-class SelectConfig(Strict):
-    """Operating points of each selection rule; one evaluation measures all of a rule."""
-
-    dynamic_k: list[Share] = Field(min_length=1, description="Thresholds tau in [0, 1]")
-    top_k: list[Annotated[int, Field(gt=0)]] = Field(min_length=1, description="Experts a token")
-    coverage: list[Share] = Field(min_length=1, description="Shares p of the predicted norms")
-    confidence: list[Share] = Field([], description="ZTW: least probability of the class to exit")
-
-    @field_validator("dynamic_k", "top_k", "coverage", "confidence")
-    @classmethod
-    def _distinct(cls, values: list) -> list:
-        if len(set(values)) != len(values):
-            raise ValueError("must not repeat an operating point")
-        return values
-
-
-class ZTWConfig(TrainingConfig):
-    """The baseline ZTW (arXiv 2106.05409): early exits of the dense model, which stays frozen."""
-
-    every: int = Field(
-        1, gt=0, description="Blocks from one exit to the next; the last block has none"
-    )
-    width: int | None = Field(
-        None, gt=0, description="Hidden neurons of a head; null: it is one linear map"
     )

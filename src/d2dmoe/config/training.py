@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from d2dmoe.config.data import AugmentConfig
+from d2dmoe.config.augment import AugmentConfig
 from d2dmoe.config.strict import Strict
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -27,7 +27,6 @@ class TrainingConfig(Strict):
     weight_decay: float = Field(0.05, ge=0, description="On matrices; never on biases and norms")
     betas: tuple[Beta, Beta] = Field((0.9, 0.999), strict=False, description="AdamW's betas")
     clip: float | None = Field(1.0, gt=0, description="Largest gradient norm; null: no clipping")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Smoothing of the targets")
     mixup: float = Field(0.0, ge=0, description="Beta parameter of mixup; 0: none")
     cutmix: float = Field(0.0, ge=0, description="Beta parameter of cutmix; 0: none")
     augment: AugmentConfig = Field(AugmentConfig(), description="Random flips and crops")
@@ -57,3 +56,9 @@ class TrainingConfig(Strict):
         """Steps of the whole training; at least one, unless no epochs are asked for."""
         total = round(self.epochs * self.steps_per_epoch(samples))
         return max(total, min(1, math.ceil(self.epochs)))
+
+
+class TaskTrainingConfig(TrainingConfig):
+    """Training on the task's own loss, the cross-entropy."""
+
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Smoothing of the targets")

@@ -20,11 +20,11 @@ HIGHEST = 1.6  # of the axis
 
 
 @style.styled
-def draw(d_model: int, d_ff: int) -> Figure:
+def draw(d_model: int = 768, d_ff: int = 3072) -> Figure:
     """The ratio over the number of experts: several shares k/n, and several router widths h.
 
     Args:
-        d_model: width of a token.
+        d_model: width of a token; as in the paper, ViT-B's.
         d_ff: hidden neurons of the replaced FFN; the numbers of experts are the powers of 2 that
             divide it.
 

@@ -13,10 +13,10 @@ from d2dmoe.errors import UserError
 from d2dmoe.figures import style
 from d2dmoe.figures.select import by_variant, count_seeds
 from d2dmoe.figures.style import Look
+from d2dmoe.selection_rules import RULES
 
 TABLE = "results/tables/layers.csv"
 TICKS = 13  # at most: more numbers of layers would touch
-SYMBOLS = {"dynamic_k": "τ", "top_k": "k", "coverage": "p"}
 
 
 @style.styled
@@ -50,7 +50,7 @@ def draw(
         for index, (variant, rows) in enumerate(chosen.items()):
             at = _at(rows, variant, value)
             _profile(axes, per_layer(at), offsets[index], style.look(index))
-        knobs = sorted({SYMBOLS[knob] for rows in chosen.values() for knob in rows["knob"]})
+        knobs = sorted({RULES[knob].symbol for rows in chosen.values() for knob in rows["knob"]})
         axes.set_title(f"{', '.join(knobs)} = {value:g}")
         axes.grid(axis="y", linewidth=0.4, color="#dddddd")
     numbers = sorted(set().union(*(rows["layer"] for rows in chosen.values())))

@@ -4,6 +4,7 @@ Beside each image, the share of experts that each patch's token executes is laid
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,13 +19,13 @@ OPACITY = 0.75  # of the map over the image
 
 
 @style.styled
-def draw(tensors: Mapping[str, np.ndarray], classes: list[str]) -> Figure:
+def draw(tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Figure:
     """Images and their load maps, in pairs, on one colour scale.
 
     Args:
         tensors: images, uint8 [N, 3, H, W]; loads, float [N, grid, grid], the share (0 to 1) of
             experts that the patch's token executes, mean over layers; labels, int [N].
-        classes: names by label.
+        about: the dataset's description, with `classes`: names by label.
 
     Raises:
         UserError: there are no images.
@@ -43,7 +44,7 @@ def draw(tensors: Mapping[str, np.ndarray], classes: list[str]) -> Figure:
     for index, (axes, beside) in enumerate(panels.reshape(-1, 2)[: len(images)]):
         pixels = images[index].transpose(1, 2, 0)  # [H, W, 3]
         axes.imshow(pixels)
-        axes.set_title(classes[int(tensors["labels"][index])], fontsize=7, pad=2)
+        axes.set_title(about["classes"][int(tensors["labels"][index])], fontsize=7, pad=2)
         scale = _overlay(beside, pixels, loads[index], limits)
     bar = figure.colorbar(scale, ax=panels, location="bottom", aspect=40, shrink=0.9, pad=0.02)
     bar.solids.set_alpha(1)

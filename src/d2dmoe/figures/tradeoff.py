@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame
 
+from d2dmoe.config.variant import DENSE_VARIANTS
 from d2dmoe.errors import UserError
 from d2dmoe.figures import style
 from d2dmoe.figures.select import by_variant, count_seeds
@@ -23,11 +24,13 @@ from d2dmoe.figures.style import Look
 
 TABLE = "results/tables/tradeoff.csv"
 OUTLINE = {"markeredgecolor": "white", "markeredgewidth": 0.4}  # single points stand out
-DENSE = {
-    "dense": {"marker": "*", "markersize": 9},
-    "dense_finetuned": {"marker": "X", "markersize": 7},
-}
-DENSE_LABELS = {"dense": "dense", "dense_finetuned": "dense, fine-tuned"}
+DENSE = dict(  # the two dense models, which every panel shows
+    zip(
+        DENSE_VARIANTS,
+        ({"marker": "*", "markersize": 9}, {"marker": "X", "markersize": 7}),
+        strict=True,
+    )
+)
 INVERTED = ("loss", "perplexity")  # metrics that the table relates as dense / converted
 REFERENCES = {  # %: how the line is drawn
     100: {"linestyle": "--", "linewidth": 0.9, "label": "better dense (100 %)"},
@@ -216,7 +219,7 @@ def _handles(looks: dict[str, Look], curved: set[str]) -> list[Line2D]:
         else Line2D([], [], label=label, **_single_marker(look))
         for label, look in looks.items()
     ]
-    dense = [Line2D([], [], label=DENSE_LABELS[name], **_dense_marker(name)) for name in DENSE]
+    dense = [Line2D([], [], label=DENSE_VARIANTS[name], **_dense_marker(name)) for name in DENSE]
     lines = [Line2D([], [], color=style.FAINT, **line) for line in REFERENCES.values()]
     return ours + dense + lines
 

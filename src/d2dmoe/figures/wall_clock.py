@@ -1,8 +1,6 @@
 """Wall-clock time over the share of the experts that run: of layers (figures 5 and 11, claim C9),
 of whole models and of decoding."""
 
-from pathlib import Path
-
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -28,15 +26,16 @@ BACKENDS = {  # names in the legend, and looks
 
 
 @style.styled
-def draw(table: Path, subject: str = "One layer", layers: str = "all") -> Figure:
+def draw(table: pd.DataFrame, subject: str = "One layer", layers: str = "all") -> Figure:
     """A panel per shape, number format and kind of mask: the median with its 20 and 80 % quantiles.
 
     Args:
-        table: one of `results/benchmarks/`: `cpu.csv`, `layer.csv`, `model.csv` or `decode.csv`.
+        table: rows of one of `results/benchmarks/`: `cpu.csv`, `layer.csv`, `model.csv` or
+            `decode.csv`.
         subject: what was timed, for the title.
         layers: of a table of layers `all`, the `first` that it lists, or the `others`.
     """
-    rows = pd.read_csv(table)
+    rows = table
     if layers != "all":
         rows = rows[of_first_layer(rows) == (layers == "first")]
     shapes = [column for column in rows.columns if column not in MACHINE + POINT]
@@ -52,7 +51,7 @@ def draw(table: Path, subject: str = "One layer", layers: str = "all") -> Figure
         axes.set_axis_off()
     figure.suptitle(f"{subject} on {rows['device'].iloc[0]}")
     timed = set(rows["backend"])
-    style.legend(figure, [style.handle(*of) for name, of in BACKENDS.items() if name in timed])
+    style.legend(figure, [style.handle(*sign) for name, sign in BACKENDS.items() if name in timed])
     return figure
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from d2dmoe.errors import UserError
+from d2dmoe.extensions import import_extensions
 from d2dmoe.jobs.progress import log_to, logger
 
 
@@ -17,11 +18,13 @@ def job(snakemake: Any) -> Iterator[None]:
     """Log to the job's first log file; a `UserError` ends the job with its message alone.
 
     Args:
-        snakemake: the object that the workflow gives to scripts; only its `log` is used.
+        snakemake: the object that the workflow gives to scripts; its `log` is used, and the
+            `extensions` of its `config` are imported.
     """
     log_to(Path(snakemake.log[0]))
     began = time.monotonic()
     try:
+        import_extensions(snakemake.config)
         yield
     except UserError as error:
         logger.error("error: %s", error)

@@ -1,4 +1,4 @@
-"""How a stage runs: its seed, device, threads and saved training state."""
+"""How a stage runs: its seed, device, threads, data and saved training state."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,10 +17,11 @@ from d2dmoe.jobs.state import TrainingState, state_path
 
 @dataclass(frozen=True)
 class Run:
-    """What a stage needs beside its inputs and options."""
+    """What a stage needs beside its parent and its options."""
 
     seed: int
     device: torch.device
+    data: Path = Path()  # folder of the prepared dataset
     state: TrainingState | None = None  # where an interrupted training goes on
     log_every_s: float = 10.0
 
@@ -32,7 +33,8 @@ def stage_run(snakemake: Any) -> Iterator[Run]:
     Args:
         snakemake: the object that the workflow gives to scripts. Used are `params` (the stage's
             options `cfg`, the digest of its code and whatever else names the result),
-            `wildcards.seed`, `resources.gpu`, `config["runtime"]`, the first `log`, all inputs.
+            `wildcards.seed`, `resources.gpu`, `config["runtime"]`, the first `log`, all inputs, and
+            of these `data`, the files of the dataset, where there are any.
     """
     with job(snakemake):
         yield _make_run(snakemake)
@@ -66,9 +68,11 @@ def _make_run(snakemake: Any) -> Run:
     identity = dict(snakemake.params.items()) | {"seed": seed}  # with the digest of the code
     inputs = sorted(Path(path) for path in snakemake.input)
     path = state_path(Path("results/.state"), identity, inputs)
+    data = snakemake.input.get("data")
     return Run(
         seed=int(seed),
         device=claim_device(Path("results/.locks"), bool(snakemake.resources.get("gpu", 0))),
+        data=Path(data[0]).parent if data else Path(),
         state=TrainingState(path, runtime.get("save_every_s", 60.0)),
         log_every_s=runtime.get("log_every_s", 10.0),
     )

@@ -5,9 +5,9 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from d2dmoe.backend import Choice
 from d2dmoe.benchmark.timing import compare
 from d2dmoe.inputs import Inputs
-from d2dmoe.kernels.backend import Choice
 from d2dmoe.moe import MoE, watch_inputs
 from d2dmoe.surgery import find
 
@@ -17,8 +17,9 @@ ROUND_S = 0.01  # of a backend, in each of the rounds that `compare` makes
 def calibrate(model: nn.Module, inputs: Inputs) -> dict[str, Choice]:
     """Let each MoE layer with a router use the backend that is faster, at its present rule.
 
-    Calibrate once for each number of tokens that will be run, as for prefill and decoding; other
-    numbers use the nearest. A layer whose rule or threshold changes afterwards is as if
+    Calibrate once for each number of tokens that will be run, as for prefill and decoding. Other
+    numbers follow the nearest that the same kernel runs: one of up to `backend.DECODE_TOKENS`
+    tokens, another of more. A layer whose rule or threshold changes afterwards is as if
     uncalibrated until it is calibrated anew.
 
     On CUDA the expert kernel is tuned first, to each shape of a layer that is new on this device:
@@ -58,7 +59,7 @@ def _tune(moe: MoE, z: Tensor, mask: Tensor) -> None:
 
     z, mask = z.flatten(0, -2), mask.flatten(0, -2)
     if len(z) > decode.MAX_TOKENS and not torch.are_deterministic_algorithms_enabled():
-        tuning.tune(z.contiguous(), moe.experts, mask.contiguous())
+        tuning.tune(z.contiguous(), moe.weights, mask.contiguous())
 
 
 def _measure(moe: MoE, z: Tensor, mask: Tensor) -> Choice:

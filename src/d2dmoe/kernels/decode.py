@@ -18,12 +18,21 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from d2dmoe.kernels.experts import Experts, RouterWeights
+from d2dmoe.backend import DECODE_TOKENS
+from d2dmoe.kernels.arguments import (
+    aligned,
+    expert_arguments,
+    or_placeholder,
+    padded,
+    precision,
+    selection_arguments,
+)
 from d2dmoe.kernels.launch import processors
-from d2dmoe.kernels.routing import precision, router_choice, router_down_weights
-from d2dmoe.kernels.tiles import aligned, given, hidden_neurons, weight_block
+from d2dmoe.kernels.routing import router_choice, router_down_weights
+from d2dmoe.kernels.tiles import check_precision, hidden_neurons, weight_block
+from d2dmoe.weights import ExpertWeights, RouterWeights
 
-MAX_TOKENS = 16
+MAX_TOKENS = DECODE_TOKENS
 ELEMENTS = 2048  # of the router's first matrix that a program has in registers
 PER_PROCESSOR = 2  # programs of `_activate` for a multiprocessor
 ROWS = 128  # of W2, that a program of `_add` multiplies at a time
@@ -33,20 +42,20 @@ PARTS = 16  # of the experts' sum, each of every so-manieth chosen expert
 
 def run(
     z: Tensor,
-    experts: Experts,
+    weights: ExpertWeights,
     mask: Tensor | None = None,
     router: RouterWeights | None = None,
     tau: float = 0.0,
 ) -> Tensor:
     """As `persistent.run`, for up to `MAX_TOKENS` tokens."""
     pdl = _launches_early(z.device)
-    hidden, listed = _activations(z, experts, mask, router, tau, pdl)
-    return _outputs(hidden, listed, experts, pdl)
+    hidden, listed = _activations(z, weights, mask, router, tau, pdl)
+    return _outputs(hidden, listed, weights, pdl)
 
 
 def _activations(
     z: Tensor,
-    experts: Experts,
+    weights: ExpertWeights,
     mask: Tensor | None,
     router: RouterWeights | None,
     tau: float,
@@ -55,55 +64,34 @@ def _activations(
     """Hidden neurons of the chosen experts, one after the other, [tokens, n, e], zero for tokens
     that did not choose the expert; and those experts, after their number, int32 [1 + n]. What is
     beyond them is undefined."""
-    tokens, n, e = len(z), experts.num_experts, experts.expert_size
+    tokens, n, e = len(z), weights.num_experts, weights.expert_size
     hidden = torch.empty(tokens, n, e, dtype=z.dtype, device=z.device)
     listed = torch.empty(1 + n, dtype=torch.int32, device=z.device)
-    h = 0 if router is None else router.up.shape[0]
-    routed = z if router is None else _route(z, router, pdl)
     # Neurons that a program has at a time, and bytes of their rows in each of five stages, which
     # must fit in shared memory, as must as many numbers of the tokens. One token chooses few
     # experts: smaller pieces occupy all programs.
     most, stage = (32, 512) if tokens == 1 else (64, 256)
-    neurons = min(most, max(16, triton.next_power_of_2(e)))
+    neurons = min(most, padded(e))
     pieces = triton.cdiv(e, neurons)
-    block_k = stage // max(experts.up.itemsize, z.itemsize // 2)
     _activate[(min(n * pieces, PER_PROCESSOR * processors(z.device)),)](
-        z,
-        z if mask is None else mask.view(torch.uint8),
-        routed,
-        *((z,) * 2 if router is None else router[2:4]),
-        experts.up,
-        given(experts.gate, experts.up),
-        experts.down,
-        given(experts.up_bias, z),
-        given(experts.gate_bias, z),
-        given(experts.up_scale, z),
-        given(experts.gate_scale, z),
-        hidden,
-        listed,
-        tokens,
-        tau,
-        h,
-        n,
-        D_MODEL=experts.d_model,
-        D_OUT=experts.d_out,
-        ROUTED=router is not None,
-        REGRESSION=router is not None and router.kind == "regression",
-        E=e,
+        z=z,
+        routed=z if router is None else _route(z, router, pdl),
+        hidden=hidden,
+        listed=listed,
+        tokens=tokens,
+        h=0 if router is None else router.up.shape[0],
+        **selection_arguments(mask, router, tau, n, z),
+        **expert_arguments(weights, z),
+        up_scale=or_placeholder(weights.up_scale, z),
+        gate_scale=or_placeholder(weights.gate_scale, z),
+        SCALED=weights.up_scale is not None,
         PIECES=pieces,
-        ACTIVATION=experts.activation,
-        GATED=experts.gate is not None,
-        UP_BIAS=experts.up_bias is not None,
-        GATE_BIAS=experts.gate_bias is not None,
-        SCALED=experts.up_scale is not None,
         TOKENS=MAX_TOKENS,
         NEURONS=neurons,
-        BLOCK_K=block_k,
-        WIDTH_H=max(16, triton.next_power_of_2(h)),
-        WIDTH=max(16, triton.next_power_of_2(n)),
+        BLOCK_K=stage // max(weights.up.itemsize, z.itemsize // 2),
         PRECISION=precision(z),
         PDL=pdl,
-        PREFETCH=pdl and tokens == 1 and aligned(experts.down),
+        PREFETCH=pdl and tokens == 1 and aligned(weights.down),
         num_warps=4,
         num_stages=5,
         **_early(pdl and router is not None),
@@ -111,22 +99,22 @@ def _activations(
     return hidden, listed
 
 
-def _outputs(hidden: Tensor, listed: Tensor, experts: Experts, pdl: bool) -> Tensor:
+def _outputs(hidden: Tensor, listed: Tensor, weights: ExpertWeights, pdl: bool) -> Tensor:
     """The outputs [tokens, d_out] of what `_activations` gives."""
     tokens, n, e = hidden.shape
-    d_out, number = experts.d_out, min(n, PARTS)
+    d_out, number = weights.d_out, min(n, PARTS)
     parts = hidden.new_empty(number, tokens, d_out, dtype=torch.float32)
     _add[(triton.cdiv(d_out, COLUMNS), number)](
-        hidden,
-        listed,
-        experts.down,
-        parts,
-        tokens,
-        n,
+        hidden=hidden,
+        listed=listed,
+        down=weights.down,
+        parts=parts,
+        tokens=tokens,
+        n=n,
         D_OUT=d_out,
         E=e,
         TOKENS=MAX_TOKENS,
-        ROWS=min(ROWS, max(16, triton.next_power_of_2(e))),
+        ROWS=min(ROWS, padded(e)),
         COLUMNS=COLUMNS,
         PRECISION=precision(hidden),
         PDL=pdl,
@@ -136,15 +124,15 @@ def _outputs(hidden: Tensor, listed: Tensor, experts: Experts, pdl: bool) -> Ten
     )
     out = hidden.new_empty(tokens, d_out)
     _sum[(triton.cdiv(d_out, COLUMNS), tokens)](
-        parts,
-        given(experts.down_bias, parts),
-        given(experts.down_scale, parts),
-        out,
-        tokens,
-        number,
+        parts=parts,
+        down_bias=or_placeholder(weights.down_bias, parts),
+        down_scale=or_placeholder(weights.down_scale, parts),
+        out=out,
+        tokens=tokens,
+        number=number,
         D_OUT=d_out,
-        DOWN_BIAS=experts.down_bias is not None,
-        SCALED=experts.down_scale is not None,
+        DOWN_BIAS=weights.down_bias is not None,
+        SCALED=weights.down_scale is not None,
         PARTS=triton.next_power_of_2(number),
         COLUMNS=COLUMNS,
         PDL=pdl,
@@ -161,12 +149,12 @@ def _route(z: Tensor, router: RouterWeights, pdl: bool) -> Tensor:
     width = triton.next_power_of_2(d_model)
     neurons = max(1, ELEMENTS // width)
     _router_hidden[(triton.cdiv(h, neurons), len(z))](
-        z,
-        router.up,
-        router.up_bias,
-        hidden,
-        d_model,
-        h,
+        z=z,
+        up=router.up,
+        up_bias=router.up_bias,
+        hidden=hidden,
+        d_model=d_model,
+        h=h,
         NEURONS=neurons,
         WIDTH=width,
         PDL=pdl,
@@ -254,7 +242,7 @@ def _activate(
     D_MODEL: tl.constexpr,
     D_OUT: tl.constexpr,
     ROUTED: tl.constexpr,
-    REGRESSION: tl.constexpr,
+    SCORE: tl.constexpr,
     E: tl.constexpr,
     PIECES: tl.constexpr,
     ACTIVATION: tl.constexpr,
@@ -271,6 +259,7 @@ def _activate(
     PDL: tl.constexpr,
     PREFETCH: tl.constexpr,
 ):
+    check_precision(PRECISION)
     row, experts = tl.arange(0, TOKENS), tl.arange(0, WIDTH)
     real = (row < tokens)[:, None]
     if PDL:
@@ -283,7 +272,7 @@ def _activate(
         values = tl.load(
             routed + row[:, None] * h + hs[None, :], real & (hs < h)[None, :], other=0.0
         )
-        chosen = router_choice(values, w, bias, experts, tau, n, REGRESSION, PRECISION)
+        chosen = router_choice(values, w, bias, experts, tau, n, SCORE, PRECISION)
         chosen = (chosen & real).to(tl.int32)
     else:
         inside = real & (experts < n)[None, :]
@@ -301,26 +290,26 @@ def _activate(
         chose = tl.sum(tl.where(experts[None, :] == expert, chosen, 0), 1) > 0
         first = (piece % PIECES) * NEURONS
         value = hidden_neurons(
-            z + tl.where(chose, row, 0)[:, None] * D_MODEL,
-            up,
-            gate,
-            up_bias,
-            gate_bias,
-            up_scale,
-            gate_scale,
-            expert,
-            first,
-            D_MODEL,
-            E,
-            NEURONS,
-            ACTIVATION,
-            GATED,
-            UP_BIAS,
-            GATE_BIAS,
-            SCALED,
-            BLOCK_K,
-            PRECISION,
-            False,
+            rows=z + tl.where(chose, row, 0)[:, None] * D_MODEL,
+            up=up,
+            gate=gate,
+            up_bias=up_bias,
+            gate_bias=gate_bias,
+            up_scale=up_scale,
+            gate_scale=gate_scale,
+            expert=expert,
+            first=first,
+            D_MODEL=D_MODEL,
+            E=E,
+            NEURONS=NEURONS,
+            ACTIVATION=ACTIVATION,
+            GATED=GATED,
+            UP_BIAS=UP_BIAS,
+            GATE_BIAS=GATE_BIAS,
+            SCALED=SCALED,
+            BLOCK_K=BLOCK_K,
+            PRECISION=PRECISION,
+            TMA=False,
         )
         if PREFETCH:  # for `_add`, while there is nothing to read in between
             count = tl.minimum(E - first, NEURONS)
@@ -350,6 +339,7 @@ def _add(
     if PDL:
         gdc_launch_dependents()
         gdc_wait()
+    check_precision(PRECISION)
     row, rows = tl.arange(0, TOKENS), tl.arange(0, ROWS)
     real = (row < tokens)[:, None]
     column, part = tl.program_id(0) * COLUMNS, tl.program_id(1)

@@ -1,8 +1,7 @@
 """How the expert kernel is launched: as was fastest for the layer's shape on this device.
 
-What was measured stands in two tables, the user's cache, which `tuning` writes, and the one that
-comes with the package. A shape that neither knows gets a default. Nothing is compiled or timed to
-find out, and the tables are read once.
+What was measured stands in a table, the user's cache, which `tuning` writes. A shape that it does
+not know gets a default. Nothing is compiled or timed to find out, and the table is read once.
 """
 
 import json
@@ -19,9 +18,7 @@ from torch import Tensor
 
 from d2dmoe.config.strict import Strict
 from d2dmoe.jobs.progress import logger
-from d2dmoe.kernels.experts import Experts
-
-SHIPPED = Path(__file__).with_name("launches.json")
+from d2dmoe.weights import ExpertWeights
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ class Shape(NamedTuple):
 
 
 class Entry(Strict):
-    """A line of a table: the fastest launch for a shape and a number of tokens."""
+    """A line of the table: the fastest launch for a shape and a number of tokens."""
 
     device: str
     dtype: str
@@ -82,13 +79,13 @@ class Entry(Strict):
         return Shape(*(getattr(self, name) for name in Shape._fields))
 
 
-def launch_for(z: Tensor, experts: Experts) -> Launch:
+def launch_for(z: Tensor, weights: ExpertWeights) -> Launch:
     """The launch for tokens z [tokens, d_model]; costs microseconds.
 
     Where torch's deterministic algorithms are on it is the deterministic variant of the default, so
     that the output's last bits do not depend on what was tuned.
     """
-    shape = shape_of(z, experts)
+    shape = shape_of(z, weights)
     if torch.are_deterministic_algorithms_enabled():
         return _deterministic(shape.dtype, shape.gated)
     return _fastest(shape, token_class(len(z)))
@@ -104,16 +101,16 @@ def default_launch(dtype: str, gated: bool) -> Launch:
     return launch
 
 
-def shape_of(z: Tensor, experts: Experts) -> Shape:
-    """The shape under which tables know a layer with tokens z."""
+def shape_of(z: Tensor, weights: ExpertWeights) -> Shape:
+    """The shape under which the table knows a layer with tokens z."""
     return Shape(
         device_name(z.device),
         str(z.dtype).removeprefix("torch."),
-        experts.d_model,
-        experts.d_out,
-        experts.expert_size,
-        experts.num_experts,
-        experts.gate is not None,
+        weights.d_model,
+        weights.d_out,
+        weights.expert_size,
+        weights.num_experts,
+        weights.gate is not None,
     )
 
 
@@ -123,13 +120,13 @@ def token_class(tokens: int) -> int:
 
 
 def known(shape: Shape) -> dict[int, Entry]:
-    """What the tables say of a shape, by class of tokens."""
-    return _tables().get(shape, {})
+    """What the table says of a shape, by class of tokens."""
+    return _table().get(shape, {})
 
 
 def learn(entry: Entry) -> None:
-    """Let this process use an entry from now on, instead of what its tables said."""
-    _tables().setdefault(entry.shape, {})[entry.tokens] = entry
+    """Let this process use an entry from now on, instead of what the table said."""
+    _table().setdefault(entry.shape, {})[entry.tokens] = entry
     _fastest.cache_clear()
 
 
@@ -158,13 +155,12 @@ def read_table(path: Path) -> list[dict[str, Any]]:
 
 
 @cache
-def _tables() -> dict[Shape, dict[int, Entry]]:
-    """The package's table, overlaid with the user's: entries by shape and class of tokens."""
-    tables: dict[Shape, dict[int, Entry]] = {}
-    for path in (SHIPPED, user_table()):
-        for entry in _entries(path):
-            tables.setdefault(entry.shape, {})[entry.tokens] = entry
-    return tables
+def _table() -> dict[Shape, dict[int, Entry]]:
+    """The user's entries by shape and class of tokens."""
+    table: dict[Shape, dict[int, Entry]] = {}
+    for entry in _entries(user_table()):
+        table.setdefault(entry.shape, {})[entry.tokens] = entry
+    return table
 
 
 def _entries(path: Path) -> list[Entry]:

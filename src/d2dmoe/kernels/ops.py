@@ -1,18 +1,18 @@
 """The functional entries: custom operators with implementations for the CPU, CUDA and tracing.
 
-Inference only: no gradients flow through them (`reference.dense` has those). On the CPU they
+Inference only: no gradients flow through them (`weights.dense` has those). On the CPU they
 compute expert by expert; on CUDA they run the Triton kernels, imported at the first call.
 """
 
 import torch
 from torch import Tensor
 
-from d2dmoe.kernels.experts import Experts, RouterWeights, check_mask, check_tokens
-from d2dmoe.kernels.reference import grouped, scores
+from d2dmoe.kernels.cpu import grouped
 from d2dmoe.selection import dynamic_k
+from d2dmoe.weights import ExpertWeights, RouterWeights, check_mask, check_tokens, scores
 
 
-def expert_ffn(z: Tensor, mask: Tensor, experts: Experts) -> Tensor:
+def expert_ffn(z: Tensor, mask: Tensor, weights: ExpertWeights) -> Tensor:
     """The sum of the selected experts of each token, plus down_bias.
 
     Deterministic where `torch.use_deterministic_algorithms` asks for it, then somewhat slower.
@@ -20,19 +20,21 @@ def expert_ffn(z: Tensor, mask: Tensor, experts: Experts) -> Tensor:
     Args:
         z: tokens, [tokens, d_model]; fp32, fp16 or bf16.
         mask: which experts each token runs, boolean [tokens, n].
+        weights: of z's dtype, or int8 with scales of it.
 
     Returns:
         [tokens, d_out].
 
     Raises:
         UserError: shapes, dtypes or devices do not fit together.
+        UnknownName: there is no such activation.
     """
-    check_tokens(z, experts)
-    check_mask(mask, z, experts)
-    return _expert_ffn(z.contiguous(), mask.contiguous(), *_flat(experts))
+    check_tokens(z, weights)
+    check_mask(mask, z, weights)
+    return _expert_ffn(z.contiguous(), mask.contiguous(), *_flat(weights))
 
 
-def dynamic_k_ffn(z: Tensor, router: RouterWeights, tau: float, experts: Experts) -> Tensor:
+def dynamic_k_ffn(z: Tensor, router: RouterWeights, tau: float, weights: ExpertWeights) -> Tensor:
     """`expert_ffn` of the experts whose scores are at least τ times the token's largest.
 
     On CUDA router, selection and index lists are fused. There the router's hidden neurons are
@@ -43,21 +45,26 @@ def dynamic_k_ffn(z: Tensor, router: RouterWeights, tau: float, experts: Experts
         z: tokens, [tokens, d_model].
         router: weights of z's dtype.
         tau: threshold in [0, 1].
+        weights: of z's dtype, or int8 with scales of it.
 
     Returns:
         [tokens, d_out].
+
+    Raises:
+        UserError: shapes, dtypes or devices do not fit together.
+        UnknownName: there is no such activation or kind of router.
     """
-    check_tokens(z, experts)
-    weights = (w.contiguous() for w in router[:4])
-    return _dynamic_k_ffn(z.contiguous(), *weights, router.kind, tau, *_flat(experts))
+    check_tokens(z, weights)
+    maps = (w.contiguous() for w in router[:4])
+    return _dynamic_k_ffn(z.contiguous(), *maps, router.kind, tau, *_flat(weights))
 
 
-def _flat(x: Experts) -> tuple:
+def _flat(x: ExpertWeights) -> tuple:
     return tuple(v.contiguous() if isinstance(v, Tensor) else v for v in x)
 
 
-# The fields of `Experts` and of `RouterWeights`, in their order, as arguments of the operators.
-EXPERTS = (
+# The operators' arguments: the fields of `ExpertWeights` and of `RouterWeights`, in their order.
+WEIGHTS = (
     "Tensor up, Tensor down, str activation, Tensor? up_bias, Tensor? gate, Tensor? gate_bias, "
     "Tensor? down_bias, Tensor? up_scale, Tensor? gate_scale, Tensor? down_scale"
 )
@@ -70,17 +77,17 @@ ROUTER = (
     "d2dmoe::expert_ffn",
     mutates_args=(),
     device_types="cpu",
-    schema=f"(Tensor z, Tensor mask, {EXPERTS}) -> Tensor",
+    schema=f"(Tensor z, Tensor mask, {WEIGHTS}) -> Tensor",
 )
-def _expert_ffn(z, mask, *experts):
-    return grouped(z, mask, Experts(*experts))
+def _expert_ffn(z, mask, *weights):
+    return grouped(z, mask, ExpertWeights(*weights))
 
 
 @_expert_ffn.register_kernel("cuda")
-def _(z, mask, *experts):
+def _(z, mask, *weights):
     from d2dmoe.kernels.gpu import expert_ffn
 
-    return expert_ffn(z, mask, Experts(*experts))
+    return expert_ffn(z, mask, ExpertWeights(*weights))
 
 
 @_expert_ffn.register_fake
@@ -92,18 +99,18 @@ def _(z, mask, up, down, *_):
     "d2dmoe::dynamic_k_ffn",
     mutates_args=(),
     device_types="cpu",
-    schema=f"(Tensor z, {ROUTER}, float tau, {EXPERTS}) -> Tensor",
+    schema=f"(Tensor z, {ROUTER}, float tau, {WEIGHTS}) -> Tensor",
 )
-def _dynamic_k_ffn(z, ru, rub, rd, rdb, kind, tau, *experts):
+def _dynamic_k_ffn(z, ru, rub, rd, rdb, kind, tau, *weights):
     mask = dynamic_k(scores(z, RouterWeights(ru, rub, rd, rdb, kind)), tau)
-    return grouped(z, mask, Experts(*experts))
+    return grouped(z, mask, ExpertWeights(*weights))
 
 
 @_dynamic_k_ffn.register_kernel("cuda")
-def _(z, ru, rub, rd, rdb, kind, tau, *experts):
+def _(z, ru, rub, rd, rdb, kind, tau, *weights):
     from d2dmoe.kernels.gpu import dynamic_k_ffn
 
-    return dynamic_k_ffn(z, RouterWeights(ru, rub, rd, rdb, kind), tau, Experts(*experts))
+    return dynamic_k_ffn(z, RouterWeights(ru, rub, rd, rdb, kind), tau, ExpertWeights(*weights))
 
 
 @_dynamic_k_ffn.register_fake

@@ -19,6 +19,8 @@ differs from run to run. In the deterministic variant a program has a small supe
 takes its tiles in order and adds without atomics.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -26,23 +28,25 @@ from torch import Tensor
 from triton import knobs
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from d2dmoe.kernels.experts import Experts, RouterWeights
-from d2dmoe.kernels.launch import Launch
-from d2dmoe.kernels.routing import (
-    append,
-    fill,
+from d2dmoe.kernels.activations import relu
+from d2dmoe.kernels.arguments import (
+    aligned,
+    expert_arguments,
+    or_placeholder,
+    padded,
     precision,
-    router_choice,
-    router_down_weights,
+    selection_arguments,
 )
+from d2dmoe.kernels.launch import Launch
+from d2dmoe.kernels.routing import append, router_choice, router_down_weights, set_rows
 from d2dmoe.kernels.tiles import (
     add_outputs,
-    aligned,
+    check_precision,
     fence_for_tma,
-    given,
     hidden_neurons,
     order_columns,
 )
+from d2dmoe.weights import ExpertWeights, RouterWeights
 
 CHUNK = 128  # neurons, of those that one tile's accumulators can hold
 BLOCK = 128  # most tokens of a routing item
@@ -53,7 +57,7 @@ MASK_WIDTH = 64  # experts of a mask that are looked at together
 
 def run(
     z: Tensor,
-    experts: Experts,
+    weights: ExpertWeights,
     launch: Launch,
     mask: Tensor | None = None,
     router: RouterWeights | None = None,
@@ -63,72 +67,46 @@ def run(
 
     Args:
         z: tokens, [tokens, d_model], contiguous.
-        experts: of z's dtype.
+        weights: of z's dtype.
         launch: how the kernel is launched.
         mask: boolean [tokens, n], contiguous; else the router selects.
         router: of z's dtype; at most 128 hidden neurons and experts.
         tau: threshold of dynamic-k.
     """
-    n, e = experts.num_experts, experts.expert_size
-    chunk = min(CHUNK, max(16, triton.next_power_of_2(e)))
-    chunks = triton.cdiv(e, chunk)
+    n, chunk = weights.num_experts, min(CHUNK, padded(weights.expert_size))
+    chunks = triton.cdiv(weights.expert_size, chunk)
     block = min(BLOCK, launch.tile)
     blocks = triton.cdiv(len(z), block)
     per_super = triton.cdiv(blocks, triton.cdiv(len(z), launch.superblock))  # all alike
     superblock, supers = block * per_super, triton.cdiv(blocks, per_super)
-    out = z.new_empty(len(z), experts.d_out)
-    tokens = torch.empty(supers, n, superblock, dtype=torch.int32, device=z.device)
-    group = _group(len(z), experts, launch)
-    down = torch.empty_like(experts.down) if group else experts.down  # as tiles read it
-    # The next item, pieces of W2 that are in order, and by superblock the blocks that are routed
-    # or filled, and each expert's tokens.
-    state = torch.zeros(2 + supers * (1 + n), dtype=torch.int32, device=z.device)
+    out = z.new_empty(len(z), weights.d_out)
+    group = _group(len(z), weights, launch)
+    down = torch.empty_like(weights.down) if group else weights.down  # as tiles read it
     if launch.deterministic:
         programs = supers
     else:
         programs = min(launch.programs(z.device), blocks * (2 + n * chunks))
-    h = 0 if router is None else router.up.shape[0]
-    width_h = max(16, triton.next_power_of_2(h))
-    gate = given(experts.gate, experts.up)
-    router_up = experts.up if router is None else router.up[None]
-    tma = launch.tma and all(map(aligned, (experts.up, gate, experts.down, router_up)))
-
-    def weights(w: Tensor, rows: int, columns: int) -> Tensor | TensorDescriptor:
-        return TensorDescriptor.from_tensor(w, [1, rows, columns]) if tma else w
-
+    experts = expert_arguments(weights, out) | _matrices(weights, down, router, launch, chunk)
     _layer[(programs,)](
-        z,
-        out if mask is None else mask.view(torch.uint8),
-        weights(router_up, width_h, launch.block_k),
-        *((out,) * 3 if router is None else router[1:4]),
-        weights(experts.up, chunk, launch.block_k),
-        weights(gate, chunk, launch.block_k),
-        weights(down, chunk, launch.block_n),
-        *((_pairs(experts.down), _pairs(down)) if group else (out, out)),
-        given(experts.up_bias, out),
-        given(experts.gate_bias, out),
-        given(experts.down_bias, out),
-        out,
-        tokens,
-        state,
-        len(z),
-        tau,
-        n,
-        down.numel() // 2 if group else 0,
-        blocks,
-        supers,
-        superblock,
-        D_MODEL=experts.d_model,
-        D_OUT=experts.d_out,
-        H=h,
-        ROUTED=router is not None,
-        REGRESSION=router is not None and router.kind == "regression",
-        E=e,
-        ACTIVATION=experts.activation,
-        GATED=experts.gate is not None,
-        UP_BIAS=experts.up_bias is not None,
-        GATE_BIAS=experts.gate_bias is not None,
-        DOWN_BIAS=experts.down_bias is not None,
+        z=z,
+        out=out,
+        tokens=torch.empty(supers, n, superblock, dtype=torch.int32, device=z.device),
+        # The next item, pieces of W2 that are in order, and by superblock the blocks that are
+        # routed or filled, and each expert's tokens.
+        state=torch.zeros(2 + supers * (1 + n), dtype=torch.int32, device=z.device),
+        num_tokens=len(z),
+        blocks=blocks,
+        supers=supers,
+        superblock=superblock,
+        **selection_arguments(mask, router, tau, n, out),
+        router_up_bias=out if router is None else router.up_bias,
+        H=0 if router is None else router.up.shape[0],
+        **experts,
+        down_pairs=_pairs(weights.down) if group else out,
+        ordered_pairs=_pairs(down) if group else out,
+        pairs=down.numel() // 2 if group else 0,
+        down_bias=or_placeholder(weights.down_bias, out),
+        DOWN_BIAS=weights.down_bias is not None,
         DETERMINISTIC=launch.deterministic,
         AHEAD=0 if launch.deterministic else launch.ahead,
         BLOCK=block,
@@ -137,13 +115,9 @@ def run(
         CHUNKS=chunks,
         BLOCK_K=launch.block_k,
         BLOCK_N=launch.block_n,
-        WIDTH_H=width_h,
-        WIDTH=max(16, triton.next_power_of_2(n)),
-        MASK_WIDTH=min(MASK_WIDTH, max(16, triton.next_power_of_2(n))),
+        MASK_WIDTH=min(MASK_WIDTH, padded(n)),
         PRECISION=precision(z),
-        TMA=tma,
         GROUP=group,
-        FENCE=tma and not knobs.runtime.interpret,
         PIECE=PIECE,
         WARPS=min(launch.num_warps, launch.tile // 16),
         num_warps=launch.num_warps,
@@ -153,12 +127,39 @@ def run(
     return out
 
 
-def _group(tokens: int, experts: Experts, launch: Launch) -> int:
+def _matrices(
+    weights: ExpertWeights,
+    down: Tensor,
+    router: RouterWeights | None,
+    launch: Launch,
+    chunk: int,
+) -> dict[str, Any]:
+    """The matrices as blocks of them are loaded: where they are aligned, by the tensor memory
+    accelerator. `down` is W2 in the order in which tiles read it."""
+    gate = or_placeholder(weights.gate, weights.up)
+    router_up = weights.up if router is None else router.up[None]
+    width_h = padded(0 if router is None else router.up.shape[0])
+    tma = launch.tma and all(map(aligned, (weights.up, gate, weights.down, router_up)))
+
+    def loaded(w: Tensor, rows: int, columns: int) -> Tensor | TensorDescriptor:
+        return TensorDescriptor.from_tensor(w, [1, rows, columns]) if tma else w
+
+    return {
+        "router_up": loaded(router_up, width_h, launch.block_k),
+        "up": loaded(weights.up, chunk, launch.block_k),
+        "gate": loaded(gate, chunk, launch.block_k),
+        "down": loaded(down, chunk, launch.block_n),
+        "TMA": tma,
+        "FENCE": tma and not knobs.runtime.interpret,
+    }
+
+
+def _group(tokens: int, weights: ExpertWeights, launch: Launch) -> int:
     """How many of W2's columns are reordered together, so that a thread of the tensor cores has 16
     bytes of neighbours; 0 where that gains less than it costs."""
-    group = 64 // experts.down.itemsize
-    few = tokens < PER_NEURON * experts.num_experts * experts.expert_size
-    return 0 if few or launch.deterministic or experts.d_out % group else group
+    group = 64 // weights.down.itemsize
+    few = tokens < PER_NEURON * weights.num_experts * weights.expert_size
+    return 0 if few or launch.deterministic or weights.d_out % group else group
 
 
 def _pairs(w: Tensor) -> Tensor:
@@ -207,7 +208,7 @@ def _route_block(
     D_MODEL: tl.constexpr,
     H: tl.constexpr,
     ROUTED: tl.constexpr,
-    REGRESSION: tl.constexpr,
+    SCORE: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
     WIDTH_H: tl.constexpr,
@@ -221,29 +222,29 @@ def _route_block(
     if ROUTED:
         hs, experts = tl.arange(0, WIDTH_H), tl.arange(0, WIDTH)
         hidden = hidden_neurons(  # the router's first layer is as an expert's
-            z + tl.where(real, rows, 0).to(tl.int64)[:, None] * D_MODEL,
-            router_up,
-            router_up,
-            router_up_bias,
-            router_up_bias,
-            router_up_bias,
-            router_up_bias,
-            0,
-            0,
-            D_MODEL,
-            H,
-            WIDTH_H,
-            "relu",
-            False,
-            True,
-            False,
-            False,
-            BLOCK_K,
-            PRECISION,
-            TMA,
+            rows=z + tl.where(real, rows, 0).to(tl.int64)[:, None] * D_MODEL,
+            up=router_up,
+            gate=router_up,
+            up_bias=router_up_bias,
+            gate_bias=router_up_bias,
+            up_scale=router_up_bias,
+            gate_scale=router_up_bias,
+            expert=0,
+            first=0,
+            D_MODEL=D_MODEL,
+            E=H,
+            NEURONS=WIDTH_H,
+            ACTIVATION=relu,
+            GATED=False,
+            UP_BIAS=True,
+            GATE_BIAS=False,
+            SCALED=False,
+            BLOCK_K=BLOCK_K,
+            PRECISION=PRECISION,
+            TMA=TMA,
         )
         w, bias = router_down_weights(router_down, router_down_bias, hs, experts, H, n)
-        chosen = router_choice(hidden, w, bias, experts, tau, n, REGRESSION, PRECISION)
+        chosen = router_choice(hidden, w, bias, experts, tau, n, SCORE, PRECISION)
         chosen = (chosen & real[:, None]).to(tl.int32)
         append(chosen, rows, experts, tokens, counts, n, superblock)
     else:
@@ -301,43 +302,43 @@ def _run_tile(
     listed = tokens + tl.cast(expert, tl.int64) * superblock + place
     token = tl.load(listed, real, other=0, cache_modifier=".cg").to(tl.int64)
     hidden = hidden_neurons(
-        z + token[:, None] * D_MODEL,
-        up,
-        gate,
-        up_bias,
-        gate_bias,
-        up_bias,
-        gate_bias,
-        expert,
-        first,
-        D_MODEL,
-        E,
-        CHUNK,
-        ACTIVATION,
-        GATED,
-        UP_BIAS,
-        GATE_BIAS,
-        False,
-        BLOCK_K,
-        PRECISION,
-        TMA,
+        rows=z + token[:, None] * D_MODEL,
+        up=up,
+        gate=gate,
+        up_bias=up_bias,
+        gate_bias=gate_bias,
+        up_scale=up_bias,
+        gate_scale=gate_bias,
+        expert=expert,
+        first=first,
+        D_MODEL=D_MODEL,
+        E=E,
+        NEURONS=CHUNK,
+        ACTIVATION=ACTIVATION,
+        GATED=GATED,
+        UP_BIAS=UP_BIAS,
+        GATE_BIAS=GATE_BIAS,
+        SCALED=False,
+        BLOCK_K=BLOCK_K,
+        PRECISION=PRECISION,
+        TMA=TMA,
     )
     add_outputs(
-        hidden,
-        down,
-        out,
-        tl.where(real, token, -1),
-        expert,
-        first,
-        D_OUT,
-        E,
-        CHUNK,
-        BLOCK_N,
-        PRECISION,
-        TMA,
-        not DETERMINISTIC,
-        GROUP,
-        WARPS,
+        hidden=hidden,
+        down=down,
+        out=out,
+        token=tl.where(real, token, -1),
+        expert=expert,
+        first=first,
+        D_OUT=D_OUT,
+        E=E,
+        NEURONS=CHUNK,
+        BLOCK_N=BLOCK_N,
+        PRECISION=PRECISION,
+        TMA=TMA,
+        ATOMIC=not DETERMINISTIC,
+        GROUP=GROUP,
+        WARPS=WARPS,
     )
     if DETERMINISTIC:
         tl.debug_barrier()  # the next tile may add to the same rows by other threads
@@ -373,7 +374,7 @@ def _layer(
     D_OUT: tl.constexpr,
     H: tl.constexpr,
     ROUTED: tl.constexpr,
-    REGRESSION: tl.constexpr,
+    SCORE: tl.constexpr,
     E: tl.constexpr,
     ACTIVATION: tl.constexpr,
     GATED: tl.constexpr,
@@ -398,6 +399,8 @@ def _layer(
     PIECE: tl.constexpr,
     WARPS: tl.constexpr,
 ):
+    check_precision(PRECISION)
+    tl.static_assert(GROUP == 0 or GROUP == 16 or GROUP == 32, "GROUP must be 0, 16 or 32")
     first_super, last_super = 0, supers
     if DETERMINISTIC:
         first_super, last_super = tl.program_id(0), tl.program_id(0) + 1
@@ -411,37 +414,37 @@ def _layer(
             number = tl.minimum(blocks - step * per_super, per_super)
             while ticket < base + number:
                 _route_block(
-                    step * per_super + ticket - base,
-                    z,
-                    mask,
-                    router_up,
-                    router_up_bias,
-                    router_down,
-                    router_down_bias,
-                    tokens + tl.cast(step * n, tl.int64) * superblock,
-                    counts + step * n,
-                    num_tokens,
-                    tau,
-                    n,
-                    superblock,
-                    D_MODEL,
-                    H,
-                    ROUTED,
-                    REGRESSION,
-                    BLOCK,
-                    BLOCK_K,
-                    WIDTH_H,
-                    WIDTH,
-                    MASK_WIDTH,
-                    PRECISION,
-                    TMA,
+                    block=step * per_super + ticket - base,
+                    z=z,
+                    mask=mask,
+                    router_up=router_up,
+                    router_up_bias=router_up_bias,
+                    router_down=router_down,
+                    router_down_bias=router_down_bias,
+                    tokens=tokens + tl.cast(step * n, tl.int64) * superblock,
+                    counts=counts + step * n,
+                    num_tokens=num_tokens,
+                    tau=tau,
+                    n=n,
+                    superblock=superblock,
+                    D_MODEL=D_MODEL,
+                    H=H,
+                    ROUTED=ROUTED,
+                    SCORE=SCORE,
+                    BLOCK=BLOCK,
+                    BLOCK_K=BLOCK_K,
+                    WIDTH_H=WIDTH_H,
+                    WIDTH=WIDTH,
+                    MASK_WIDTH=MASK_WIDTH,
+                    PRECISION=PRECISION,
+                    TMA=TMA,
                 )
                 _finish(ready + step)
                 ticket = _next(ticket, state, DETERMINISTIC)
             base += number
             while ticket < base + number:
                 rows = (step * per_super + ticket - base) * BLOCK + tl.arange(0, BLOCK)
-                fill(out, down_bias, rows, rows < num_tokens, D_OUT, DOWN_BIAS)
+                set_rows(out, down_bias, rows, rows < num_tokens, D_OUT, DOWN_BIAS)
                 _finish(ready + step)
                 ticket = _next(ticket, state, DETERMINISTIC)
             base += number
@@ -465,35 +468,35 @@ def _layer(
             number = tl.sum((count + TILE - 1) // TILE, 0) * CHUNKS
             while ticket < base + number:
                 _run_tile(
-                    ticket - base,
-                    count,
-                    z,
-                    up,
-                    gate,
-                    down,
-                    up_bias,
-                    gate_bias,
-                    out,
-                    tokens + tl.cast(at * n, tl.int64) * superblock,
-                    superblock,
-                    D_MODEL,
-                    D_OUT,
-                    E,
-                    ACTIVATION,
-                    GATED,
-                    UP_BIAS,
-                    GATE_BIAS,
-                    DETERMINISTIC,
-                    TILE,
-                    CHUNK,
-                    CHUNKS,
-                    BLOCK_K,
-                    BLOCK_N,
-                    WIDTH,
-                    PRECISION,
-                    TMA,
-                    GROUP,
-                    WARPS,
+                    piece=ticket - base,
+                    count=count,
+                    z=z,
+                    up=up,
+                    gate=gate,
+                    down=down,
+                    up_bias=up_bias,
+                    gate_bias=gate_bias,
+                    out=out,
+                    tokens=tokens + tl.cast(at * n, tl.int64) * superblock,
+                    superblock=superblock,
+                    D_MODEL=D_MODEL,
+                    D_OUT=D_OUT,
+                    E=E,
+                    ACTIVATION=ACTIVATION,
+                    GATED=GATED,
+                    UP_BIAS=UP_BIAS,
+                    GATE_BIAS=GATE_BIAS,
+                    DETERMINISTIC=DETERMINISTIC,
+                    TILE=TILE,
+                    CHUNK=CHUNK,
+                    CHUNKS=CHUNKS,
+                    BLOCK_K=BLOCK_K,
+                    BLOCK_N=BLOCK_N,
+                    WIDTH=WIDTH,
+                    PRECISION=PRECISION,
+                    TMA=TMA,
+                    GROUP=GROUP,
+                    WARPS=WARPS,
                 )
                 ticket = _next(ticket, state, DETERMINISTIC)
             base += number

@@ -7,18 +7,8 @@ there: no sort, no pass over all tokens, nothing read on the host. The order of 
 differs from run to run; no token's output depends on it.
 """
 
-import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
-
-def precision(z: Tensor) -> str:
-    """`input_precision` of products. Where torch may not use TF32, fp32 numbers are each split into
-    three TF32 numbers, whose products lose hardly more than fp32 itself."""
-    if z.dtype != torch.float32:
-        return "ieee"
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
 
 
 @triton.jit
@@ -38,15 +28,12 @@ def router_choice(
     experts,
     tau,
     n,
-    REGRESSION: tl.constexpr,
+    SCORE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Dynamic-k of the router's hidden neurons [T, H]: boolean [T, experts], false beyond n."""
-    scores = tl.dot(hidden, w, input_precision=PRECISION) + bias[None, :]
-    if REGRESSION:
-        scores = tl.abs(scores)
-    else:
-        scores = tl.sigmoid(scores)
+    """Dynamic-k of the router's hidden neurons [T, H]: boolean [T, experts], false beyond n. SCORE
+    is a function of `activations`."""
+    scores = SCORE(tl.dot(hidden, w, input_precision=PRECISION) + bias[None, :])
     known = (experts < n)[None, :]
     scores = tl.where(known, scores, -1.0)
     largest = tl.max(scores, 1)[:, None]
@@ -65,7 +52,7 @@ def append(chosen, rows, experts, tokens, counts, n, superblock):
 
 
 @triton.jit
-def fill(out, init, rows, real, D_OUT: tl.constexpr, HAS_INIT: tl.constexpr):
+def set_rows(out, init, rows, real, D_OUT: tl.constexpr, HAS_INIT: tl.constexpr):
     """Set the rows [T] of out [tokens, D_OUT] that are real to `init` [D_OUT], or to zero."""
     columns = tl.arange(0, 128)
     for first in range(0, D_OUT, 128):

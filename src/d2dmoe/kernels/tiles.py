@@ -6,30 +6,15 @@ in chunks, each a piece of work of its own.
 
 import triton
 import triton.language as tl
-from torch import Tensor
-
-
-def aligned(w: Tensor) -> bool:
-    """Whether rows of w start at multiples of 16 bytes, as the tensor memory accelerator and bulk
-    copies need."""
-    return w.data_ptr() % 16 == 0 and w.shape[-1] * w.itemsize % 16 == 0
-
-
-def given(values: Tensor | None, other: Tensor) -> Tensor:
-    """Some tensor for an argument of a kernel, which does not read it where there are no values."""
-    return other if values is None else values
 
 
 @triton.jit
-def activate(x, ACTIVATION: tl.constexpr):
-    """ReLU, GELU or GELU's tanh form, in fp32."""
-    if ACTIVATION == "relu":
-        return tl.maximum(x, 0.0)
-    elif ACTIVATION == "gelu":
-        return 0.5 * x * (1.0 + tl.erf(x * 0.7071067811865476))
-    else:
-        inner = 0.7978845608028654 * (x + 0.044715 * x * x * x)
-        return x * tl.sigmoid(2.0 * inner)  # 0.5 x (1 + tanh(inner))
+def check_precision(PRECISION: tl.constexpr):
+    """Refuse to compile products of a precision that `arguments.precision` does not give."""
+    tl.static_assert(
+        PRECISION == "ieee" or PRECISION == "tf32" or PRECISION == "tf32x3",
+        "PRECISION must be ieee, tf32 or tf32x3",
+    )
 
 
 @triton.jit
@@ -62,7 +47,7 @@ def weight_block(
 
 
 @triton.jit
-def of_neurons(values, expert, neurons, E: tl.constexpr):
+def neuron_values(values, expert, neurons, E: tl.constexpr):
     """What neurons of an expert have of `values` [n, E], fp32 [1, neurons]; 1 beyond E."""
     return tl.load(values + expert * E + neurons, neurons < E, other=1.0).to(tl.float32)[None, :]
 
@@ -91,20 +76,21 @@ def hidden_neurons(
     TMA: tl.constexpr,
 ):
     """What W2 multiplies, of the tokens at the pointers `rows` [T, 1], for the NEURONS neurons of
-    an expert from the first on: [T, NEURONS], of the tokens' dtype. Weights are int8 if SCALED."""
+    an expert from the first on: [T, NEURONS], of the tokens' dtype. ACTIVATION is a function of
+    `activations`; weights are int8 if SCALED."""
     # Biases and scales come first, so that their loads overlap with those of the products.
     neurons = first + tl.arange(0, NEURONS)
     hidden = tl.zeros((rows.shape[0], NEURONS), dtype=tl.float32)
     gated = tl.zeros((rows.shape[0], NEURONS), dtype=tl.float32)
     if UP_BIAS:
-        hidden += of_neurons(up_bias, expert, neurons, E)
+        hidden += neuron_values(up_bias, expert, neurons, E)
     if GATE_BIAS:
-        gated += of_neurons(gate_bias, expert, neurons, E)
+        gated += neuron_values(gate_bias, expert, neurons, E)
     if SCALED:  # all of a sum is in steps of the weights, and becomes what it is at the end
-        step = of_neurons(up_scale, expert, neurons, E)
+        step = neuron_values(up_scale, expert, neurons, E)
         hidden /= step
         if GATED:
-            gate_step = of_neurons(gate_scale, expert, neurons, E)
+            gate_step = neuron_values(gate_scale, expert, neurons, E)
             gated /= gate_step
     ks = tl.arange(0, BLOCK_K)
     for k in range(0, D_MODEL, BLOCK_K):
@@ -122,9 +108,9 @@ def hidden_neurons(
         if GATED:
             gated *= gate_step
     if GATED:
-        hidden *= activate(gated, ACTIVATION)
+        hidden *= ACTIVATION(gated)
     else:
-        hidden = activate(hidden, ACTIVATION)
+        hidden = ACTIVATION(hidden)
     return hidden.to(rows.dtype.element_ty)
 
 

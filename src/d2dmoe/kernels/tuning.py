@@ -20,7 +20,6 @@ from d2dmoe.errors import UserError
 from d2dmoe.io.files import write_atomically
 from d2dmoe.jobs.progress import logger
 from d2dmoe.kernels import persistent
-from d2dmoe.kernels.experts import Experts
 from d2dmoe.kernels.launch import (
     Entry,
     Launch,
@@ -33,6 +32,7 @@ from d2dmoe.kernels.launch import (
     token_class,
     user_table,
 )
+from d2dmoe.weights import ExpertWeights
 
 ROUND_S = 0.01  # of a candidate, in each of the rounds that `compare` makes
 
@@ -58,27 +58,27 @@ MANY = ({"superblock": 4096}, {"superblock": 16384})  # where there are several 
 FEW = ({"superblock": 1024}, {"tile": 32, "num_warps": 4, "num_stages": 2, "per_processor": 4})
 
 
-def tune(z: Tensor, experts: Experts, mask: Tensor, again: bool = False) -> Launch:
+def tune(z: Tensor, weights: ExpertWeights, mask: Tensor, again: bool = False) -> Launch:
     """The fastest launch for a layer's shape and class of tokens on z's device.
 
-    `launch_for` gives it from now on, in this process and in later ones. What is known already,
-    from the user's cache or the package's table, is not timed unless `again`.
+    `launch_for` gives it from now on, in this process and in later ones. What the user's cache
+    knows already is not timed unless `again`.
 
     Args:
         z: real inputs, [tokens, d_model], contiguous.
-        experts: of z's dtype.
+        weights: of z's dtype.
         mask: their experts, boolean [tokens, n], contiguous: how many run decides what is fastest.
 
     Raises:
         UserError: no candidate can be launched on the device.
     """
-    shape, tokens = shape_of(z, experts), token_class(len(z))
+    shape, tokens = shape_of(z, weights), token_class(len(z))
     if tokens in known(shape) and not again:
         return known(shape)[tokens].launch
     start, launches = time.monotonic(), candidates(shape, tokens)
     logger.info("tuning the expert kernel for %s: %d launches", _name(shape, tokens), len(launches))
     runs = _runnable(
-        {launch: partial(persistent.run, z, experts, launch, mask=mask) for launch in launches},
+        {launch: partial(persistent.run, z, weights, launch, mask=mask) for launch in launches},
         _name(shape, tokens),
     )
     ms = {launch: t.median_ms for launch, t in compare(runs, z.device, ROUND_S).items()}

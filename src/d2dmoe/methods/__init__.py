@@ -1,1 +1,117 @@
-"""The methods that are compared."""
+"""The methods that are compared: one record each, and how their operating points are measured."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from d2dmoe.lookup import table_of
+from d2dmoe.selection_rules import RULES
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How all operating points of a model are measured, by a rule of the evaluation's name.
+
+    measure: (model's path, knob, its values, options, run) -> rows of operating points, and rows of
+        layers or None.
+    """
+
+    name: str
+    measure: str
+    knobs: Collection[str]  # what its operating points differ in; names its tables
+    layers: bool = False  # whether it has rows of layers
+
+
+@dataclass(frozen=True)
+class Knob:
+    """What a method's operating points differ in, where no selection rule is: the values stand in
+    the configuration under `select`."""
+
+    name: str
+    description: str
+    whole: bool = False  # values are counts; else shares in [0, 1]
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to make a model cheaper, or a model that the others are compared with.
+
+    Its module `plan` has
+        chains(task, variant) -> the stages of each of its trainings, with their options;
+        knob(task, variant) -> what its operating points differ in;
+        check(task, name, variant) -> None; raises ValueError where the variant is impossible.
+    """
+
+    name: str
+    role: str  # ours, baseline, or reference
+    plan: str | None = None  # None: no variant has the method
+    options: str | None = None  # the model of a variant's options
+    section: str | None = None  # the model of the task's section that is called like the method
+    knob: Knob | None = None
+    experts: bool = False  # whether its models have experts
+    rival: str = ""  # of a baseline: its name, and what it is made for
+
+
+DENSE = Evaluation("evaluate_dense", "d2dmoe.stages.evaluate:evaluate_dense", knobs=("dense",))
+ROUTED = Evaluation("evaluate", "d2dmoe.stages.evaluate:evaluate", knobs=RULES, layers=True)
+EXITS = Evaluation(
+    "evaluate_exits", "d2dmoe.methods.ztw.evaluation:evaluate_exits", knobs=("confidence",)
+)
+HALTING = Evaluation(
+    "evaluate_halting",
+    "d2dmoe.methods.avit.evaluation:evaluate_halting",
+    knobs=("depth",),
+    layers=True,
+)
+
+EVALUATIONS = table_of([DENSE, ROUTED, EXITS, HALTING])
+
+METHODS = table_of(
+    [
+        Method("dense", role="reference"),
+        Method("pruned", role="reference"),
+        Method("distilled", role="reference"),
+        Method(
+            "quantized",
+            role="reference",
+            plan="d2dmoe.methods.quantized.plan",
+            options="d2dmoe.methods.quantized.options:QuantizedVariant",
+        ),
+        Method(
+            "d2dmoe",
+            role="ours",
+            plan="d2dmoe.methods.conversion.plan",
+            options="d2dmoe.methods.conversion.options:D2DMoEVariant",
+            experts=True,
+        ),
+        Method(
+            "moefication",
+            role="baseline",
+            plan="d2dmoe.methods.conversion.plan",
+            options="d2dmoe.methods.conversion.options:MoEficationVariant",
+            experts=True,
+            rival="MoEfication",
+        ),
+        Method(
+            "ztw",
+            role="baseline",
+            plan="d2dmoe.methods.ztw.plan",
+            options="d2dmoe.methods.ztw.options:ZTWVariant",
+            section="d2dmoe.methods.ztw.options:ZTWConfig",
+            knob=Knob("confidence", "ZTW: least probability of the class to exit"),
+            rival="ZTW (for classifiers)",
+        ),
+        Method(
+            "avit",
+            role="baseline",
+            plan="d2dmoe.methods.avit.plan",
+            options="d2dmoe.methods.avit.options:AViTVariant",
+            section="d2dmoe.methods.avit.options:AViTTrainingConfig",
+            rival="A-ViT (for images)",
+        ),
+    ]
+)
+
+
+def evaluation_of(knob: str) -> Evaluation:
+    """The evaluation whose operating points differ in a knob."""
+    return next(e for e in EVALUATIONS.values() if knob in e.knobs)

@@ -3,9 +3,11 @@
 Its base is fine-tuned with ReLU and no penalty, and its split is the same balanced clustering.
 """
 
+import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from d2dmoe.moe import MoE
 from d2dmoe.router import Router
 
 
@@ -18,6 +20,17 @@ def classification_targets(hidden: Tensor) -> Tensor:
     return summed / summed.amax(-1, keepdim=True).clamp(min=1e-12)
 
 
-def classification_loss(router: Router, z: Tensor, hidden: Tensor) -> Tensor:
-    """Binary cross-entropy of the router's logits for z [..., d_model]; hidden is [..., n, e]."""
-    return binary_cross_entropy_with_logits(router.logits(z), classification_targets(hidden))
+def classification_loss(router: Router, moe: MoE, z: Tensor) -> Tensor:
+    """Binary cross-entropy between the router's logits and `classification_targets`.
+
+    Args:
+        router: of the layer; gradients reach it alone.
+        moe: the layer.
+        z: its inputs, [tokens, d_model].
+
+    Returns:
+        A scalar, the mean over tokens and experts.
+    """
+    with torch.no_grad():
+        targets = classification_targets(moe.hidden(z))
+    return binary_cross_entropy_with_logits(router.logits(z), targets)

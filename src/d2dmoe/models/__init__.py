@@ -1,114 +1,65 @@
-"""The dense models: one module per architecture says all that differs between them.
+"""The architectures: one record each, and a module that says all that differs between them.
 
-Every model leaves here with its FFNs in the form of `ffn.FFN`, exactly equal to the original, so
-that no later stage knows architectures. It stays what it was in all else, its own class included.
+Every model leaves `models.build` with its FFNs in the form of `ffn.FFN`, exactly equal to the
+original, so that no later stage knows architectures. It stays what it was in all else, its own
+class included.
 """
 
-from types import ModuleType
-from typing import Any
+from dataclasses import dataclass
 
-from torch import nn
-
-from d2dmoe.attention import ROLES
-from d2dmoe.config.model import ModelConfig
-from d2dmoe.errors import CheckpointError
-from d2dmoe.surgery import find
+from d2dmoe.lookup import table_of
 
 
-def create_model(cfg: ModelConfig, about: dict[str, Any]) -> tuple[dict[str, Any], nn.Module]:
-    """A dense model with the initial weights that the configuration asks for.
+@dataclass(frozen=True)
+class Architecture:
+    """A family of Transformers. Its module has `create`, `build` and `separate_projections`, as
+    `models.build` calls them; where it can be asked for, `BLOCK`, the class of its blocks, and
+    `HEADS`, the class of what knows the number of heads, and the number's name there."""
 
-    Args:
-        cfg: architecture, sizes, weights.
-        about: description of the data (`dataset.json`): classes, image size or tokenizer.
-
-    Returns:
-        The options that rebuild the modules by `build_model`, plain values all, and the model.
-
-    Raises:
-        CheckpointError: the weights cannot be had, or do not fit the configuration or the data.
-    """
-    return _architecture(cfg.architecture).create(cfg, about)
-
-
-def build_model(architecture: str, options: dict[str, Any]) -> nn.Module:
-    """The modules of a model with fresh weights.
-
-    Raises:
-        CheckpointError: the architecture is not described here.
-    """
-    return _architecture(architecture).build(options)
+    name: str
+    module: str
+    options: str  # the model of its options in a configuration
+    data: str  # the kind of data that it takes: images, texts or corpus
+    class_token: bool = False  # whether its first token classifies; its module has `BLOCK`
+    prunable_heads: bool = False  # whether heads can be removed; its module has `HEADS`
+    halts: bool = False  # whether its tokens can halt, as A-ViT's do
 
 
-def separate_projections(architecture: str, model: nn.Module) -> nn.Module:
-    """Give every attention of a model, in place, its maps Q, K, V and O as modules of the type
-    `attention.Projection`, of which fused ones are taken apart; returns the model, its outputs as
-    before. A model in which they are modules already stays as it is."""
-    if any(getattr(module, "role", None) in ROLES for module in model.modules()):
-        return model
-    return _architecture(architecture).separate_projections(model)
+ARCHITECTURES = table_of(
+    [
+        Architecture(
+            "vit",
+            module="d2dmoe.models.vit",
+            options="d2dmoe.config.model:ViTConfig",
+            data="images",
+            class_token=True,
+            prunable_heads=True,
+            halts=True,
+        ),
+        Architecture(
+            "bert",
+            module="d2dmoe.models.bert",
+            options="d2dmoe.config.model:BertConfig",
+            data="texts",
+            class_token=True,
+            prunable_heads=True,
+        ),
+        Architecture(
+            "gpt2",
+            module="d2dmoe.models.gpt2",
+            options="d2dmoe.config.model:GPT2Config",
+            data="corpus",
+        ),
+        Architecture(
+            "gemma",
+            module="d2dmoe.models.gemma",
+            options="d2dmoe.config.model:GemmaConfig",
+            data="corpus",
+        ),
+    ]
+)
 
 
-def count_heads(architecture: str, model: nn.Module) -> int:
-    """Heads of each attention of a model with separate projections.
-
-    Raises:
-        CheckpointError: heads cannot be removed from the architecture.
-    """
-    kind, attribute = _heads(architecture)
-    return getattr(next(iter(find(model, kind).values())), attribute)
-
-
-def set_heads(architecture: str, model: nn.Module, heads: int) -> None:
-    """Tell every attention, in place, how many heads its projections hold.
-
-    Raises:
-        CheckpointError: heads cannot be removed from the architecture.
-    """
-    kind, attribute = _heads(architecture)
-    for attention in find(model, kind).values():
-        setattr(attention, attribute, heads)
-
-
-def blocks_of(architecture: str, model: nn.Module) -> dict[str, nn.Module]:
-    """The blocks of a model that classifies by its first token, by name, from the first to the
-    last; each gives [batch, tokens, d_model].
-
-    Raises:
-        CheckpointError: the architecture has no such token.
-    """
-    block = getattr(_architecture(architecture), "BLOCK", None)
-    if block is None:
-        raise CheckpointError(
-            f"the architecture '{architecture}' has no class token, which early exits classify by; "
-            "vit and bert have one."
-        )
-    return find(model, block)
-
-
-def _heads(architecture: str) -> tuple[type[nn.Module], str]:
-    heads = getattr(_architecture(architecture), "HEADS", None)
-    if heads is None:
-        raise CheckpointError(
-            f"heads of the architecture '{architecture}' cannot be removed, those of vit and bert "
-            "can; prune its neurons alone (heads: 0)."
-        )
-    return heads
-
-
-def _architecture(name: str) -> ModuleType:
-    # Imported when asked for: torchvision and transformers take seconds each.
-    if name == "vit":
-        from d2dmoe.models import vit as module
-    elif name == "bert":
-        from d2dmoe.models import bert as module
-    elif name == "gpt2":
-        from d2dmoe.models import gpt2 as module
-    elif name == "gemma":
-        from d2dmoe.models import gemma as module
-    else:
-        raise CheckpointError(
-            f"the architecture '{name}' is not described; described are vit, bert, gpt2, gemma. "
-            "A module of d2dmoe/models says where an architecture keeps its FFNs and projections."
-        )
-    return module
+def names_where(condition: str) -> str:
+    """The architectures of which a condition holds, for messages."""
+    return ", ".join(name for name, record in ARCHITECTURES.items() if getattr(record, condition))

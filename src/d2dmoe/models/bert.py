@@ -33,7 +33,7 @@ class AddAndNorm(nn.Module):
 
 
 def create(cfg: BertConfig, about: dict[str, Any]) -> tuple[dict[str, Any], nn.Module]:
-    """The model's options for `build`, and the model; see `models.create_model`."""
+    """The model's options for `build`, and the model; see `models.build.create_model`."""
     sizes = {
         "num_hidden_layers": cfg.layers,
         "hidden_size": cfg.d_model,
@@ -58,7 +58,7 @@ def build(options: dict[str, Any]) -> nn.Module:
 
 
 def separate_projections(model: nn.Module) -> nn.Module:
-    """See `models.separate_projections`; they are separate here."""
+    """See `models.build.separate_projections`; they are separate here."""
     for attention in find(model, BertAttention).values():
         mark_projections(attention, PROJECTIONS)
     return model

@@ -16,7 +16,7 @@ PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
 
 
 def create(cfg: GemmaConfig, about: dict[str, Any]) -> tuple[dict[str, Any], nn.Module]:
-    """The model's options for `build`, and the model; see `models.create_model`."""
+    """The model's options for `build`, and the model; see `models.build.create_model`."""
     sizes = {
         "num_hidden_layers": cfg.layers,
         "hidden_size": cfg.d_model,
@@ -39,7 +39,7 @@ def build(options: dict[str, Any]) -> nn.Module:
 
 
 def separate_projections(model: nn.Module) -> nn.Module:
-    """See `models.separate_projections`; they are separate here, K and V narrower than Q."""
+    """See `models.build.separate_projections`; they are separate here, K and V narrower than Q."""
     for attention in find(model, GemmaAttention).values():
         mark_projections(attention, PROJECTIONS)
     return model

@@ -15,7 +15,7 @@ from d2dmoe.surgery import find, replace
 
 
 def create(cfg: GPT2Config, about: dict[str, Any]) -> tuple[dict[str, Any], nn.Module]:
-    """The model's options for `build`, and the model; see `models.create_model`."""
+    """The model's options for `build`, and the model; see `models.build.create_model`."""
     sizes = {
         "n_layer": cfg.layers,
         "n_embd": cfg.d_model,
@@ -40,7 +40,7 @@ def build(options: dict[str, Any]) -> nn.Module:
 
 
 def separate_projections(model: nn.Module) -> nn.Module:
-    """See `models.separate_projections`; the attentions hold Q, K and V fused."""
+    """See `models.build.separate_projections`; the attentions hold Q, K and V fused."""
     for attention in find(model, GPT2Attention).values():
         fused, out = attention.c_attn, attention.c_proj
         attention.c_attn = FusedProjections(fused.weight.T, fused.bias)

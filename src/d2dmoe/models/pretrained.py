@@ -9,6 +9,7 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
+from d2dmoe.activations import ACTIVATIONS
 from d2dmoe.config.model import LanguageConfig
 from d2dmoe.errors import CheckpointError, ConfigError
 
@@ -68,13 +69,6 @@ def initial_std(d_model: int) -> float:
 
 HEADS = ("classifier.", "bert.pooler.")  # a checkpoint may lack them: the task trains them
 
-ACTIVATIONS = {  # names of transformers: ours
-    "gelu": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-    "relu": "relu",
-}
-
 
 def activation_name(name: str) -> str:
     """Our name of a checkpoint's activation.
@@ -82,12 +76,13 @@ def activation_name(name: str) -> str:
     Raises:
         CheckpointError: it is none that the conversion knows.
     """
-    if name not in ACTIVATIONS:
+    aliases = {alias: ours for ours, about in ACTIVATIONS.items() for alias in about.aliases}
+    if name not in aliases:
         raise CheckpointError(
             f"the checkpoint's activation '{name}' is not described; described are "
-            f"{', '.join(ACTIVATIONS)} (d2dmoe/models/pretrained.py)."
+            f"{', '.join(aliases)} (d2dmoe/activations.py)."
         )
-    return ACTIVATIONS[name]
+    return aliases[name]
 
 
 def linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:

@@ -56,7 +56,7 @@ def build(options: dict[str, Any]) -> nn.Module:
 
 
 def separate_projections(model: nn.Module) -> nn.Module:
-    """See `models.separate_projections`; the attentions hold them fused."""
+    """See `models.build.separate_projections`; the attentions hold them fused."""
     return replace(model, nn.MultiheadAttention, lambda fused, _: SelfAttention(fused))
 
 

@@ -1,42 +1,73 @@
-"""What a task's options must be together; each fault is a ValueError that names keys and values."""
+"""What the sections of a configuration must be together. Each fault names keys and values."""
 
-from __future__ import annotations
-
-import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
 
-from d2dmoe.config.compression import DistillConfig, PruneConfig, remaining
+from d2dmoe.config.benchmarks import BenchmarksConfig
+from d2dmoe.config.compression import DistillConfig
+from d2dmoe.config.data import check_source
+from d2dmoe.config.downstream import check_boolq
+from d2dmoe.config.experiment import Config
 from d2dmoe.config.figures import FiguresConfig
 from d2dmoe.config.model import TransformerConfig, ViTConfig
+from d2dmoe.config.task import SUITES, TaskConfig
 from d2dmoe.config.training import TrainingConfig
-from d2dmoe.config.variants import (
-    DENSE_VARIANTS,
-    FINETUNED,
-    ConversionVariant,
-    QuantizedVariant,
-    Stages,
-    VariantConfig,
-)
+from d2dmoe.config.variant import DENSE_VARIANTS, FINETUNED
+from d2dmoe.errors import ConfigError
+from d2dmoe.figures import by_key
+from d2dmoe.lookup import resolve
+from d2dmoe.methods.checks import divisors
+from d2dmoe.methods.conversion.plan import conversion, ffn_width
+from d2dmoe.plan.figures import need_points
+from d2dmoe.plan.variants import chains, has_experts, knob_of, method_plan, rate, with_rate
 
-if TYPE_CHECKING:
-    from d2dmoe.config.benchmarks import BenchmarksConfig
-    from d2dmoe.config.task import TaskConfig
+TARGETS = ("all", "validation", "tuning", "benchmarks", "models", *SUITES)
+"""Targets of the workflow, beside the tasks."""
+
+
+def check(config: Config, root: Path) -> None:
+    """Refuse what cannot be run; `root` is the repository, where `resources/` lies.
+
+    Raises:
+        ConfigError: one message with a line for each task that has a fault, its first.
+        DataError: a task's dataset is not there.
+    """
+    lines = []
+    for name, task in config.tasks.items():
+        try:
+            if name in TARGETS:
+                raise ValueError("the name is a target's; call the task otherwise")
+            check_task(task)
+        except ValueError as error:
+            lines.append(f"tasks.{name}: {error}")
+    if not lines:
+        try:
+            check_masks(config.benchmarks, config.tasks)
+        except ValueError as error:
+            lines.append(str(error))
+    if lines:
+        raise ConfigError("the configuration is wrong:\n  " + "\n  ".join(lines))
+    for task in config.tasks.values():
+        check_source(task.data, root)
+        if task.boolq:
+            check_boolq(task.boolq, root)
 
 
 def check_task(task: TaskConfig) -> None:
     """Raises ValueError for the first fault found."""
     _check_data(task)
     _check_names(task)
-    _check_rates(task)
     for name, variant in task.all_variants.items():
-        _check_variant(task, name, variant)
+        method_plan(variant).check(task, name, variant)
+        _check_knob(task, name)
+    _check_rates(task)
     if not task.figures.tradeoff:
         raise ValueError("figures.tradeoff is missing: name the variants of figure 4")
     _check_figures(task, "figures", task.figures, list(task.variants))
     for suite, own in task.suites.items():
-        if own.figures.load_maps:
-            raise ValueError(f"{suite}.figures.load_maps: load maps belong into figures")
+        for key in own.figures.of_figures():
+            if by_key()[key].main_only:
+                raise ValueError(f"{suite}.figures.{key}: it belongs into figures")
         allowed = [*task.variants, *own.variants, *task.bases]
         _check_figures(task, f"{suite}.figures", own.figures, allowed)
     _check_boolq(task)
@@ -66,11 +97,10 @@ def check_masks(benchmarks: BenchmarksConfig, tasks: Mapping[str, TaskConfig]) -
         raise ValueError(
             f"benchmarks.masks.variant = {masks.variant}; defined: {list(task.variants)}"
         )
-    if task.rule(masks.variant) != "dynamic_k":
-        raise ValueError(f"benchmarks.masks.variant = {masks.variant} does not select by dynamic-k")
-    _check_values(task, "benchmarks.masks.values", [masks.variant], masks.values)
-    d_ff = _d_ff(task, masks.variant, task.variants[masks.variant])
-    recorded = d_ff // task.stages(masks.variant).split.expert_size
+    need_points(task, "benchmarks.masks.values", [masks.variant], masks.values)
+    variant = task.variants[masks.variant]
+    d_ff = ffn_width(task, masks.variant, variant)
+    recorded = d_ff // conversion(task, variant).clustering.expert_size
     for key, entry in followers.items():
         if entry.num_experts != recorded:
             raise ValueError(
@@ -86,11 +116,9 @@ def _check_data(task: TaskConfig) -> None:
             _check_input(task, f"bases.{name}.model", base.model)
     if task.data.kind == "images":
         return
-    stages = ("dense", "projections", "sparsify", "router", "ztw", "avit")
-    trained = {stage: getattr(task, stage) for stage in stages}
+    trained = {key: value for key, value in task if isinstance(value, TrainingConfig)}
     for stage, cfg in (trained | {f"bases.{k}": v for k, v in task.bases.items()}).items():
-        if cfg is not None:
-            _check_no_image_options(task, stage, cfg)
+        _check_no_image_options(task, stage, cfg)
 
 
 def _check_input(task: TaskConfig, place: str, model: TransformerConfig) -> None:
@@ -100,12 +128,13 @@ def _check_input(task: TaskConfig, place: str, model: TransformerConfig) -> None
             f"{place}.architecture {model.architecture} takes data of the kind "
             f"{model.data_kind}, but data.kind is {task.data.kind}"
         )
-    if task.data.kind == "images":
+    if isinstance(model, ViTConfig):
         _check_grid(task, place, model)
-    elif task.data.length > model.positions:
+    positions = getattr(model, "positions", None)
+    if positions is not None and task.data.length > positions:
         raise ValueError(
             f"data.length = {task.data.length} tokens exceeds {place}.positions = "
-            f"{model.positions}, the longest sequence of the model"
+            f"{positions}, the longest sequence of the model"
         )
 
 
@@ -120,7 +149,7 @@ def _check_grid(task: TaskConfig, place: str, model: ViTConfig) -> None:
     if side % patch:
         raise ValueError(
             f"{place}.patch_size = {patch} must divide data.image_size = {side}; "
-            f"allowed: {_divisors(side)}"
+            f"allowed: {divisors(side)}"
         )
     grid = side
     for _ in model.stem:
@@ -130,25 +159,6 @@ def _check_grid(task: TaskConfig, place: str, model: ViTConfig) -> None:
             f"{place}.stem has {len(model.stem)} convolutions, which make {side} pixels a "
             f"grid of {grid}; {place}.patch_size = {patch} needs a grid of {side // patch}"
         )
-
-
-def _check_rates(task: TaskConfig) -> None:
-    """No peak is below the end of its stage's cosine."""
-    peaks = [("finetune.lr", task.finetune.lr, task.sparsify)]
-    stages = ("projections", "sparsify", "router")
-    for name, variant in task.all_variants.items():
-        for stage in stages if isinstance(variant, ConversionVariant) else ():
-            change = getattr(variant, stage)
-            peaks.append(
-                (f"variant '{name}': {stage}.lr", change and change.lr, getattr(task, stage))
-            )
-    for name, rates in task.tuning.items():
-        method = getattr(task.all_variants.get(name), "method", None)
-        own = getattr(task, method) if method in ("ztw", "avit") else task.sparsify
-        peaks += [(f"tuning.{name}", rate, own) for rate in rates]
-    for key, lr, cfg in peaks:
-        if lr is not None and cfg is not None and lr < cfg.min_lr:
-            raise ValueError(f"{key} = {lr} must not be below min_lr = {cfg.min_lr} of its stage")
 
 
 def _check_names(task: TaskConfig) -> None:
@@ -163,6 +173,31 @@ def _check_names(task: TaskConfig) -> None:
         seen |= {name: section for name in names}
 
 
+def _check_knob(task: TaskConfig, name: str) -> None:
+    """A variant has operating points, where they stand under `select`."""
+    knob = knob_of(task, name)
+    if getattr(task.select, knob, None) == []:
+        raise ValueError(f"variant '{name}': select.{knob} is missing")
+
+
+def _check_rates(task: TaskConfig) -> None:
+    """No peak is below the end of its stage's cosine."""
+    trainings = [("finetune.lr", task.finetune_step[1])]
+    for name in task.all_variants:
+        for stage, cfg in chains(task, name)[0]:
+            trainings.append((f"variant '{name}': {stage}.lr", cfg))
+    for name, rates in task.tuning.items():
+        known = name in task.all_variants
+        chain = chains(task, name)[0] if known else [task.finetune_step]
+        for lr in rates:
+            trainings += [(f"tuning.{name}", cfg) for _stage, cfg in with_rate(chain, lr)]
+    for key, cfg in trainings:
+        if isinstance(cfg, TrainingConfig) and cfg.lr < cfg.min_lr:
+            raise ValueError(
+                f"{key} = {cfg.lr} must not be below min_lr = {cfg.min_lr} of its stage"
+            )
+
+
 def _check_figures(
     task: TaskConfig, place: str, figures: FiguresConfig, allowed: list[str]
 ) -> None:
@@ -170,47 +205,16 @@ def _check_figures(
         for name in names:
             if name not in allowed:
                 raise ValueError(f"{place}.{key} names the variant '{name}'; defined: {allowed}")
-    for key in ("layers", "layer_thresholds"):
-        if layers := getattr(figures, key):
-            _check_values(task, f"{place}.{key}.values", layers.variants, layers.values)
-    if maps := figures.load_maps:
-        if task.data.kind != "images":
-            raise ValueError(f"{place}.load_maps needs images: leave it out")
-        _check_values(task, f"{place}.load_maps.value", [maps.variant], [maps.value])
-    for key in ("active_neurons", "routers"):
-        for name in getattr(figures, key):
-            _need_experts(task, f"{place}.{key}", name)
-    kinds = [task.stages(name).router.kind for name in figures.routers]
-    if kinds and (kinds[0] != "regression" or "classification" not in kinds):
-        raise ValueError(
-            f"{place}.routers must compare a regression router, the first, with classification "
-            f"routers; it names {kinds}"
-        )
-
-
-def _check_values(task: TaskConfig, key: str, variants: list[str], values: list[float]) -> None:
-    for variant in variants:
-        _need_experts(task, key, variant)
-        rule = task.rule(variant)
-        measured = getattr(task.select, rule)
-        for value in values:
-            if value not in measured:
-                raise ValueError(
-                    f"{key}: {value} is no operating point of the variant '{variant}'; "
-                    f"allowed are those of select.{rule}: {measured}"
-                )
-
-
-def _need_experts(task: TaskConfig, key: str, variant: str) -> None:
-    if not isinstance(task.all_variants.get(variant), ConversionVariant):
-        raise ValueError(f"{key}: the variant '{variant}' has no experts; leave it out")
+    for key, options in figures.of_figures().items():
+        if reference := by_key()[key].check:
+            resolve(reference)(task, f"{place}.{key}", options)
 
 
 def _check_boolq(task: TaskConfig) -> None:
     if task.boolq and task.data.kind != "corpus":
         raise ValueError("boolq needs a language model, with data.kind corpus: leave it out")
     for name in task.boolq.variants if task.boolq else []:
-        if not isinstance(task.variants.get(name), ConversionVariant):
+        if not has_experts(task, name) or name not in task.variants:
             raise ValueError(
                 f"boolq.variants names the variant '{name}'; defined: {list(task.variants)}"
             )
@@ -220,109 +224,20 @@ def _check_tuning(task: TaskConfig) -> None:
     """Every method of figure 4 has had as many tries, and runs at one of its rates."""
     if not task.tuning:
         return
-    trained = [k for k, v in task.variants.items() if not isinstance(v, QuantizedVariant)]
-    allowed = [*trained, "dense_finetuned"]  # what has a rate
+    reference = f"dense{FINETUNED}"
+    trained = [name for name in task.variants if rate(task, name)]
+    allowed = [*trained, reference]  # what has a rate
     for name, rates in task.tuning.items():
         if name not in allowed:
             raise ValueError(f"tuning names the variant '{name}'; allowed: {allowed}")
-        if len(set(rates)) != len(rates) or task.rate(name) not in rates:
+        if len(set(rates)) != len(rates) or rate(task, name) not in rates:
             raise ValueError(
                 f"tuning.{name} = {rates} must list different rates, and among them the one that "
-                f"the variant has: {task.rate(name)}"
+                f"the variant has: {rate(task, name)}"
             )
-    needed = {*task.figures.tradeoff, "dense_finetuned"} & {*allowed}
+    needed = {*task.figures.tradeoff, reference} & {*allowed}
     if missing := needed - task.tuning.keys():
         raise ValueError(f"tuning lacks variants that figure 4 compares: {sorted(missing)}")
     counts = {name: len(rates) for name, rates in task.tuning.items()}
     if len(set(counts.values())) > 1:
         raise ValueError(f"tuning must give every variant as many rates; it gives {counts}")
-
-
-def _check_variant(task: TaskConfig, name: str, variant: VariantConfig) -> None:
-    if isinstance(variant, ConversionVariant):
-        _check_conversion(task, name, variant)
-        return
-    if isinstance(variant, QuantizedVariant):
-        return
-    own = getattr(task, variant.method)
-    if own is None:
-        raise ValueError(f"variant '{name}': the task has no section {variant.method}")
-    if variant.method == "avit" and task.model.architecture != "vit":
-        raise ValueError(f"variant '{name}': avit halts the tokens of images; leave it out")
-    if variant.method == "ztw":
-        if task.data.kind == "corpus":
-            raise ValueError(f"variant '{name}': ztw needs a classifier; leave it out")
-        if not task.select.confidence:
-            raise ValueError(f"variant '{name}': select.confidence is missing")
-    _check_epochs(task, name, own.epochs, f"{variant.method}.epochs")
-
-
-def _check_conversion(task: TaskConfig, name: str, variant: ConversionVariant) -> None:
-    if variant.projections is not None and task.projections is None:
-        raise ValueError(f"variant '{name}': the task has no section projections")
-    stages = task.stages(name)
-    d_ff, size = _d_ff(task, name, variant), stages.split.expert_size
-    if d_ff % size:
-        raise ValueError(
-            f"variant '{name}': split.expert_size = {size} must divide model.d_ff = {d_ff}; "
-            f"allowed: {_divisors(d_ff)}"
-        )
-    if stages.rule == "top_k" and max(task.select.top_k) > d_ff // size:
-        raise ValueError(
-            f"variant '{name}': select.top_k = {max(task.select.top_k)} exceeds its "
-            f"{d_ff // size} experts; allowed: 1 to {d_ff // size}"
-        )
-    if stages.projections:
-        _check_projections(name, stages)
-    _check_epochs(task, name, stages.epochs, "projections + sparsify + router epochs")
-
-
-def _d_ff(task: TaskConfig, name: str, variant: ConversionVariant) -> int:
-    """Hidden neurons of an FFN of the model that a variant converts."""
-    if variant.base is None:
-        return task.model.d_ff
-    if variant.base not in task.bases:
-        raise ValueError(
-            f"variant '{name}': base = '{variant.base}' is not defined; defined in bases: "
-            f"{list(task.bases) or 'none'}"
-        )
-    base = task.bases[variant.base]
-    if isinstance(base, PruneConfig):
-        if base.heads > 0 and task.model.architecture not in ("vit", "bert"):
-            raise ValueError(
-                f"bases.{variant.base}.heads = {base.heads}: heads of "
-                f"{task.model.architecture} cannot be removed; give 0 to prune neurons alone"
-            )
-        return remaining(task.model.d_ff, base.neurons)
-    return base.model.d_ff
-
-
-def _check_projections(name: str, stages: Stages) -> None:
-    size, multiple = stages.split.projection_expert_size, stages.projections.multiple
-    if size is None or stages.router.projection_width is None:
-        raise ValueError(
-            f"variant '{name}' converts attention projections: give "
-            "split.projection_expert_size and router.projection_width"
-        )
-    if multiple % size:
-        raise ValueError(
-            f"variant '{name}': split.projection_expert_size = {size} must divide "
-            f"projections.multiple = {multiple}"
-        )
-    if stages.rule == "top_k":
-        raise ValueError(
-            f"variant '{name}': top_k selects as many experts in every layer, and attention "
-            "projections have fewer; use dynamic_k or coverage"
-        )
-
-
-def _check_epochs(task: TaskConfig, name: str, own: float, key: str) -> None:
-    if not math.isclose(own, task.epochs):
-        raise ValueError(
-            f"variant '{name}': {key} = {own:g}, but the task's sparsify.epochs + "
-            f"router.epochs is {task.epochs:g}; every variant must get the same number of steps"
-        )
-
-
-def _divisors(number: int) -> list[int]:
-    return [i for i in range(1, number + 1) if number % i == 0]

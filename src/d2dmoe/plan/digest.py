@@ -1,35 +1,43 @@
-"""Digest of the code that a script depends on, so that an edit reruns the stages that import it.
+"""Digest of the code that a job depends on, so that an edit repeats the jobs that use it alone.
 
-The workflow manager sees a script but none of the modules that it imports. Comments, docstrings and
-formatting do not count: what is hashed is the syntax tree without them.
+The workflow manager sees a script but none of the modules behind it. A job depends on its script,
+on the modules that its records name, and on all that these import, directly or not. Comments,
+docstrings and formatting do not count: what is hashed is the syntax tree without them.
+
+Packages' `__init__` files count where something is imported from them, not where a module inside
+of them is: they hold tables, and a table's other records change nothing.
 """
 
 import ast
 import hashlib
+from collections.abc import Iterable
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 PACKAGE = "d2dmoe"
 
 
-def code_digest(script: Path, src: Path) -> str:
-    """Hash of a script and of all the package's modules that it imports, directly or not.
+def code_digest(script: Path, src: Path, modules: Iterable[str] = ()) -> str:
+    """Hash of a script, of further modules, and of all that these import of the package.
 
     Args:
         script: the Python file.
         src: the folder that holds the package's folder.
+        modules: dotted names, of the package or of extensions.
 
     Raises:
         FileNotFoundError: the script does not exist.
     """
-    hashed = [_hash(path) for path in sorted({script, *imported_modules(script, src)})]
+    hashed = [_hash(path) for path in sorted({script, *imported_modules(script, src, modules)})]
     return hashlib.sha256("".join(hashed).encode()).hexdigest()[:16]
 
 
-def imported_modules(script: Path, src: Path) -> set[Path]:
-    """Files of the package's modules that a script imports, directly or not."""
-    found: set[Path] = set()
-    waiting = [script]
+def imported_modules(script: Path, src: Path, modules: Iterable[str] = ()) -> set[Path]:
+    """Files of the modules that a script and further modules import, directly or not, and of these
+    modules."""
+    waiting = [script, *(file_of(name, src) for name in modules)]
+    found = set(waiting[1:])
     while waiting:
         for path in _imports(waiting.pop(), src):
             if path not in found:
@@ -39,30 +47,46 @@ def imported_modules(script: Path, src: Path) -> set[Path]:
 
 
 @cache
+def file_of(name: str, src: Path) -> Path:
+    """The file of a module of the package, or of one that Python finds elsewhere.
+
+    Raises:
+        ModuleNotFoundError: there is none.
+    """
+    if own := _own_file(name, src):
+        return own
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(f"there is no module {name}")
+    return Path(spec.origin)
+
+
+@cache
 def _tree(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"))
 
 
 @cache
 def _imports(path: Path, src: Path) -> frozenset[Path]:
-    names: set[str] = set()
+    """The package's files that a file's import statements name."""
+    found: set[Path | None] = set()
     for node in ast.walk(_tree(path)):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            found |= {_own_file(alias.name, src) for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    ours = (name for name in names if name.split(".")[0] == PACKAGE)
-    return frozenset(file for name in ours for file in _files(name, src))
+            for alias in node.names:  # a module of a package, or what a module holds
+                inner = _own_file(f"{node.module}.{alias.name}", src)
+                found.add(inner or _own_file(node.module, src))
+    return frozenset(file for file in found if file)
 
 
-def _files(name: str, src: Path) -> list[Path]:
-    """The files that importing a dotted name executes: the module and its packages' __init__."""
-    parts = name.split(".")
-    files = []
-    for end in range(1, len(parts) + 1):
-        base = src.joinpath(*parts[:end])
-        files += [f for f in (base / "__init__.py", base.with_suffix(".py")) if f.is_file()]
-    return files
+@cache
+def _own_file(name: str, src: Path) -> Path | None:
+    if name.split(".")[0] != PACKAGE:
+        return None
+    base = src.joinpath(*name.split("."))
+    files = (base / "__init__.py", base.with_name(f"{base.name}.py"))
+    return next((file for file in files if file.is_file()), None)
 
 
 @cache

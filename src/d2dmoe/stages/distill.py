@@ -8,16 +8,16 @@ from torch import nn
 from d2dmoe.checkpoint import Trained, fresh_model, load_dense_model
 from d2dmoe.compression.distill import distillation_loss
 from d2dmoe.config.compression import DistillConfig
-from d2dmoe.data import Batch, Split, open_split
+from d2dmoe.data.splits import Batch, Split, open_split
 from d2dmoe.errors import CheckpointError
 from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.run import Run
 from d2dmoe.seeding import seed_for
-from d2dmoe.stages.dense import fit_model
+from d2dmoe.stages.fitting import fit_model
 from d2dmoe.training import Losses, cross_entropy_loss
 
 
-def distill(parent: Path, cfg: DistillConfig, data: Path, run: Run) -> Trained:
+def distill(parent: Path, cfg: DistillConfig, run: Run) -> Trained:
     """Train a student on (1 − w) · task loss + w · imitation of a saved dense model, the teacher.
 
     The teacher sees the same batches, augmented and mixed, and drops nothing out.
@@ -28,7 +28,7 @@ def distill(parent: Path, cfg: DistillConfig, data: Path, run: Run) -> Trained:
     """
     teacher, _spec = load_dense_model(parent)
     teacher.to(run.device).requires_grad_(False)
-    train = open_split(data, "train")
+    train = open_split(run.data, "train")
     torch.manual_seed(seed_for("student", run.seed))
     model, spec = fresh_model(cfg.model, train.about)
     model.to(run.device)
@@ -46,7 +46,7 @@ def distill(parent: Path, cfg: DistillConfig, data: Path, run: Run) -> Trained:
         loss = (1 - cfg.imitation) * task + cfg.imitation * imitation
         return {"loss": loss, "task": task, "imitation": imitation}
 
-    return model, spec, fit_model(model, losses, cfg, data, run, "distill")
+    return model, spec, fit_model(model, losses, cfg, run, "distill")
 
 
 def _outputs(model: nn.Module, split: Split, device: torch.device) -> int:

@@ -8,13 +8,14 @@ from typing import Any
 import pandas as pd
 from torch import nn
 
-from d2dmoe.conversion import load_model
-from d2dmoe.data import open_split
+from d2dmoe.checkpoint import load_model
+from d2dmoe.data.splits import open_split
 from d2dmoe.downstream import BoolQ, Point, calibrate, check_installed, load_boolq
 from d2dmoe.evaluate import evaluate_routed
 from d2dmoe.jobs.progress import Progress
 from d2dmoe.jobs.run import Run
 from d2dmoe.moe import set_selection
+from d2dmoe.selection_rules import RULES
 
 MEASURED = ("flops_ratio", "accuracy", "stderr", "samples")
 UNREACHABLE = dict.fromkeys(("knob_value", "flops_ratio_validation", *MEASURED), math.nan)
@@ -22,10 +23,9 @@ UNREACHABLE = dict.fromkeys(("knob_value", "flops_ratio_validation", *MEASURED),
 
 def boolq(
     model_path: Path,
-    tokenizer: Path,
+    tokenizer_path: Path,
     points_path: Path,
     dense_path: Path,
-    data: Path,
     cfg: dict[str, Any],
     run: Run,
 ) -> list[dict]:
@@ -33,12 +33,11 @@ def boolq(
 
     Args:
         model_path: dense, or converted with routers.
-        tokenizer: the task's tokenizer.json.
+        tokenizer_path: the task's tokenizer.json.
         points_path: the model's operating points on validation data.
         dense_path: the dense model's one on the same data.
-        data: folder of the prepared dataset.
         cfg: source, budgets, limit and batch_size (of the measurements on validation data).
-        run: where to compute.
+        run: device and data.
 
     Returns:
         Rows budget, knob, knob_value, flops_ratio_validation, and of the BoolQ run flops_ratio,
@@ -51,9 +50,9 @@ def boolq(
     rows = load_boolq(cfg["source"], Path.cwd())
     model, _spec = load_model(model_path)
     model.to(run.device)
-    task = BoolQ(model, tokenizer, rows)
+    task = BoolQ(model, tokenizer_path, rows)
     knob, points, dense_flops = _read_points(points_path, dense_path)
-    split = open_split(data, "validation")
+    split = open_split(run.data, "validation")
 
     def measure(value: float) -> float:
         measured, _ = evaluate_routed(model, split, knob, [value], cfg["batch_size"], run.device)
@@ -64,7 +63,7 @@ def boolq(
         return _ask(task, model, knob, point, cfg["limit"])
 
     progress = Progress("BoolQ at budget", len(cfg["budgets"]), every_s=run.log_every_s)
-    continuous = knob in ("dynamic_k", "coverage")
+    continuous = knob in RULES and not RULES[knob].whole
     results = []
     for budget in cfg["budgets"]:
         point = calibrate(points, budget, measure if continuous else None)

@@ -1,41 +1,39 @@
 """Stage 5: quality and cost at every operating point, and where in an image the compute goes."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from d2dmoe.conversion import load_model
-from d2dmoe.data import ImageSplit, open_split
-from d2dmoe.evaluate import batches_of, evaluate_dense, evaluate_routed
+from d2dmoe.checkpoint import load_model
+from d2dmoe.data.splits import ImageSplit, open_split
+from d2dmoe.evaluate import MeasureOptions, evaluate_routed
+from d2dmoe.evaluate import evaluate_dense as measure_dense
 from d2dmoe.jobs.run import Run
 from d2dmoe.moe import MoE, set_selection, watch_selections
+from d2dmoe.quality import batches_of
 from d2dmoe.surgery import find
 
 FOREGROUND = 25  # of 255; a darker pixel is background
 MEASURED = 500  # images whose patches are tabulated; of these the first few are drawn
 
 
-def evaluate_dense_model(
-    model_path: Path, data: Path, split: str, batch_size: int, run: Run
-) -> list[dict]:
+def evaluate_dense(
+    model_path: Path, _knob: str, cfg: MeasureOptions, run: Run
+) -> tuple[list[dict], None]:
     """The one operating point of a saved model without routers; see `evaluate.evaluate_dense`.
 
     Raises:
         UserError: model or data are not in order.
     """
     model, _spec = load_model(model_path)
-    return evaluate_dense(model.to(run.device), open_split(data, split), batch_size, run.device)
+    samples = open_split(run.data, cfg["split"])
+    return measure_dense(model.to(run.device), samples, cfg["batch_size"], run.device), None
 
 
 def evaluate(
-    model_path: Path,
-    rule: str,
-    values: list[float],
-    data: Path,
-    split: str,
-    batch_size: int,
-    run: Run,
+    model_path: Path, rule: str, cfg: MeasureOptions, run: Run
 ) -> tuple[list[dict], list[dict]]:
     """Rows of operating points and of layers of a saved model; see `evaluate.evaluate_routed`.
 
@@ -43,18 +41,25 @@ def evaluate(
         UserError: model or data are not in order.
     """
     model, _spec = load_model(model_path)
-    samples = open_split(data, split)
     model.to(run.device)
-    return evaluate_routed(model, samples, rule, values, batch_size, run.device, run.log_every_s)
+    samples = open_split(run.data, cfg["split"])
+    how = {"batch_size": cfg["batch_size"], "log_every_s": run.log_every_s}
+    return evaluate_routed(model, samples, rule, cfg["values"], device=run.device, **how)
 
 
 def load_maps(
-    model_path: Path, rule: str, value: float, drawn: int, data: Path, split: str, run: Run
+    model_path: Path, rule: str, cfg: dict[str, Any], run: Run
 ) -> tuple[dict[str, Tensor], list[dict]]:
-    """Executed experts per patch of a split's first images (figure 8b).
+    """Executed experts per patch of the first test images (figure 8b).
+
+    Args:
+        model_path: a converted ViT.
+        rule: its selection rule.
+        cfg: `value`, the rule's operating point, and `images`, how many are drawn.
+        run: device and data.
 
     Returns:
-        Tensors of the `drawn` first images: images uint8 [N, 3, H, W], labels int64 [N], loads
+        Tensors of the images that are drawn: images uint8 [N, 3, H, W], labels int64 [N], loads
         float32 [N, grid, grid] (share of executed experts, mean over layers). Rows image, row,
         column, object_share (of the patch's pixels that are not black), load.
 
@@ -63,8 +68,8 @@ def load_maps(
     """
     model, _spec = load_model(model_path)
     model.to(run.device)
-    set_selection(model, rule, value)
-    samples = open_split(data, split)
+    set_selection(model, rule, cfg["value"])
+    samples = open_split(run.data, "test")
     indices = torch.arange(min(MEASURED, len(samples)))
     pixels = samples.pixels(indices)
     loads = _patch_loads(model, samples, len(indices), run)
@@ -79,7 +84,7 @@ def load_maps(
         for c in range(grid)
     ]
     tensors = {"images": pixels, "labels": samples.labels[indices], "loads": loads}
-    return {name: t[:drawn] for name, t in tensors.items()}, rows
+    return {name: t[: cfg["images"]] for name, t in tensors.items()}, rows
 
 
 def _patch_loads(model: nn.Module, samples: ImageSplit, count: int, run: Run) -> Tensor:

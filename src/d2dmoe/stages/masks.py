@@ -1,25 +1,31 @@
 """Which experts the tokens of a converted model run, for benchmarks that follow them."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from d2dmoe.conversion import load_model
-from d2dmoe.data import open_split
-from d2dmoe.evaluate import batches_of
+from d2dmoe.checkpoint import load_model
+from d2dmoe.data.splits import open_split
 from d2dmoe.jobs.run import Run
+from d2dmoe.kernels import ops  # noqa: F401  a routed model may run by them
 from d2dmoe.moe import MoE, set_selection, watch_selections
+from d2dmoe.quality import batches_of
 from d2dmoe.surgery import find
 
 
-def record_masks(
-    model_path: Path, values: list[float], samples: int, data: Path, run: Run
-) -> dict[str, Tensor]:
-    """The FFNs' selections at operating points of dynamic-k, on the first test samples.
+def record_masks(model_path: Path, rule: str, cfg: dict[str, Any], run: Run) -> dict[str, Tensor]:
+    """The FFNs' selections at operating points of a rule, on the first test samples.
+
+    Args:
+        model_path: a converted model.
+        rule: its selection rule.
+        cfg: `values`, the operating points, and `samples`, how many are read.
+        run: device and data.
 
     Returns:
-        bool [layers, tokens, n] for each value, by the name `tau_VALUE`.
+        bool [layers, tokens, n] for each value, by the value.
 
     Raises:
         UserError: model or data are not in order.
@@ -27,11 +33,11 @@ def record_masks(
     model, _spec = load_model(model_path)
     model.to(run.device)
     names = [name for name, moe in find(model, MoE).items() if moe.role == "ffn"]
-    inputs, _ = next(batches_of(open_split(data, "test"), samples, run.device))
+    inputs, _ = next(batches_of(open_split(run.data, "test"), cfg["samples"], run.device))
     recorded = {}
     with torch.inference_mode(), watch_selections(model) as masks:
-        for value in values:
-            set_selection(model, "dynamic_k", value)
+        for value in cfg["values"]:
+            set_selection(model, rule, value)
             model(**inputs)
-            recorded[f"tau_{value:g}"] = torch.stack([masks[x].flatten(0, -2) for x in names])
+            recorded[f"{value:g}"] = torch.stack([masks[x].flatten(0, -2) for x in names])
     return recorded

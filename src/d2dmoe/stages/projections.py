@@ -12,22 +12,23 @@ from d2dmoe.attention import (
     projection_mlps,
     replace_projections,
 )
-from d2dmoe.checkpoint import ProjectionsSpec, Trained, load_dense_model
+from d2dmoe.checkpoint import Trained, load_dense_model
 from d2dmoe.config.stages import ProjectionsConfig
-from d2dmoe.data import Batch, open_split
-from d2dmoe.errors import CheckpointError
+from d2dmoe.data.splits import Batch
 from d2dmoe.ffn import FFN
 from d2dmoe.inputs import real_tokens
 from d2dmoe.jobs.progress import logger
 from d2dmoe.jobs.run import Run
-from d2dmoe.models import separate_projections
+from d2dmoe.models.build import separate_projections
 from d2dmoe.seeding import seed_for
 from d2dmoe.sparsity import alpha_at, penalty, watch_activations
+from d2dmoe.spec import ModelSpec
+from d2dmoe.stages.fitting import fit_part
 from d2dmoe.surgery import watch
-from d2dmoe.training import Losses, TrainingBatches, fit
+from d2dmoe.training import Losses
 
 
-def convert_projections(parent: Path, cfg: ProjectionsConfig, data: Path, run: Run) -> Trained:
+def convert_projections(parent: Path, cfg: ProjectionsConfig, run: Run) -> Trained:
     """Replace the attention projections `cfg.maps` of a saved dense model by MLPs.
 
     All MLPs are trained in one pass over the data. Each sees the inputs and outputs of its original
@@ -38,8 +39,7 @@ def convert_projections(parent: Path, cfg: ProjectionsConfig, data: Path, run: R
         UserError: model, data or disk are not in order, or the training was stopped.
     """
     model, spec = load_dense_model(parent)
-    if spec.projections:
-        raise CheckpointError(f"the attention projections of {parent} were converted already")
+    spec.check_new("projections", parent)
     separate_projections(spec.architecture, model).to(run.device).requires_grad_(False)
     widths = _widths(model, cfg)
     torch.manual_seed(seed_for("projections", run.seed))
@@ -62,18 +62,15 @@ def convert_projections(parent: Path, cfg: ProjectionsConfig, data: Path, run: R
             loss = error + alpha * len(mlps) * sparsity
             return {"loss": loss, "error": error / len(mlps), "sparsity": sparsity}
 
-        train = TrainingBatches(open_split(data, "train"), cfg, run.seed, run.device)
-        history = fit(
-            trained,
-            losses,
-            train,
-            cfg,
-            name="imitation of attention projections",
-            state=run.state,
-            log_every_s=run.log_every_s,
-        )
+        history = fit_part(trained, losses, cfg, run, "imitation of attention projections")
     replace_projections(model, mlps).requires_grad_(True).eval()
-    return model, spec.with_(projections=ProjectionsSpec(widths=widths)), history
+    return model, spec.with_part("projections", widths=widths), history
+
+
+def rebuild(model: nn.Module, spec: ModelSpec, widths: dict[str, int]) -> nn.Module:
+    """MLPs with fresh weights, so wide by role, in place of the attention projections."""
+    separate_projections(spec.architecture, model)
+    return replace_projections(model, projection_mlps(model, widths))
 
 
 def _widths(model: nn.Module, cfg: ProjectionsConfig) -> dict[str, int]:

@@ -7,22 +7,23 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from d2dmoe.checkpoint import ModelSpec, PrunedSpec, Trained, load_dense_model
+from d2dmoe.checkpoint import Trained, load_dense_model
 from d2dmoe.compression.importance import importance, most_important
 from d2dmoe.compression.prune import keep_units, unit_widths
 from d2dmoe.config.compression import PruneConfig, remaining
-from d2dmoe.data import Batch, open_split
+from d2dmoe.data.splits import Batch, open_split
 from d2dmoe.errors import CheckpointError
 from d2dmoe.ffn import FFN
 from d2dmoe.jobs.progress import logger
 from d2dmoe.jobs.run import Run
-from d2dmoe.models import count_heads
+from d2dmoe.models.build import count_heads
 from d2dmoe.seeding import seed_for
-from d2dmoe.stages.dense import fit_task
+from d2dmoe.spec import ModelSpec
+from d2dmoe.stages.fitting import fit_task
 from d2dmoe.surgery import find
 
 
-def prune(parent: Path, cfg: PruneConfig, data: Path, run: Run) -> Trained:
+def prune(parent: Path, cfg: PruneConfig, run: Run) -> Trained:
     """Remove heads and neurons of a saved dense model, then train all that is left.
 
     Raises:
@@ -30,33 +31,33 @@ def prune(parent: Path, cfg: PruneConfig, data: Path, run: Run) -> Trained:
             pruned or converted already, or heads cannot be removed from its architecture.
     """
     model, spec = load_dense_model(parent)
-    if spec.pruned or spec.projections:
+    if spec.parts:
         raise CheckpointError(f"{parent} was pruned or converted already; prune the dense model")
     widths = unit_widths(spec.architecture, model, heads=cfg.heads > 0)
-    scores = importance(model.to(run.device), widths, _samples(cfg, data, run))
-    pruned = _sizes(model, spec, cfg)
-    logger.info("what stays of each layer: %s", pruned)
+    scores = importance(model.to(run.device), widths, _samples(cfg, run))
+    kept = _sizes(model, spec, cfg)
+    logger.info("what stays of each layer: %s", kept)
     keep_units(
         spec.architecture,
         model,
-        pruned.heads,
-        pruned.d_ff,
+        kept["heads"],
+        kept["d_ff"],
         lambda name, count: most_important(scores[name], count),
     )
-    return model, spec.with_(pruned=pruned), fit_task(model, cfg, data, run, "prune")
+    return model, spec.with_part("prune", **kept), fit_task(model, cfg, run, "prune")
 
 
-def _sizes(model: nn.Module, spec: ModelSpec, cfg: PruneConfig) -> PrunedSpec:
-    """What stays of each layer."""
+def _sizes(model: nn.Module, spec: ModelSpec, cfg: PruneConfig) -> dict[str, int | None]:
+    """What stays of each layer: heads of an attention (None: all, still fused), and d_ff."""
     d_ff = remaining(next(iter(find(model, FFN).values())).d_ff, cfg.neurons)
     if cfg.heads == 0:
-        return PrunedSpec(d_ff=d_ff)
-    return PrunedSpec(heads=remaining(count_heads(spec.architecture, model), cfg.heads), d_ff=d_ff)
+        return {"heads": None, "d_ff": d_ff}
+    return {"heads": remaining(count_heads(spec.architecture, model), cfg.heads), "d_ff": d_ff}
 
 
-def _samples(cfg: PruneConfig, data: Path, run: Run) -> Iterator[Batch]:
+def _samples(cfg: PruneConfig, run: Run) -> Iterator[Batch]:
     """Batches of `cfg.samples` training samples, drawn by the run's seed, as they are evaluated."""
-    train = open_split(data, "train")
+    train = open_split(run.data, "train")
     generator = torch.Generator().manual_seed(seed_for("importance", run.seed))
     chosen = torch.randperm(len(train), generator=generator)[: cfg.samples]
     for indices in chosen.split(cfg.batch_size // cfg.accumulate):

@@ -2,22 +2,19 @@
 
 from pathlib import Path
 
-from torch import nn
-
-from d2dmoe.checkpoint import ModelSpec
+from d2dmoe.checkpoint import Trained, load_model
 from d2dmoe.compression.quantize import quantize_weights
 from d2dmoe.config.compression import QuantizeConfig
-from d2dmoe.conversion import load_model
-from d2dmoe.errors import CheckpointError
+from d2dmoe.jobs.run import Run
 
 
-def quantize(parent: Path, cfg: QuantizeConfig) -> tuple[nn.Module, ModelSpec]:
+def quantize(parent: Path, cfg: QuantizeConfig, _run: Run) -> Trained:
     """Quantise the weight matrices of a saved model, in evaluation mode.
 
     Raises:
         CheckpointError: the saved model is missing, damaged or quantised already.
     """
     model, spec = load_model(parent)
-    if spec.quantized is not None:
-        raise CheckpointError(f"{parent} holds a model that was quantised already")
-    return quantize_weights(spec.architecture, model), spec.with_(quantized=cfg.weights)
+    spec.check_new("quantize", parent)
+    quantize_weights(spec.architecture, model)
+    return model, spec.with_part("quantize", weights=cfg.weights), []

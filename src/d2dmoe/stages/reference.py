@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from d2dmoe.config.data import CorpusConfig, TextsConfig
-from d2dmoe.data import load_texts
+from d2dmoe.data.text_splits import load_texts
 from d2dmoe.text_references import ngram_loss_per_byte, tfidf_accuracy
 
 ORDER = 5  # bytes of an n-gram

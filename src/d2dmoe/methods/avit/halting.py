@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from d2dmoe.flops import count
+from d2dmoe.spec import ModelSpec
 from d2dmoe.surgery import find
 
 CHANNEL = 0  # of a token's state, which gives its halting score
@@ -133,6 +134,13 @@ def add_halting(model: nn.Module, gamma: float, beta: float) -> nn.Module:
     """Let the tokens of a torchvision `VisionTransformer` halt, in place; returns the model."""
     model.encoder = HaltingEncoder(model.encoder, gamma, beta)
     return model
+
+
+def rebuild(
+    model: nn.Module, spec: ModelSpec, depth: float, gamma: float, beta: float
+) -> nn.Module:
+    """The ViT with halting tokens; the depth that it was trained for is in its weights."""
+    return add_halting(model, gamma, beta)
 
 
 def quiet_channel(model: nn.Module) -> None:

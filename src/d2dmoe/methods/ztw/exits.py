@@ -14,11 +14,11 @@ from contextlib import AbstractContextManager, suppress
 import torch
 from torch import Tensor, nn
 
-from d2dmoe.checkpoint import ModelSpec
 from d2dmoe.errors import ConfigError
 from d2dmoe.ffn import FFN
 from d2dmoe.inputs import logits_of
-from d2dmoe.models import blocks_of
+from d2dmoe.models.build import blocks_of
+from d2dmoe.spec import ModelSpec
 from d2dmoe.surgery import find, watch
 
 
@@ -91,20 +91,26 @@ class Exits(nn.Module):
         return heads, torch.stack(ensembles)
 
 
-def add_exits(model: nn.Module, spec: ModelSpec) -> nn.Module:
+def add_exits(model: nn.Module, spec: ModelSpec, every: int, width: int | None) -> nn.Module:
     """Give a model, in place, fresh heads as `model.exits`; its forward does not use them.
+
+    Args:
+        model: dense.
+        spec: of the model.
+        every: blocks from one exit to the next.
+        width: hidden neurons of a head; None: it is one linear map.
 
     Raises:
         CheckpointError: the architecture has no class token.
         ConfigError: the model has too few blocks for an exit.
     """
-    count = len(exit_blocks(model, spec))
+    count = len(exit_blocks(model, spec, every))
     d_model = next(iter(find(model, FFN).values())).d_model
-    model.exits = Exits(count, d_model, len(spec.data["classes"]), spec.exits.width)
+    model.exits = Exits(count, d_model, len(spec.data["classes"]), width)
     return model
 
 
-def exit_blocks(model: nn.Module, spec: ModelSpec) -> dict[str, nn.Module]:
+def exit_blocks(model: nn.Module, spec: ModelSpec, every: int) -> dict[str, nn.Module]:
     """The blocks that an exit follows, by name: every so many, without the last, after which the
     model's own classifier costs next to nothing.
 
@@ -113,10 +119,10 @@ def exit_blocks(model: nn.Module, spec: ModelSpec) -> dict[str, nn.Module]:
         ConfigError: there is no such block.
     """
     blocks = blocks_of(spec.architecture, model)
-    chosen = dict(list(blocks.items())[spec.exits.every - 1 : -1 : spec.exits.every])
+    chosen = dict(list(blocks.items())[every - 1 : -1 : every])
     if not chosen:
         raise ConfigError(
-            f"every = {spec.exits.every} leaves no exit before the last of {len(blocks)} blocks; "
+            f"every = {every} leaves no exit before the last of {len(blocks)} blocks; "
             f"allowed: 1 to {len(blocks) - 1}"
         )
     return chosen

@@ -1,0 +1,90 @@
+# The stages that make models of models, a rule for each record of the table.
+
+
+def stage_inputs(wildcards):
+    """The parent's model, and the dataset."""
+    step = step_of(wildcards)
+    model = {"model": step.parent.model} if step.parent else {}
+    return model | {"data": PLAN.data_files(step.data)}
+
+
+for stage in STAGES.values():
+    if stage.trains:
+
+        rule:
+            name:
+                stage.name
+            input:
+                unpack(stage_inputs),
+            output:
+                model=f"{FOLDER}/model.safetensors",
+                history=f"{FOLDER}/history.csv",
+                lineage=f"{FOLDER}/lineage.yaml",
+            log:
+                job_log(FOLDER, stage.name),
+            benchmark:
+                job_record(FOLDER, stage.name)
+            wildcard_constraints:
+                folder=rf"{stage.name}-[\w.-]+",
+            threads: lambda w: options(w)["threads"]
+            resources:
+                gpu=1,
+            params:
+                cfg=options,
+                lineage=lambda w: lineage_of(step_of(w)),
+                code=lambda w: PLAN.stage_code(step_of(w)),
+            script:
+                "../scripts/train.py"
+
+    else:
+
+        rule:
+            name:
+                stage.name
+            input:
+                model=lambda w: step_of(w).parent.model,
+            output:
+                model=f"{FOLDER}/model.safetensors",
+                lineage=f"{FOLDER}/lineage.yaml",
+            log:
+                job_log(FOLDER, stage.name),
+            benchmark:
+                job_record(FOLDER, stage.name)
+            wildcard_constraints:
+                folder=rf"{stage.name}-[\w.-]+",
+            params:
+                cfg=options,
+                lineage=lambda w: lineage_of(step_of(w)),
+                code=lambda w: PLAN.stage_code(step_of(w)),
+            script:
+                "../scripts/convert.py"
+
+
+rule models:
+    # Which folder holds what.
+    output:
+        "results/models.csv",
+    log:
+        "results/logs/models.log",
+    localrule: True
+    params:
+        rows=tables.models(PLAN),
+        code=PLAN.code("models"),
+    script:
+        "../scripts/models.py"
+
+
+for name, removes in {"clean_unused": False, "remove_unused": True}.items():
+
+    rule:
+        # Lists, or removes, the folders that no variant of the configuration leads to.
+        name:
+            name
+        log:
+            f"results/logs/{name}.log",
+        localrule: True
+        params:
+            used=[*PLAN.steps, *map(PLAN.data_folder, PLAN.config.tasks)],
+            removes=removes,
+        script:
+            "../scripts/unused.py"

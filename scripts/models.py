@@ -1,0 +1,7 @@
+from pathlib import Path
+
+from d2dmoe.io.csvfile import write_rows
+from d2dmoe.jobs.job import job
+
+with job(snakemake):
+    write_rows(Path(snakemake.output[0]), snakemake.params.rows)

@@ -1,0 +1,24 @@
+"""The compositions that a task runs, each by a method."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from d2dmoe.config.named import Tagged
+from d2dmoe.config.strict import Strict
+from d2dmoe.methods import METHODS
+
+FINETUNED = "_finetuned"  # ends the name of a dense or compressed model that was trained on
+
+DENSE_VARIANTS = {"dense": "dense", f"dense{FINETUNED}": "dense, fine-tuned"}
+"""The variants that every task has, and their names in the legends."""
+
+
+class Variant(Strict):
+    """What all variants have."""
+
+    method: str
+    label: str = Field(min_length=1, description="Name in the legends")
+
+
+VariantConfig = Annotated[Variant, Tagged("method", METHODS)]

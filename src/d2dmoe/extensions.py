@@ -1,0 +1,23 @@
+"""Modules of a user's own that add records to the tables."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any
+
+from d2dmoe.errors import ConfigError
+
+
+def import_extensions(raw: Mapping[str, Any]) -> None:
+    """Import what a configuration lists under `extensions`, from wherever Python finds modules.
+
+    Raises:
+        ConfigError: there is no such module.
+    """
+    for name in raw.get("extensions") or []:
+        try:
+            import_module(name)
+        except ImportError as error:
+            raise ConfigError(
+                f"extensions names the module {name!r}, which cannot be imported: {error}. "
+                "Correct the name, or put the module's folder on PYTHONPATH."
+            ) from error

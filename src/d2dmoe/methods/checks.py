@@ -1,0 +1,26 @@
+"""What the checks of several methods share; a fault is a ValueError that names keys and values."""
+
+import math
+
+from d2dmoe.config.task import TaskConfig
+
+
+def need_epochs(task: TaskConfig, name: str, epochs: float, key: str) -> None:
+    """A variant is trained for as many passes as every other."""
+    if not math.isclose(epochs, task.epochs):
+        raise ValueError(
+            f"variant '{name}': {key} = {epochs:g}, but the task's sparsify.epochs + "
+            f"router.epochs is {task.epochs:g}; every variant must get the same number of steps"
+        )
+
+
+def need_section(task: TaskConfig, name: str, section: str):
+    """The options of a section that a variant needs."""
+    if getattr(task, section) is None:
+        raise ValueError(f"variant '{name}': the task has no section {section}")
+    return getattr(task, section)
+
+
+def divisors(number: int) -> list[int]:
+    """For messages: what divides a number."""
+    return [i for i in range(1, number + 1) if number % i == 0]

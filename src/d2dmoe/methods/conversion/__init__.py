@@ -1,0 +1,1 @@
+"""D2DMoE and MoEfication: dense models converted into experts."""

@@ -1,0 +1,104 @@
+"""Options of conversions into experts, D2DMoE's and MoEfication's."""
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from d2dmoe.config.compression import QuantizedWeights
+from d2dmoe.config.named import OneOf
+from d2dmoe.config.stages import (
+    ClusteringMethod,
+    PenaltyMode,
+    ProjectionRole,
+    RouterKindName,
+    Schedule,
+)
+from d2dmoe.config.strict import Name, Strict
+from d2dmoe.config.variant import Variant
+from d2dmoe.selection_rules import RULES
+
+
+class SparsifyChange(Strict):
+    """What a variant may change in sparsification."""
+
+    mode: PenaltyMode | None = None
+    alpha: float | None = Field(None, ge=0)
+    schedule: Schedule | None = None
+    epochs: float | None = Field(None, ge=0)
+    lr: float | None = Field(None, gt=0)
+
+
+class ProjectionsChange(Strict):
+    """What a variant may change in the conversion of attention projections."""
+
+    maps: list[ProjectionRole] | None = Field(None, min_length=1)
+    factor: float | None = Field(None, gt=0)
+    alpha: float | None = Field(None, ge=0)
+    epochs: float | None = Field(None, ge=0)
+    lr: float | None = Field(None, gt=0)
+
+
+class ClusteringChange(Strict):
+    """What a variant may change in the clustering."""
+
+    method: ClusteringMethod | None = None
+    expert_size: int | None = Field(None, gt=0)
+    projection_expert_size: int | None = Field(None, gt=0)
+
+
+class RouterChange(Strict):
+    """What a variant may change in the routers."""
+
+    kind: RouterKindName | None = None
+    width: int | None = Field(None, gt=0)
+    projection_width: int | None = Field(None, gt=0)
+    epochs: float | None = Field(None, ge=0)
+    lr: float | None = Field(None, gt=0)
+
+
+class ConversionVariant(Variant):
+    """The dense model converted into experts."""
+
+    rule: ClassVar[str] = "dynamic_k"  # unless `select` says otherwise
+    implied: ClassVar[dict[str, dict[str, Any]]] = {}  # by stage: what the method itself changes
+
+    base: Name | None = Field(
+        None, description="Which of `bases` is converted; null: the dense model"
+    )
+    projections: ProjectionsChange | None = Field(
+        None, description="Convert attention projections too, with these changes; {}: with none"
+    )
+    sparsify: SparsifyChange = SparsifyChange()
+    clustering: ClusteringChange = ClusteringChange()
+    router: RouterChange = RouterChange()
+    select: Annotated[str, OneOf(RULES, "selection rule")] | None = Field(
+        None, description="Selection rule; default: the method's own"
+    )
+    quantize: QuantizedWeights | None = Field(
+        None, description="Quantise the converted model's weights; null: leave them as they are"
+    )
+
+
+class D2DMoEVariant(ConversionVariant):
+    """Sparsified, clustered, routed by predicted norms, dynamic-k."""
+
+    method: Literal["d2dmoe"] = Field(description="The paper's method")
+
+
+class MoEficationVariant(ConversionVariant):
+    """No penalty, routed by classification, static top-k (arXiv 2110.01786)."""
+
+    rule = "top_k"
+    implied = {"sparsify": {"alpha": 0.0}, "router": {"kind": "classification"}}
+
+    method: Literal["moefication"] = Field(
+        description="No penalty, classification router, static top-k"
+    )
+
+    @model_validator(mode="after")
+    def _is_itself(self):
+        if self.sparsify.alpha not in (None, 0.0):
+            raise ValueError("moefication has no penalty: leave sparsify.alpha out")
+        if self.router.kind not in (None, self.implied["router"]["kind"]):
+            raise ValueError("moefication routes by classification: leave router.kind out")
+        return self

@@ -1,0 +1,129 @@
+"""Stages and checks of conversions into experts."""
+
+from d2dmoe.config.compression import PruneConfig, QuantizeConfig, remaining
+from d2dmoe.config.stages import ClusteringConfig, ProjectionsConfig, RouterConfig, SparsifyConfig
+from d2dmoe.config.strict import Strict
+from d2dmoe.config.task import Chain, TaskConfig
+from d2dmoe.methods.checks import divisors, need_epochs
+from d2dmoe.methods.conversion.options import ConversionVariant
+from d2dmoe.models import ARCHITECTURES
+from d2dmoe.selection_rules import RULES
+
+
+class Conversion(Strict):
+    """A conversion's stages, resolved."""
+
+    projections: ProjectionsConfig | None
+    sparsify: SparsifyConfig
+    clustering: ClusteringConfig
+    router: RouterConfig
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the data of all stages together."""
+        imitation = self.projections.epochs if self.projections else 0.0
+        return round(imitation + self.sparsify.epochs + self.router.epochs, 10)
+
+
+def conversion(task: TaskConfig, variant: ConversionVariant) -> Conversion:
+    """The task's stages, then what the method implies, then the variant's changes.
+
+    Imitation of attention projections takes its passes from sparsification's.
+    """
+    implied = {stage: dict(variant.implied.get(stage, {})) for stage in Conversion.model_fields}
+    if variant.projections is None:
+        projections = None
+        implied["clustering"]["projection_expert_size"] = None
+        implied["router"]["projection_width"] = None
+    else:
+        projections = _change(task.projections, {}, variant.projections)
+        left = round(task.sparsify.epochs - projections.epochs, 10)
+        implied["sparsify"]["epochs"] = max(0.0, left)
+    changed = {
+        stage: _change(getattr(task, stage), implied[stage], getattr(variant, stage))
+        for stage in ("sparsify", "clustering", "router")
+    }
+    return Conversion(projections=projections, **changed)
+
+
+def chains(task: TaskConfig, variant: ConversionVariant) -> list[Chain]:
+    """One: the dense or compressed model's, the conversion's, and quantisation where asked for."""
+    chain: Chain = [] if variant.base is None else [task.base_step(variant.base)]
+    chain += [(stage, cfg) for stage, cfg in conversion(task, variant) if cfg is not None]
+    if variant.quantize is not None:
+        chain.append(("quantize", QuantizeConfig(weights=variant.quantize)))
+    return [chain]
+
+
+def knob(task: TaskConfig, variant: ConversionVariant) -> str:
+    """The selection rule."""
+    return variant.select or variant.rule
+
+
+def check(task: TaskConfig, name: str, variant: ConversionVariant) -> None:
+    """Sizes divide, as many passes as every variant; raises ValueError for the first fault."""
+    if variant.projections is not None and task.projections is None:
+        raise ValueError(f"variant '{name}': the task has no section projections")
+    stages, rule = conversion(task, variant), RULES[knob(task, variant)]
+    d_ff, size = ffn_width(task, name, variant), stages.clustering.expert_size
+    if d_ff % size:
+        raise ValueError(
+            f"variant '{name}': clustering.expert_size = {size} must divide model.d_ff = {d_ff}; "
+            f"allowed: {divisors(d_ff)}"
+        )
+    most = max(getattr(task.select, rule.name), default=0)
+    if rule.whole and most > d_ff // size:
+        raise ValueError(
+            f"variant '{name}': select.{rule.name} = {most} exceeds its "
+            f"{d_ff // size} experts; allowed: 1 to {d_ff // size}"
+        )
+    if stages.projections:
+        _check_projections(name, stages, rule.name)
+    need_epochs(task, name, stages.epochs, "projections + sparsify + router epochs")
+
+
+def ffn_width(task: TaskConfig, name: str, variant: ConversionVariant) -> int:
+    """Hidden neurons of an FFN of the model that a variant converts.
+
+    Raises:
+        ValueError: its base is not defined, or heads of the base cannot be pruned.
+    """
+    if variant.base is None:
+        return task.model.d_ff
+    if variant.base not in task.bases:
+        raise ValueError(
+            f"variant '{name}': base = '{variant.base}' is not defined; defined in bases: "
+            f"{list(task.bases) or 'none'}"
+        )
+    base = task.bases[variant.base]
+    if not isinstance(base, PruneConfig):
+        return base.model.d_ff
+    if base.heads > 0 and not ARCHITECTURES[task.model.architecture].prunable_heads:
+        raise ValueError(
+            f"bases.{variant.base}.heads = {base.heads}: heads of "
+            f"{task.model.architecture} cannot be removed; give 0 to prune neurons alone"
+        )
+    return remaining(task.model.d_ff, base.neurons)
+
+
+def _check_projections(name: str, stages: Conversion, rule: str) -> None:
+    size, multiple = stages.clustering.projection_expert_size, stages.projections.multiple
+    if size is None or stages.router.projection_width is None:
+        raise ValueError(
+            f"variant '{name}' converts attention projections: give "
+            "clustering.projection_expert_size and router.projection_width"
+        )
+    if multiple % size:
+        raise ValueError(
+            f"variant '{name}': clustering.projection_expert_size = {size} must divide "
+            f"projections.multiple = {multiple}"
+        )
+    if RULES[rule].whole:
+        raise ValueError(
+            f"variant '{name}': {rule} selects as many experts in every layer, and attention "
+            f"projections have fewer; use {' or '.join(n for n, r in RULES.items() if not r.whole)}"
+        )
+
+
+def _change(stage, implied, changes):
+    return stage.model_copy(update=implied | changes.model_dump(exclude_none=True))

@@ -1,0 +1,1 @@
+"""Dense models with quantised weights."""

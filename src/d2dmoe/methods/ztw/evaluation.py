@@ -1,0 +1,131 @@
+"""ZTW's early exits, measured at every confidence."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from d2dmoe.checkpoint import load_model
+from d2dmoe.data.splits import Split, open_split
+from d2dmoe.evaluate import MeasureOptions, cost_on
+from d2dmoe.flops import at_lengths, count
+from d2dmoe.inputs import Inputs, logits_of
+from d2dmoe.jobs.progress import Progress
+from d2dmoe.jobs.run import Run
+from d2dmoe.methods.ztw.exits import UpTo, exit_blocks, leave_at, watch_states
+from d2dmoe.quality import batches_of, count_parameters, perplexity
+
+
+def evaluate_exits(
+    model_path: Path, knob: str, cfg: MeasureOptions, run: Run
+) -> tuple[list[dict], None]:
+    """Quality and cost of a model with exits at every threshold of the confidence.
+
+    The model runs once; a threshold then chooses among the stored outcomes of all exits. At 0 every
+    sample leaves at the first exit, above 1 none leaves early.
+
+    Args:
+        model_path: what `train_ztw` made.
+        knob: the confidence.
+        cfg: thresholds; the split, whose samples all count.
+        run: device, data and log.
+
+    Returns:
+        Rows of operating points, with the columns of `evaluate.evaluate_routed`; none of layers.
+
+    Raises:
+        UserError: model or data are not in order.
+    """
+    model, spec = load_model(model_path)
+    blocks = exit_blocks(model, spec, spec.part("ztw", model_path)["every"])
+    model.to(run.device)
+    samples = open_split(run.data, cfg["split"])
+    outcomes = _outcomes(model, blocks, samples, cfg["batch_size"], run)
+    costs = exit_costs(model, blocks, samples, run.device)
+    counted = {"params": count_parameters(model)}
+    counted["tokens"] = cost_on(model, samples, run.device).tokens
+    points = []
+    for value in cfg["values"]:
+        left = leave_at(outcomes.confidence, value)
+        flops = {"flops": _mean_at(costs, left)}
+        points.append(
+            {"knob": knob, "knob_value": value} | flops | counted | outcomes.quality(left)
+        )
+    return points, None
+
+
+@dataclass(frozen=True)
+class _Outcomes:
+    """What became, or would have become, of each sample at each exit, the end being the last.
+
+    Not the logits: those of many classes would not fit into memory.
+    """
+
+    confidence: Tensor  # float [exits, samples]; none of the end
+    correct: Tensor  # boolean [exits + 1, samples]
+    loss: Tensor  # nats, float64 [exits + 1, samples]
+
+    def quality(self, left: Tensor) -> dict[str, float]:
+        """The metrics of `evaluate.quality` when the samples leave at those exits [samples]."""
+        loss = _mean_at(self.loss, left)
+        accuracy = _mean_at(self.correct, left)
+        return {"accuracy": accuracy, "loss": loss, "perplexity": perplexity(loss)}
+
+
+def _mean_at(values: Tensor, left: Tensor) -> float:
+    """Mean over the samples of [exits + 1, samples] at the exits [samples] where they leave."""
+    return values.gather(0, left[None]).sum().item() / len(left)
+
+
+def _outcomes(
+    model: nn.Module, blocks: Mapping[str, nn.Module], samples: Split, batch_size: int, run: Run
+) -> _Outcomes:
+    total = math.ceil(len(samples) / batch_size)
+    progress = Progress("evaluating exits", total, every_s=run.log_every_s)
+    batches = []
+    with torch.inference_mode(), watch_states(blocks) as states:
+        for index, (inputs, targets) in enumerate(batches_of(samples, batch_size, run.device), 1):
+            end = logits_of(model, inputs).float()
+            _, ensembles = model.exits(states.values())
+            batches.append(_outcomes_of(torch.cat([ensembles, end[None]]), targets))
+            progress.update(index)
+    return _Outcomes(*(torch.cat(parts, 1).cpu() for parts in zip(*batches, strict=True)))
+
+
+def _outcomes_of(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Confidence, correctness and loss, from logits [exits + 1, batch, classes]."""
+    confidence = logits[:-1].softmax(-1).amax(-1)
+    correct = logits.argmax(-1) == targets
+    # Not cross_entropy, which has no deterministic form on the GPU for three dimensions.
+    chosen = targets.expand(len(logits), -1).unsqueeze(-1)  # [exits + 1, batch, 1]
+    loss = -logits.log_softmax(-1).gather(-1, chosen).squeeze(-1)
+    return confidence, correct, loss.double()
+
+
+def exit_costs(
+    model: nn.Module, blocks: Mapping[str, nn.Module], samples: Split, device: torch.device
+) -> Tensor:
+    """FLOPs of every sample, without padding, for leaving at each exit and at the end.
+
+    What is counted is the model up to the exit's block and all heads passed, as it really runs.
+    Ensembles are element-wise and so cost nothing (see `flops`).
+
+    Returns:
+        int64 [exits + 1, samples].
+    """
+    exits = [UpTo(model, blocks, index) for index in range(len(blocks) + 1)]
+
+    def costs(inputs: Inputs) -> Tensor:  # [exits + 1, 1]
+        return torch.tensor([[count(exit_, inputs)] for exit_ in exits])
+
+    if samples.lengths is None:  # all are alike
+        inputs, _ = next(batches_of(samples, 1, device))
+        return costs(inputs).expand(-1, len(samples))
+
+    def of_length(length: int) -> Tensor:
+        return costs({"input_ids": torch.zeros(1, length, dtype=torch.int64, device=device)})
+
+    return at_lengths(*map(of_length, (1, 2, 3)), samples.lengths)

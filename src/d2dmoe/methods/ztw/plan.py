@@ -1,0 +1,24 @@
+"""ZTW's stages and checks."""
+
+from d2dmoe.config.task import Chain, TaskConfig
+from d2dmoe.methods.checks import need_epochs, need_section
+from d2dmoe.methods.ztw.options import ZTWVariant
+from d2dmoe.models import ARCHITECTURES
+
+
+def chains(task: TaskConfig, variant: ZTWVariant) -> list[Chain]:
+    """One training."""
+    return [[("ztw", task.ztw)]]
+
+
+def knob(task: TaskConfig, variant: ZTWVariant) -> str:
+    """The confidence from which on a sample leaves."""
+    return "confidence"
+
+
+def check(task: TaskConfig, name: str, variant: ZTWVariant) -> None:
+    """A classifier, as many passes as every variant; raises ValueError for the first fault."""
+    own = need_section(task, name, "ztw")
+    if not ARCHITECTURES[task.model.architecture].class_token:
+        raise ValueError(f"variant '{name}': ztw needs a classifier; leave it out")
+    need_epochs(task, name, own.epochs, "ztw.epochs")

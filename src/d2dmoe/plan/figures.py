@@ -1,0 +1,148 @@
+"""What each figure is drawn of, and when its options are possible."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from d2dmoe.config.figure_options import LayersConfig, LoadMapsConfig
+from d2dmoe.config.task import SUITES, TaskConfig
+from d2dmoe.figures import Figure, by_key
+from d2dmoe.methods.conversion.plan import conversion
+from d2dmoe.plan.variants import has_experts, knob_of, labels
+from d2dmoe.router_kinds import ROUTER_KINDS
+
+if TYPE_CHECKING:
+    from d2dmoe.plan.plan import Plan
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a figure is drawn of: files by name, and plain arguments by name."""
+
+    inputs: dict[str, str] = field(default_factory=dict)
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def folder_of(suite: str) -> str:
+    """A suite's own folder with its slash; the main one's is empty."""
+    return "" if suite == SUITES[0] else f"{suite}/"
+
+
+def table_path(suite: str, table: str, task: str | None = None) -> str:
+    """Path of a task's table, or of that of all tasks."""
+    return f"results/tables/{folder_of(suite)}{f'{task}/' if task else ''}{table}.csv"
+
+
+# What figures are drawn of; the task is None for a figure of all tasks.
+
+
+def tradeoff(plan: "Plan", suite: str, task: str | None, figure: Figure) -> Request:
+    """Curves of cost and quality: a panel for the task, or one for each."""
+    tasks = [task] if task else plan.tasks_of(suite)
+    panels = [
+        _panel(plan, suite, name, figure, _options(plan, suite, name, figure)) for name in tasks
+    ]
+    inputs = {"tradeoff": table_path(suite, "tradeoff", task)}
+    return Request(inputs, {"panels": panels, "title": figure.title})
+
+
+def layers(plan: "Plan", suite: str, task: str, figure: Figure) -> Request:
+    """Executed experts per layer at some operating points."""
+    options = _options(plan, suite, task, figure)
+    panel = _panel(plan, suite, task, figure, options.variants)
+    inputs = {"layers": table_path(suite, "layers", task)}
+    return Request(inputs, _compared(panel) | {"values": options.values})
+
+
+def activity(plan: "Plan", suite: str, task: str, figure: Figure) -> Request:
+    """Histograms of active neurons."""
+    panel = _panel(plan, suite, task, figure, _options(plan, suite, task, figure))
+    return Request({"activity": table_path(suite, "activity", task)}, _compared(panel))
+
+
+def load_maps(plan: "Plan", suite: str, task: str, figure: Figure) -> Request:
+    """Images and where in them the experts run."""
+    options = _options(plan, suite, task, figure)
+    line = plan.line(suite, task, options.variant)
+    inputs = {"tensors": f"{line.folder}/load_maps/{line.knob}.safetensors"}
+    return Request(inputs | {"about": f"{line.last.data}/dataset.json"})
+
+
+def nothing(plan: "Plan", suite: str, task: str | None, figure: Figure) -> Request:
+    """A figure that shows no result."""
+    return Request()
+
+
+def _options(plan: "Plan", suite: str, task: str, figure: Figure) -> Any:
+    return getattr(plan.task(task).figures_of(suite), figure.key)
+
+
+def _panel(
+    plan: "Plan", suite: str, task: str, figure: Figure, variants: Sequence[str]
+) -> dict[str, Any]:
+    """A task's variants and their names in the legend."""
+    cfg = plan.task(task)
+    own = cfg.figures_of(suite).labels.get(figure.key, {})
+    names = {name: labels(cfg)[name] for name in variants} | own
+    metric = cfg.data.metrics[0]
+    return {"labels": names, "metric": metric, "task": task, "variants": list(variants)}
+
+
+def _compared(panel: dict[str, Any]) -> dict[str, Any]:
+    return {key: panel[key] for key in ("labels", "task", "variants")}
+
+
+# When a figure's options are possible; each raises ValueError for the first fault.
+
+
+def check_layers(task: TaskConfig, place: str, options: LayersConfig) -> None:
+    """Its variants have experts and these operating points."""
+    need_points(task, f"{place}.values", options.variants, options.values)
+
+
+def check_load_maps(task: TaskConfig, place: str, options: LoadMapsConfig) -> None:
+    """Its variant has experts and this operating point; the samples are images."""
+    if task.data.kind != "images":
+        raise ValueError(f"{place} needs images: leave it out")
+    need_points(task, f"{place}.value", [options.variant], [options.value])
+
+
+def check_experts(task: TaskConfig, place: str, names: Sequence[str]) -> None:
+    """Its variants have experts."""
+    for name in names:
+        if not has_experts(task, name):
+            raise ValueError(f"{place}: the variant '{name}' has no experts; leave it out")
+
+
+def check_routers(task: TaskConfig, place: str, names: Sequence[str]) -> None:
+    """A router of the paper's kind is compared with others."""
+    check_experts(task, place, names)
+    kinds = [conversion(task, task.all_variants[name]).router.kind for name in names]
+    paper, *others = ROUTER_KINDS
+    if kinds[0] != paper or len(set(kinds)) == 1:
+        raise ValueError(
+            f"{place} must compare a {paper} router, the first, with routers of another kind "
+            f"({', '.join(others)}); it names {kinds}"
+        )
+
+
+def need_points(
+    task: TaskConfig, key: str, variants: Sequence[str], values: Sequence[float]
+) -> None:
+    """Values are operating points of variants that have experts; ValueError where one is not."""
+    for variant in variants:
+        check_experts(task, key, [variant])
+        knob = knob_of(task, variant)
+        measured = getattr(task.select, knob)
+        for value in values:
+            if value not in measured:
+                raise ValueError(
+                    f"{key}: {value} is no operating point of the variant '{variant}'; "
+                    f"allowed are those of select.{knob}: {measured}"
+                )
+
+
+def task_figures(plan: "Plan", suite: str, task: str) -> list[str]:
+    """Names of a task's figures: those that its configuration describes."""
+    drawn = plan.task(task).figures_of(suite).of_figures()
+    return [figure.name for key, figure in by_key().items() if key in drawn]

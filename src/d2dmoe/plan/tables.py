@@ -1,0 +1,226 @@
+"""Which files each table is gathered from, and which tables and figures a target is made of."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from d2dmoe.config.task import SUITES
+from d2dmoe.config.variant import DENSE_VARIANTS
+from d2dmoe.figures import FIGURES
+from d2dmoe.plan.figures import folder_of, table_path, task_figures
+from d2dmoe.plan.lineage import Lineage, Step
+from d2dmoe.plan.plan import Plan
+from d2dmoe.plan.variants import rate
+from d2dmoe.selection_rules import RULES
+
+MAIN = SUITES[0]
+ENDINGS = ("png", "pdf")
+Entry = dict[str, Any]  # the path of a table, and what its rows belong to
+
+
+# Tables of a task.
+
+
+def points(plan: Plan, suite: str, task: str, split: str = "test") -> list[Entry]:
+    """Every table of operating points."""
+    return [_points(plan, line, split) for line in plan.lines(suite, task)]
+
+
+def _points(plan: Plan, line: Lineage, split: str) -> Entry:
+    cfg = plan.task(line.task)
+    about = {"model": cfg.model.name, "dataset": cfg.data.source.partition(":")[2]}
+    about["reference"] = line.variant in DENSE_VARIANTS
+    return {"path": line.evaluation(split)} | about | line.labels
+
+
+def dense_points(plan: Plan, suite: str, task: str) -> list[Entry]:
+    """The dense models' test tables; those of the main suite serve all."""
+    dense = [line for line in plan.lines(MAIN, task) if line.variant in DENSE_VARIANTS]
+    return [{"path": line.evaluation("test")} | line.labels for line in dense]
+
+
+def conversions(plan: Plan, suite: str, task: str) -> list[Lineage]:
+    """The lineages that lead to experts."""
+    return [line for line in plan.lines(suite, task) if line.method.experts]
+
+
+def layers(plan: Plan, suite: str, task: str) -> list[Entry]:
+    """Every table of executed experts per layer."""
+    found = conversions(plan, suite, task)
+    return [{"path": line.layers("test")} | line.labels for line in found]
+
+
+def activity(plan: Plan, suite: str, task: str) -> list[Entry]:
+    """Every histogram of active neurons."""
+    return [
+        {"path": f"{line.step_of('sparsify').folder}/activity/test.csv"} | line.labels
+        for line in conversions(plan, suite, task)
+    ]
+
+
+def patch_load(plan: Plan, suite: str, task: str) -> list[Entry]:
+    """The table of load per patch, of the variant whose load maps are drawn."""
+    options = plan.task(task).figures_of(suite).load_maps
+    line = plan.line(suite, task, options.variant)
+    return [{"path": f"{line.folder}/load_maps/{line.knob}.csv"} | line.labels]
+
+
+def fairness(plan: Plan, task: str) -> list[Entry]:
+    """What each training had, beyond the dense model."""
+    cfg, found = plan.task(task), []
+    for line in plan.lines(MAIN, task):
+        if len(line.steps) > 1:
+            lr = rate(cfg, line.variant)
+            entry = line.labels | {"lr": lr, "rates": cfg.tuning.get(line.variant, [lr])}
+            entry |= {"about": f"{line.last.data}/dataset.json"}
+            found.append(entry | {"stages": [_training(step) for step in line.steps[1:]]})
+    return found
+
+
+def _training(step: Step) -> dict[str, Any]:
+    """The length of a stage's training, and the record of its job."""
+    length = {
+        "epochs": getattr(step.cfg, "epochs", 0.0),
+        "batch_size": getattr(step.cfg, "batch_size", 1),
+    }
+    return length | {"stage": step.stage.name, "record": job_record(step.folder, step.stage.name)}
+
+
+def job_records(plan: Plan, task: str) -> list[str]:
+    """The records of all jobs that the table of fairness counts."""
+    return sorted({stage["record"] for entry in fairness(plan, task) for stage in entry["stages"]})
+
+
+def tuning(plan: Plan, task: str) -> list[Entry]:
+    """The validation points of every learning rate tried."""
+    cfg = plan.task(task)
+    return [
+        _points(plan, line, "validation") | {"lr": lr, "chosen": lr == rate(cfg, line.variant)}
+        for lr, line in plan.trials
+        if line.task == task
+    ]
+
+
+# Tables of all tasks, and targets.
+
+
+def task_tables(plan: Plan, suite: str, task: str) -> list[str]:
+    """Names of a task's tables."""
+    cfg = plan.task(task)
+    names = ["tradeoff", "summary", "layers", "activity"]
+    if cfg.figures_of(suite).load_maps:
+        names.append("patch_load")
+    small = cfg.data.kind != "images" and not getattr(cfg.data, "streaming", False)
+    if suite == MAIN and small:  # enough to count words, or bytes
+        names.append("reference")
+    if suite == MAIN:
+        names.append("fairness")
+    return names
+
+
+def of_tasks(plan: Plan, suite: str, table: str) -> list[Entry]:
+    """A table of every task that has one."""
+    if table == "tuning":
+        tasks = [name for name, task in plan.config.tasks.items() if task.tuning]
+    else:
+        known = {task: task_tables(plan, suite, task) for task in plan.tasks_of(suite)}
+        tasks = [task for task, names in known.items() if table in (*names, "validation")]
+    return [{"path": table_path(suite, table, task)} for task in tasks]
+
+
+def models(plan: Plan) -> list[Entry]:
+    """`results/models.csv`: the folder of every stage of every variant and seed."""
+    columns = ("task", "variant", "seed", "stage", "folder")
+    rows = dict.fromkeys(  # suites share variants
+        (line.task, line.variant, line.seed, step.stage.name, step.folder)
+        for suite in SUITES
+        for line in plan.lineages[suite]
+        for step in line.steps
+    )
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def task_results(plan: Plan, suite: str, task: str) -> list[str]:
+    """All tables and figures of one task: its own target."""
+    paths = [table_path(suite, name, task) for name in task_tables(plan, suite, task)]
+    return paths + [
+        figure_path(suite, name, end, task)
+        for name in task_figures(plan, suite, task)
+        for end in ENDINGS
+    ]
+
+
+def suite_results(plan: Plan, suite: str) -> list[str]:
+    """All tables and figures of a suite."""
+    tasks = plan.tasks_of(suite)
+    names = {name for task in tasks for name in task_tables(plan, suite, task)} | {"claims"}
+    results = [table_path(suite, name) for name in sorted(names)]
+    return results + [path for task in tasks for path in task_results(plan, suite, task)]
+
+
+def all_results(plan: Plan) -> list[str]:
+    """All that `snakemake all` makes."""
+    results = ["results/models.csv"]
+    results += ["results/tables/boolq.csv"] if boolq(plan) else []
+    overall = [figure.name for figure in FIGURES.values() if figure.overall]
+    results += [figure_path(MAIN, name, end) for name in overall for end in ENDINGS]
+    return suite_results(plan, MAIN) + results
+
+
+def figure_path(suite: str, figure: str, ending: str, task: str | None = None) -> str:
+    """Path of a task's figure, or of one of all tasks."""
+    folder = f"results/figures/{folder_of(suite)}{f'{task}/' if task else ''}"
+    return f"{folder}{figure}.{ending}"
+
+
+# BoolQ at compute budgets (table 1).
+
+
+def boolq_lineages(plan: Plan) -> Iterator[Lineage]:
+    """Dense models and chosen variants of the tasks that have `boolq`."""
+    for line in plan.lineages[MAIN]:
+        options = plan.task(line.task).boolq
+        if options and line.variant in (*DENSE_VARIANTS, *options.variants):
+            yield line
+
+
+def boolq(plan: Plan) -> list[Entry]:
+    """Every table of BoolQ."""
+    found = boolq_lineages(plan)
+    return [{"path": f"{line.folder}/boolq/{line.knob}.csv"} | line.labels for line in found]
+
+
+def boolq_inputs(plan: Plan, step: Step, knob: str) -> dict[str, Any]:
+    """What BoolQ reads: a model, its and the dense model's operating points, and the questions."""
+    kind, _, name = plan.task(step.task).boolq.source.partition(":")
+    return {
+        "model": step.model,
+        "tokenizer": f"{step.data}/tokenizer.json",
+        "points": step.evaluation("validation", knob),
+        "dense": step.steps[0].evaluation("validation", "dense"),
+        "data": plan.data_files(step.data, ["validation"]),
+        "questions": name if kind == "path" else [],
+    }
+
+
+def boolq_options(plan: Plan, step: Step, knob: str) -> dict[str, Any]:
+    """Budgets and questions; a dense model has its own cost only."""
+    task = plan.task(step.task)
+    return {
+        "batch_size": task.eval_batch_size,
+        "budgets": task.boolq.budgets if knob in RULES else [1.0],
+        "limit": task.boolq.limit,
+        "source": task.boolq.source,
+    }
+
+
+# Logs and records of jobs, which lie as what they are of.
+
+
+def job_log(folder: str, job: str) -> str:
+    """The log of a job whose result lies in a folder of `results/`."""
+    return f"results/logs/{folder.removeprefix('results/')}/{job}.log"
+
+
+def job_record(folder: str, job: str) -> str:
+    """Time and memory of such a job."""
+    return f"results/benchmarks/jobs/{folder.removeprefix('results/')}/{job}.jsonl"

@@ -1,0 +1,51 @@
+"""The rules that select a token's experts: one record each says all that is known of it."""
+
+from dataclasses import dataclass
+
+from d2dmoe.lookup import table_of
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule and the meaning of its values, the operating points."""
+
+    name: str
+    select: str  # (scores [..., num_experts], value) -> boolean mask of the same shape
+    symbol: str  # of a value
+    whole: bool  # values count experts; else they are shares in [0, 1]
+    adaptive: bool  # tokens run different numbers of experts
+    fused: bool  # the GPU kernels select by it themselves
+    description: str  # of a list of values
+
+
+RULES = table_of(
+    [
+        Rule(
+            "dynamic_k",
+            select="d2dmoe.selection:dynamic_k",
+            symbol="τ",
+            whole=False,
+            adaptive=True,
+            fused=True,
+            description="Thresholds tau in [0, 1]",
+        ),
+        Rule(
+            "top_k",
+            select="d2dmoe.selection:top_k",
+            symbol="k",
+            whole=True,
+            adaptive=False,
+            fused=False,
+            description="Experts a token",
+        ),
+        Rule(
+            "coverage",
+            select="d2dmoe.selection:coverage",
+            symbol="p",
+            whole=False,
+            adaptive=True,
+            fused=False,
+            description="Shares p of the predicted norms",
+        ),
+    ]
+)

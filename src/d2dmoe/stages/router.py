@@ -1,0 +1,68 @@
+"""Stage 4: routers, all layers in one pass over the data, the model frozen (paper section 3.3)."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from d2dmoe.checkpoint import Trained, load_model
+from d2dmoe.config.stages import RouterConfig
+from d2dmoe.conversion import add_routers
+from d2dmoe.data.splits import Batch
+from d2dmoe.inputs import real_tokens
+from d2dmoe.jobs.run import Run
+from d2dmoe.lookup import resolve
+from d2dmoe.moe import MoE, watch_inputs
+from d2dmoe.router_kinds import ROUTER_KINDS
+from d2dmoe.seeding import seed_for
+from d2dmoe.stages.fitting import fit_part
+from d2dmoe.surgery import find
+from d2dmoe.training import Losses
+
+
+def train_routers(parent: Path, cfg: RouterConfig, run: Run) -> Trained:
+    """Train a router for every layer of a saved model whose FFNs are experts.
+
+    Each router sees its own layer's inputs in the unrouted model, in which every expert runs.
+
+    Raises:
+        UserError: model, data or disk are not in order, or the training was stopped.
+    """
+    model, spec = load_model(parent)
+    model.to(run.device).requires_grad_(False)
+    moes = find(model, MoE)
+    torch.manual_seed(seed_for("routers", run.seed))
+    routers = _detached_routers(model, cfg)
+    with watch_inputs(model) as inputs:
+
+        def losses(batch: Batch, _progress: float) -> Losses:
+            with torch.no_grad():
+                model(**batch[0])
+            real = real_tokens(batch[0])
+            tokens = {name: z if real is None else z[real] for name, z in inputs.items()}
+            return {"loss": _loss(moes, routers, tokens)}
+
+        history = fit_part(routers, losses, cfg, run, f"{cfg.kind} routers")
+    for moe, router in zip(moes.values(), routers, strict=True):
+        moe.router = router
+    shape = {"kind": cfg.kind, "width": cfg.width, "projection_width": cfg.projection_width}
+    return model, spec.with_part("router", **shape), history
+
+
+def _detached_routers(model: nn.Module, cfg: RouterConfig) -> nn.ModuleList:
+    """Fresh routers that the model does not use yet, so that all its experts run."""
+    moes = find(add_routers(model, cfg.kind, cfg.width, cfg.projection_width), MoE).values()
+    routers = nn.ModuleList(moe.router for moe in moes)
+    for moe in moes:
+        moe.router = None
+    return routers
+
+
+def _loss(moes: dict[str, MoE], routers: nn.ModuleList, tokens: dict[str, Tensor]) -> Tensor:
+    """Sum over the layers of each router's loss for the layer's tokens [..., d_model]; the routers
+    share no weights."""
+    total = torch.zeros((), device=routers[0].layers[0].weight.device)
+    for (name, moe), router in zip(moes.items(), routers, strict=True):
+        loss = resolve(ROUTER_KINDS[router.kind].loss)
+        total = total + loss(router, moe, tokens[name])
+    return total
