@@ -46,7 +46,7 @@ def raw() -> dict[str, Any]:
                 },
                 "dense": {**training, "epochs": 5},
                 "sparsify": {**training, "mode": "relu_hoyer", "alpha": 0.1},
-                "split": {"expert_size": 4},
+                "clustering": {"expert_size": 4},
                 "router": {**training, "epochs": 2, "width": 8},
                 "select": {"dynamic_k": [0.0, 0.5], "top_k": [1, 8], "coverage": [0.9]},
                 "variants": {
@@ -59,8 +59,8 @@ def raw() -> dict[str, Any]:
                     "static": {"method": "d2dmoe", "label": "static", "select": "top_k"},
                     "random": {
                         "method": "d2dmoe",
-                        "label": "random split",
-                        "split": {"method": "random"},
+                        "label": "random clustering",
+                        "clustering": {"method": "random"},
                     },
                     "moefication": {"method": "moefication", "label": "MoEfication"},
                 },

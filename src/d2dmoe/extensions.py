@@ -11,9 +11,12 @@ def import_extensions(raw: Mapping[str, Any]) -> None:
     """Import what a configuration lists under `extensions`, from wherever Python finds modules.
 
     Raises:
-        ConfigError: there is no such module.
+        ConfigError: they are no list of names, or there is no such module.
     """
-    for name in raw.get("extensions") or []:
+    names = raw.get("extensions") or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"extensions = {names!r}: must be a list of the names of modules")
+    for name in names:
         try:
             import_module(name)
         except ImportError as error:

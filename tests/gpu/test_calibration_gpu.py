@@ -29,13 +29,13 @@ def model(monkeypatch, tmp_path) -> Model:
     from d2dmoe.kernels import launch
 
     monkeypatch.setenv("D2DMOE_CACHE", str(tmp_path))
-    for cached in (launch._tables, launch._fastest):
+    for cached in (launch._table, launch._fastest):
         cached.cache_clear()
     ffn = FFN(nn.Linear(256, 1024), nn.Linear(1024, 256), "relu")
     moe = split_ffn(ffn, torch.arange(1024).view(8, 128))
     moe.router = Router(256, 64, 8, "regression")
     yield Model(moe).cuda().bfloat16().eval()
-    for cached in (launch._tables, launch._fastest):
+    for cached in (launch._table, launch._fastest):
         cached.cache_clear()
 
 

@@ -3,13 +3,13 @@
 import torch
 from torch import nn
 
-from d2dmoe.checkpoint import ModelSpec, dense_model
 from d2dmoe.config.model import ViTConfig
 from d2dmoe.conversion import add_routers, to_moe
 from d2dmoe.data.splits import ImageSplit
 from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
 from d2dmoe.models.build import create_model
+from d2dmoe.spec import ModelSpec, build
 from d2dmoe.surgery import find
 
 torch.set_num_threads(1)  # the order of sums, and so their last bits, depends on it
@@ -21,6 +21,18 @@ ABOUT = {"image_size": SIZE, "classes": CLASSES, "mean": MEAN, "std": STD}
 OPTIONS, _ = create_model(MODEL, ABOUT)
 SPEC = ModelSpec(architecture="vit", options=OPTIONS, data=ABOUT)
 EXPERTS = 8
+
+
+def with_experts(spec: ModelSpec, ffn: int = EXPERTS, **projections: int) -> ModelSpec:
+    """The spec of a model that was split into so many experts a layer, by the layers' role."""
+    return spec.with_part("clustering", num_experts={"ffn": ffn, **projections})
+
+
+def with_routers(
+    spec: ModelSpec, kind: str = "regression", width: int = 6, projection_width: int | None = None
+) -> ModelSpec:
+    """The spec of a model whose experts got routers; the defaults are those of `make_routed`."""
+    return spec.with_part("router", kind=kind, width=width, projection_width=projection_width)
 
 
 def randomise(module: nn.Module, seed: int = 0, scale: float = 0.3) -> nn.Module:
@@ -47,7 +59,7 @@ def make_ffn(
 
 def make_dense(spec: ModelSpec = SPEC, seed: int = 0) -> nn.Module:
     """A model with logits around 0, so that it tells `make_images` apart."""
-    model, images = randomise(dense_model(spec), seed), make_images(64)
+    model, images = randomise(build(spec), seed), make_images(64)
     with torch.no_grad():
         inputs, _ = images.batch(images.read(torch.arange(64)), torch.device("cpu"))
         model.heads.head.bias -= model(**inputs).mean(0)

@@ -12,7 +12,7 @@ def with_everything(raw: dict[str, Any]) -> dict[str, Any]:
     task = raw["tasks"]["tiny"]
     training = {"lr": 0.001, "batch_size": 8}
     task["projections"] = {**training, "epochs": 1, "multiple": 4}
-    task["split"]["projection_expert_size"] = 2
+    task["clustering"]["projection_expert_size"] = 2
     task["router"]["projection_width"] = 4
     task["ztw"] = {**training, "epochs": 5}
     task["avit"] = {**training, "epochs": 5}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from small import make_inputs, make_routed
 
-from d2dmoe.kernels.backend import Backend, Choice, uncalibrated
+from d2dmoe.backend import DECODE_TOKENS, Backend, Choice, uncalibrated
 from d2dmoe.kernels.calibration import _tune, calibrate, explain
 from d2dmoe.moe import MoE, set_selection, watch_selections
 from d2dmoe.surgery import find
@@ -71,8 +71,8 @@ def test_without_a_calibration_large_experts_that_seldom_run_are_grouped(share, 
 
 
 def test_an_uncalibrated_layer_gives_the_same_output_whatever_it_picks(model, monkeypatch):
-    monkeypatch.setattr("d2dmoe.kernels.backend.CPU_SIZE", 1)
-    monkeypatch.setattr("d2dmoe.kernels.backend.CPU_SHARE", 1.0)
+    monkeypatch.setattr("d2dmoe.backend.CPU_SIZE", 1)
+    monkeypatch.setattr("d2dmoe.backend.CPU_SHARE", 1.0)
     with torch.no_grad():
         grouped = model(make_inputs())
         backends(model, "dense")
@@ -116,9 +116,9 @@ def test_the_kernel_for_many_tokens_is_tuned_by_the_layers_own_inputs_and_mask(m
     mask = moe.selection(moe.router(z))
     _tune(moe, z[:3], mask[:3])  # 15 tokens
     _tune(moe, z, mask)
-    ((tokens, experts, chosen),) = tuned
+    ((tokens, weights, chosen),) = tuned
     assert torch.equal(tokens, z.flatten(0, 1)) and torch.equal(chosen, mask.flatten(0, 1))
-    assert experts.up is moe.up
+    assert weights.up is moe.up
 
 
 def test_no_deterministic_kernel_is_tuned(model, tuned):
@@ -132,16 +132,33 @@ def test_no_deterministic_kernel_is_tuned(model, tuned):
     assert not tuned
 
 
-def test_the_choice_made_for_the_nearest_number_of_tokens_counts():
+def calibrated(**backends: str) -> Backend:
+    """Calibrated at these numbers of tokens, as `n_2048="dense"`."""
     backend = Backend()
-    backend.remember(SLOW, POINT)
-    backend.remember(FAST, POINT)
-    assert [backend.pick(t, POINT) for t in (1, 40, 60, 999)] == [
-        "dynamic_k",
-        "dynamic_k",
-        "dense",
-        "dense",
-    ]
+    for name, choice in backends.items():
+        backend.remember(SLOW._replace(backend=choice, tokens=int(name[2:])), POINT)
+    return backend
+
+
+@pytest.mark.parametrize("first, second", [("dense", "dynamic_k"), ("dynamic_k", "dense")])
+def test_the_choice_made_for_the_nearest_number_of_tokens_by_ratio_counts(first, second):
+    """Whatever the order of calibration; at equal ratios the larger counts."""
+    for numbers in ({"n_32": first, "n_2048": second}, {"n_2048": second, "n_32": first}):
+        backend = calibrated(**numbers)
+        found = {tokens: backend.pick(tokens, POINT) for tokens in (17, 32, 255, 256, 1024, 9999)}
+        assert found == dict.fromkeys((17, 32, 255), first) | dict.fromkeys(
+            (256, 1024, 9999), second
+        )
+
+
+def test_a_choice_holds_for_the_kernel_only_that_it_was_measured_of():
+    """Up to 16 tokens a GPU runs another kernel than for more."""
+    both = calibrated(n_1="dynamic_k", n_2048="dense")
+    found = [both.pick(tokens, POINT) for tokens in (0, 1, DECODE_TOKENS, DECODE_TOKENS + 1, 1024)]
+    assert found == ["dynamic_k"] * 3 + ["dense"] * 2
+    few, many = calibrated(n_1="dynamic_k"), calibrated(n_2048="dynamic_k")
+    assert few.pick(1024, POINT) == "auto" and few.pick(16, POINT) == "dynamic_k"
+    assert many.pick(16, POINT) == "auto" and many.pick(17, POINT) == "dynamic_k"
 
 
 def test_a_choice_holds_at_its_operating_point_only():

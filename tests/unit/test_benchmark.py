@@ -3,7 +3,9 @@
 import pandas as pd
 import pytest
 import torch
+from small_kernels import make_weights
 
+from d2dmoe.activations import ACTIVATIONS
 from d2dmoe.benchmark import layer
 from d2dmoe.benchmark.common import DTYPES
 from d2dmoe.benchmark.layer import COLUMNS, all_rows, layer_rows
@@ -22,9 +24,9 @@ from d2dmoe.errors import CheckpointError
 from d2dmoe.figures.wall_clock import BACKENDS, draw
 from d2dmoe.io.csvfile import write_csv
 from d2dmoe.io.tensors import save_tensors
-from d2dmoe.kernels.experts import RouterWeights
-from d2dmoe.kernels.reference import scores
 from d2dmoe.selection import dynamic_k
+from d2dmoe.weights import RouterWeights, scores
+from d2dmoe.weights import dense as plain
 
 CPU = torch.device("cpu")
 SMALL = {"tokens": 96, "d_model": 24, "num_experts": 6, "expert_size": 8, "router_width": 8}
@@ -57,8 +59,8 @@ def test_tokens_of_a_group_choose_alike_and_others_do_not():
 @pytest.mark.parametrize("kind", MASKS)
 @pytest.mark.parametrize("width", [24, 128])  # without other neurons than the experts', and with
 def test_the_router_selects_exactly_the_mask_in_every_format(dtype, kind, width):
-    *weights, regression = selecting_router(24, width, 96, generator())
-    router = RouterWeights(*(x.to(DTYPES[dtype]) for x in weights), regression)
+    *maps, kind_of_router = selecting_router(24, width, 96, generator())
+    router = RouterWeights(*(x.to(DTYPES[dtype]) for x in maps), kind_of_router)
     z = torch.randn(3000, 96, generator=generator(1)).to(DTYPES[dtype])
     for fraction in (1.0, 0.4, 0.1):
         mask = MASKS[kind](3000, 24, fraction, generator(2))
@@ -82,6 +84,14 @@ def test_deterministic_algorithms_are_on_just_for_the_call():
     found = layer._deterministic(lambda: torch.tensor(torch.are_deterministic_algorithms_enabled()))
     assert found and not torch.are_deterministic_algorithms_enabled()
     assert torch.utils.deterministic.fill_uninitialized_memory
+
+
+@pytest.mark.parametrize("gate", ["", " glu"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_the_dense_layer_beside_the_experts_is_all_of_them(activation, gate):
+    weights = make_weights(activation + gate, 6, 8, d_model=24, d_out=24)
+    z = torch.randn(96, 24, generator=generator())
+    torch.testing.assert_close(layer._mlp(z, weights)["eager"](), plain(z, None, weights))
 
 
 def test_a_projection_stands_beside_the_linear_map_that_it_replaces():
@@ -139,7 +149,7 @@ def test_the_figure_has_a_panel_per_layer_format_and_mask(tmp_path):
     write_csv(tmp_path / "cpu.csv", rows, COLUMNS)
 
     def titles(part: str) -> list[str]:
-        figure = draw(tmp_path / "cpu.csv", layers=part)
+        figure = draw(pd.read_csv(tmp_path / "cpu.csv"), layers=part)
         assert all(len(axes.get_lines()) == 4 for axes in figure.axes if axes.get_title())
         assert all(axes.axison == bool(axes.get_title()) for axes in figure.axes)
         return [axes.get_title() for axes in figure.axes if axes.get_title()]
@@ -155,15 +165,14 @@ def test_the_figures_legend_names_every_backend(tmp_path):
     dense = table[table["backend"] == "dense_eager"]
     sparse = table[table["backend"] == "dynamic_k"]
     others = [
-        of.assign(backend=name)
-        for of, names in (
+        rows.assign(backend=name)
+        for rows, names in (
             (dense, ["dense_addmm", "dense_compiled", "dense_fp8"]),
             (sparse, ["dynamic_k_int8", "dynamic_k_deterministic"]),
         )
         for name in names
     ]
-    pd.concat([table, *others]).to_csv(tmp_path / "layer.csv", index=False)
-    figure = draw(tmp_path / "layer.csv")
+    figure = draw(pd.concat([table, *others]))
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == [
         label for label, _ in BACKENDS.values()

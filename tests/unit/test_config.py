@@ -7,8 +7,13 @@ import pytest
 from pydantic import ValidationError
 from small_config import with_everything
 
-from d2dmoe.config.experiment import TARGETS, Config, load_config
+from d2dmoe.config.experiment import Config, parse_config
+from d2dmoe.config.task import TaskConfig
 from d2dmoe.errors import ConfigError, DataError
+from d2dmoe.methods.conversion.plan import Conversion, conversion
+from d2dmoe.plan.checks import TARGETS, check
+from d2dmoe.plan.plan import load_plan
+from d2dmoe.plan.variants import bases_of, knob_of
 
 DIVISORS_OF_32 = "[1, 2, 4, 8, 16, 32]"
 
@@ -53,24 +58,34 @@ def of_any(raw, architecture) -> dict:
     return raw if architecture == "vit" else with_language(raw, architecture)
 
 
+def load(raw: dict, root) -> Config:
+    """A configuration that passes all checks."""
+    return load_plan(raw, root).config
+
+
+def stages(task: TaskConfig, variant: str) -> Conversion:
+    """A conversion's stages."""
+    return conversion(task, task.all_variants[variant])
+
+
 def fault(raw: dict, root) -> str:
     """The one fault of a configuration."""
     with pytest.raises(ConfigError) as caught:
-        load_config(raw, root)
+        load(raw, root)
     lines = str(caught.value).splitlines()
     assert len(lines) == 2  # a heading, and one line for the one fault
     return lines[1].strip()
 
 
 def test_the_minimal_configuration_is_valid(raw, root):
-    config = load_config(raw, root)
+    config = load(raw, root)
     assert config.seeds == [0, 1] and list(config.tasks) == ["tiny"]
-    assert config.tasks["tiny"].split.method == "kmeans"  # a default
+    assert config.tasks["tiny"].clustering.method == "kmeans"  # a default
 
 
 def test_seeds_may_be_text_as_the_command_line_gives_them(raw, root):
     raw["seeds"] = ["0", "2"]
-    assert load_config(raw, root).seeds == [0, 2]
+    assert load(raw, root).seeds == [0, 2]
 
 
 WRONG = [  # key, value, what the message must hold
@@ -128,15 +143,15 @@ WRONG = [  # key, value, what the message must hold
         id="tau below 0",
     ),
     pytest.param(
-        "tasks.tiny.split.expert_size",
+        "tasks.tiny.clustering.expert_size",
         5,
-        ["tasks.tiny", "split.expert_size = 5", "model.d_ff = 32", f"allowed: {DIVISORS_OF_32}"],
+        ["tasks.tiny", "clustering.expert_size = 5", "model.d_ff = 32", f"allowed: {DIVISORS_OF_32}"],
         id="expert size does not divide d_ff",
     ),
     pytest.param(
-        "tasks.tiny.variants.random.split.expert_size",
+        "tasks.tiny.variants.random.clustering.expert_size",
         3,
-        ["variant 'random'", "split.expert_size = 3", f"allowed: {DIVISORS_OF_32}"],
+        ["variant 'random'", "clustering.expert_size = 3", f"allowed: {DIVISORS_OF_32}"],
         id="a variant's expert size does not divide d_ff",
     ),
     pytest.param(
@@ -256,14 +271,14 @@ WRONG_BENCHMARKS = [  # key, value, what the message must hold
 
 @pytest.mark.parametrize(("key", "value", "parts"), WRONG_BENCHMARKS)
 def test_benchmarks_that_cannot_run_are_refused(with_benchmarks, root, key, value, parts):
-    assert load_config(with_benchmarks, root).benchmarks.masks.values == [0.5]
+    assert load(with_benchmarks, root).benchmarks.masks.values == [0.5]
     line = fault(put(with_benchmarks, B + key, value), root)
     for part in parts:
         assert part in line
 
 
 def test_every_architecture_has_a_valid_minimal_configuration(of_any, architecture, root):
-    task = load_config(of_any, root).tasks["tiny"]
+    task = load(of_any, root).tasks["tiny"]
     assert task.model.architecture == architecture and task.model.weights == "scratch"
     assert task.model.name == f"{architecture}-2x16"
     assert task.data.kind == task.model.data_kind
@@ -379,7 +394,7 @@ def test_weights_are_named_in_the_forms_of_their_architecture(
 ):
     changed = put(of_any, T + "model.weights", weights)
     if architecture in names:
-        assert load_config(changed, root).tasks["tiny"].model.weights == weights
+        assert load(changed, root).tasks["tiny"].model.weights == weights
     else:
         other = "'torchvision:MODEL:WEIGHTS'" if architecture == "vit" else "'hub:NAME@REVISION'"
         line = fault(changed, root)
@@ -389,11 +404,11 @@ def test_weights_are_named_in_the_forms_of_their_architecture(
 
 def test_every_figure_but_the_tradeoff_may_be_left_out(of_any, root):
     of_any["tasks"]["tiny"]["figures"] = {"tradeoff": ["sparse"]}
-    figures = load_config(of_any, root).tasks["tiny"].figures
+    figures = load(of_any, root).tasks["tiny"].figures
     assert figures.variants() == {"tradeoff": ["sparse"]} | dict.fromkeys(
         ["base_sparsity", "active_neurons", "selection_rules"]
         + ["phases", "sparsity_levels", "activations", "expert_sizes"]
-        + ["routers", "splits", "router_widths", "pruned", "quantized", "distilled"],
+        + ["routers", "clusterings", "router_widths", "pruned", "quantized", "distilled"],
         [],
     )
     assert figures.layers is figures.load_maps is figures.layer_thresholds is None
@@ -405,7 +420,7 @@ def test_every_figure_but_the_tradeoff_may_be_left_out(of_any, root):
 @pytest.mark.parametrize("key", ["layers", "layer_thresholds"])
 def test_panels_of_layers_are_of_measured_points_and_defined_variants(raw, root, key):
     good = {"variants": ["sparse", "sparser"], "values": [0.5]}
-    figures = load_config(put(raw, f"{T}figures.{key}", good), root).tasks["tiny"].figures
+    figures = load(put(raw, f"{T}figures.{key}", good), root).tasks["tiny"].figures
     assert figures.variants()[f"{key}.variants"] == good["variants"]
     line = fault(put(raw, f"{T}figures.{key}", good | {"values": [0.3]}), root)
     assert f"figures.{key}.values: 0.3 is no operating point of the variant 'sparse'" in line
@@ -433,8 +448,8 @@ def test_parts_of_epochs_add_up_to_the_tasks_total_but_for_rounding(
     changes = {"sparsify": {"epochs": sparsify}, "router": {"epochs": router}}
     raw["tasks"]["tiny"]["variants"]["sparse"] |= changes
     if same:
-        stages = load_config(raw, root).tasks["tiny"].stages("sparse")
-        assert (stages.sparsify.epochs, stages.router.epochs) == (sparsify, router)
+        own = stages(load(raw, root).tasks["tiny"], "sparse")
+        assert (own.sparsify.epochs, own.router.epochs) == (sparsify, router)
     else:
         line = fault(raw, root)
         assert "variant 'sparse': projections + sparsify + router epochs = 0.4, but" in line
@@ -444,13 +459,13 @@ def test_parts_of_epochs_add_up_to_the_tasks_total_but_for_rounding(
 def test_a_missing_key_is_named(raw, root):
     del raw["tasks"]["tiny"]["model"]["d_ff"]
     with pytest.raises(ConfigError, match=r"tasks\.tiny\.model\.d_ff: missing"):
-        load_config(raw, root)
+        load(raw, root)
 
 
 def test_all_faults_come_in_one_message(raw, root):
     raw = put(put(raw, "tasks.tiny.dense.lr", -1), "tasks.tiny.model.layers", 0)
     with pytest.raises(ConfigError) as caught:
-        load_config(raw, root)
+        load(raw, root)
     assert "dense.lr = -1" in str(caught.value) and "model.layers = 0" in str(caught.value)
 
 
@@ -458,7 +473,7 @@ def test_all_faults_come_in_one_message(raw, root):
 def test_a_variant_cannot_take_the_name_of_a_dense_reference(raw, root, bad):
     """Tables tell the rows apart by these names."""
     with pytest.raises(ConfigError, match=bad):
-        load_config(
+        load(
             put(raw, f"tasks.tiny.variants.{bad}", {"method": "d2dmoe", "label": "x"}), root
         )
 
@@ -475,7 +490,7 @@ def test_a_missing_dataset_is_a_data_error_before_anything_runs(raw, root, sourc
     (root / "resources" / "known").mkdir(parents=True)
     (root / "resources" / "known" / "SHA256SUMS").touch()
     with pytest.raises(DataError) as caught:
-        load_config(put(raw, "tasks.tiny.data.source", source), root)
+        load(put(raw, "tasks.tiny.data.source", source), root)
     for part in parts:
         assert part in str(caught.value)
 
@@ -488,11 +503,12 @@ def test_a_checked_configuration_cannot_be_changed(raw):
 
 def test_stages_take_the_variants_changes_over_the_methods_over_the_tasks(raw):
     task = Config.model_validate(raw).tasks["tiny"]
-    own, sparser, moefied = (task.stages(v) for v in ("sparse", "sparser", "moefication"))
-    assert own.sparsify == task.sparsify and own.split == task.split and own.router == task.router
+    own, sparser, moefied = (stages(task, v) for v in ("sparse", "sparser", "moefication"))
+    for stage in ("sparsify", "clustering", "router"):
+        assert getattr(own, stage) == getattr(task, stage)
     assert sparser.sparsify == task.sparsify.model_copy(update={"alpha": 0.2})
     assert moefied.sparsify.alpha == 0 and moefied.router.kind == "classification"
-    rules = [task.stages(v).rule for v in ("sparse", "moefication", "static")]
+    rules = [knob_of(task, v) for v in ("sparse", "moefication", "static")]
     assert rules == ["dynamic_k", "top_k", "top_k"]
 
 
@@ -506,17 +522,19 @@ def everything(raw) -> dict:
 
 
 def test_a_configuration_of_everything_is_valid(everything, root):
-    task = load_config(everything, root).tasks["tiny"]
+    task = load(everything, root).tasks["tiny"]
     assert list(task.suites) == ["ablations", "compatibility"]
     assert len(task.all_variants) == len(task.variants) + 2 + 4
-    attention = task.stages("attention")
+    attention = stages(task, "attention")
     assert (attention.projections.epochs, attention.sparsify.epochs) == (1, 2)
-    assert attention.split.projection_expert_size == 2 and attention.router.projection_width == 4
-    plain = task.stages("sparse")
-    assert plain.projections is plain.split.projection_expert_size is None
+    assert attention.clustering.projection_expert_size == 2
+    assert attention.router.projection_width == 4
+    plain = stages(task, "sparse")
+    assert plain.projections is plain.clustering.projection_expert_size is None
     assert plain.router.projection_width is None
-    rules = {name: task.rule(name) for name in ("ztw", "avit", "int8", "attention", "moefication")}
-    assert list(rules.values()) == ["confidence", "depth", "dense", "dynamic_k", "top_k"]
+    names = ("ztw", "avit", "int8", "attention", "moefication")
+    knobs = ["confidence", "depth", "dense", "dynamic_k", "top_k"]
+    assert [knob_of(task, name) for name in names] == knobs
 
 
 NEW = {"method": "d2dmoe", "label": "new"}
@@ -543,12 +561,12 @@ COMBINED = [  # key, value, what the message must hold
     (
         "bases.student.model.d_ff",
         6,
-        ["variant 'student_sparse': split.expert_size = 4", "d_ff = 6", "allowed: [1, 2, 3, 6]"],
+        ["variant 'student_sparse': clustering.expert_size = 4", "d_ff = 6", "allowed: [1, 2, 3, 6]"],
     ),
     (
         "bases.pruned.neurons",
         0.9,
-        ["variant 'pruned_sparse': split.expert_size = 4", "d_ff = 3", "allowed: [1, 3]"],
+        ["variant 'pruned_sparse': clustering.expert_size = 4", "d_ff = 3", "allowed: [1, 3]"],
     ),
     (
         "compatibility.variants.student_sparse.select",
@@ -571,17 +589,17 @@ COMBINED = [  # key, value, what the message must hold
     # Attention projections
     ("projections", None, ["variant 'attention': the task has no section projections"]),
     (
-        "split.projection_expert_size",
+        "clustering.projection_expert_size",
         None,
-        ["variant 'attention' converts attention projections: give split.projection_expert_size"],
+        ["variant 'attention' converts attention projections: give clustering.projection_expert_size"],
     ),
     ("router.projection_width", None, ["'attention'", "and router.projection_width"]),
     (
-        "split.projection_expert_size",
+        "clustering.projection_expert_size",
         3,
-        ["variant 'attention': split.projection_expert_size = 3", "projections.multiple = 4"],
+        ["variant 'attention': clustering.projection_expert_size = 3", "projections.multiple = 4"],
     ),
-    (V + "attention.split", {"projection_expert_size": 8}, ["projection_expert_size = 8 must"]),
+    (V + "attention.clustering", {"projection_expert_size": 8}, ["projection_expert_size = 8 must"]),
     (
         V + "attention.select",
         "top_k",
@@ -626,7 +644,7 @@ COMBINED = [  # key, value, what the message must hold
         ["binary"],
         ["compatibility.figures.pruned names the variant 'binary'; defined: ", "'student'"],
     ),
-    ("ablations.figures.splits", ["nobody"], ["ablations.figures.splits names", "'nobody'"]),
+    ("ablations.figures.clusterings", ["nobody"], ["ablations.figures.clusterings names", "'nobody'"]),
     ("figures.pruned", ["pruned"], ["figures.pruned names the variant 'pruned'; defined: "]),
     ("figures.routers", ["binary"], ["figures.routers names the variant 'binary'; defined: "]),
     (
@@ -721,14 +739,14 @@ def test_every_method_of_figure_4_must_have_been_tuned_if_any_was(everything, ro
     line = fault(everything, root)
     assert line == f"tasks.tiny: tuning lacks variants that figure 4 compares: ['{missing}']"
     everything["tasks"]["tiny"]["tuning"] = {}
-    assert load_config(everything, root).tasks["tiny"].tuning == {}
+    assert load(everything, root).tasks["tiny"].tuning == {}
 
 
 def test_quantised_weights_have_no_rate_and_so_are_not_tuned(everything, root):
     changed = put(everything, T + "variants.bits", QUANTIZED)
     line = fault(put(changed, T + "tuning.bits", [0.0005, 0.001]), root)
     assert "tuning names the variant 'bits'; allowed: ['sparse'" in line
-    task = load_config(put(changed, T + "figures.tradeoff.0", "bits"), root).tasks["tiny"]
+    task = load(put(changed, T + "figures.tradeoff.0", "bits"), root).tasks["tiny"]
     assert task.figures.tradeoff[0] == "bits" and "bits" not in task.tuning
 
 
@@ -741,7 +759,7 @@ def test_no_variants_peak_is_below_the_end_of_its_cosine(everything, root, stage
     assert message in line
     at_the_end = put(raw, f"{T}variants.attention.{stage}", {"lr": 0.0004})
     at_the_end["tasks"]["tiny"]["tuning"] = {}
-    assert load_config(at_the_end, root).tasks["tiny"].stages("attention")
+    assert getattr(stages(load(at_the_end, root).tasks["tiny"], "attention"), stage).lr == 0.0004
 
 
 def test_the_peak_of_the_dense_reference_is_not_below_the_end_of_its_cosine(raw, root):
@@ -770,12 +788,12 @@ def test_heads_leave_where_the_architecture_lets_them(raw, root, name):
     raw = put(with_language(raw, name), T + "bases.pruned", PRUNED)
     raw["tasks"]["tiny"]["variants"]["sparse"]["base"] = "pruned"
     if name == "bert":
-        assert load_config(raw, root).tasks["tiny"].bases["pruned"].heads == 0.5
+        assert load(raw, root).tasks["tiny"].bases["pruned"].heads == 0.5
     else:
         message = f"bases.pruned.heads = 0.5: heads of {name} cannot be removed; give 0 to prune"
         assert message in fault(raw, root)
-    neurons_alone = load_config(put(raw, T + "bases.pruned.heads", 0.0), root).tasks["tiny"]
-    assert neurons_alone.bases_of("main") == ["pruned"]
+    neurons_alone = load(put(raw, T + "bases.pruned.heads", 0.0), root).tasks["tiny"]
+    assert bases_of(neurons_alone, "main") == ["pruned"]
 
 
 @pytest.mark.parametrize("name", LANGUAGES)
@@ -792,7 +810,7 @@ def test_a_student_reads_as_long_sequences_as_the_data_has(raw, root, name):
 def test_changes_of_images_are_refused_for_texts_in_optional_stages(raw, root, stage, key, value):
     section = PRUNED if stage == "bases.pruned" else {"epochs": 1, "lr": 0.001}
     raw = put(with_language(raw, "bert"), T + stage, section)
-    assert load_config(raw, root)
+    assert load(raw, root)
     line = fault(put(raw, f"{T}{stage}.{key}", value), root)
     assert line == f"tasks.tiny: {stage}.{key} changes images; data.kind is texts"
 
@@ -808,7 +826,7 @@ def test_baselines_are_of_the_models_that_they_work_on(raw, root, name):
     assert "variant 'avit': avit halts the tokens of images; leave it out" in line
     exits = put(raw, T + "variants.ztw", {"method": "ztw", "label": "ZTW"})
     if name == "bert":
-        assert load_config(exits, root).tasks["tiny"].rule("ztw") == "confidence"
+        assert knob_of(load(exits, root).tasks["tiny"], "ztw") == "confidence"
     else:
         assert "variant 'ztw': ztw needs a classifier; leave it out" in fault(exits, root)
 
@@ -818,7 +836,7 @@ def test_boolq_asks_conversions_of_the_main_suite_only(raw, root, variant):
     raw = with_language(raw, "gpt2")
     raw["tasks"]["tiny"]["variants"]["bits"] = QUANTIZED
     raw["tasks"]["tiny"]["boolq"] = {"variants": ["sparse"]}
-    assert load_config(raw, root).tasks["tiny"].boolq.variants == ["sparse"]
+    assert load(raw, root).tasks["tiny"].boolq.variants == ["sparse"]
     line = fault(put(raw, T + "boolq.variants", ["sparse", variant]), root)
     assert f"boolq.variants names the variant '{variant}'; defined: ['sparse'" in line
 

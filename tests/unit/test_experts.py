@@ -11,9 +11,9 @@ from k_means_constrained import KMeansConstrained
 from torch.nn.functional import normalize
 
 from d2dmoe.balanced_kmeans import SCALE, Partition, integer_gram
-from d2dmoe.experts import assign_neurons
+from d2dmoe.errors import UnknownName
+from d2dmoe.experts import METHODS, assign_neurons
 
-METHODS = ["kmeans", "random", "contiguous"]
 few = settings(max_examples=10, deadline=None, derandomize=True)
 several = settings(max_examples=40, deadline=None, derandomize=True)
 
@@ -52,7 +52,7 @@ def exchanged(experts: torch.Tensor, x: int, y: int) -> torch.Tensor:
 
 @few
 @given(
-    method=st.sampled_from(METHODS),
+    method=st.sampled_from(list(METHODS)),
     num_experts=st.integers(1, 8),
     size=st.integers(1, 6),
     seed=st.integers(0, 99),
@@ -214,6 +214,11 @@ def test_contiguous_experts_are_neighbouring_rows():
 def test_an_impossible_number_of_experts_is_refused():
     with pytest.raises(ValueError, match="5 experts do not divide 12"):
         assign_neurons(weights(12), 5, "kmeans", 0)
+
+
+def test_an_unknown_method_is_refused_and_the_allowed_ones_listed():
+    with pytest.raises(UnknownName, match="'spectral'; allowed: kmeans, random, contiguous"):
+        assign_neurons(weights(12), 4, "spectral", 0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

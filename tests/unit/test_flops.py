@@ -25,7 +25,7 @@ from d2dmoe.checkpoint import ModelSpec
 from d2dmoe.evaluate import count_executed
 from d2dmoe.flops import count, layer_ratio, mean_cost, model_cost
 from d2dmoe.inputs import Inputs
-from d2dmoe.kernels.reference import grouped
+from d2dmoe.kernels.cpu import grouped
 from d2dmoe.moe import MoE, set_selection, split_ffn
 from d2dmoe.router import Router
 
@@ -172,7 +172,10 @@ def test_the_cost_falls_as_tau_rises():
 def test_the_formula_of_figure_10_is_what_torch_counts_for_the_sparse_layer(density):
     tokens, d_model, d_ff, n, width = 11, 12, 40, 10, 6
     ffn = make_ffn(d_model, d_ff, "relu")
-    moe, router = split_ffn(ffn, torch.arange(d_ff).view(n, -1)), Router(d_model, width, n, "x")
+    moe, router = (
+        split_ffn(ffn, torch.arange(d_ff).view(n, -1)),
+        Router(d_model, width, n, "regression"),
+    )
     generator = torch.Generator().manual_seed(0)
     z = torch.randn(tokens, d_model, generator=generator)
     mask = torch.rand(tokens, n, generator=generator) < density
@@ -180,7 +183,7 @@ def test_the_formula_of_figure_10_is_what_torch_counts_for_the_sparse_layer(dens
     with torch.no_grad():
         with sparse:
             router.logits(z)
-            grouped(z, mask, moe.experts)
+            grouped(z, mask, moe.weights)
         with dense:
             ffn(z)
     k = mask.sum().item() / tokens
@@ -208,7 +211,7 @@ def test_the_cost_of_a_layer_is_what_torch_counts_for_the_sparse_layer(gated, de
     cost = model_cost(nn.Sequential(moe), {"input": z[None]}).layers["0"]
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         moe.router(z)
-        grouped(z, mask, moe.experts)
+        grouped(z, mask, moe.weights)
     assert cost.total(mask.sum().item()) == counter.get_total_flops()
 
 

@@ -1,4 +1,4 @@
-"""Which launch the expert kernel gets: from the user's cache, the package's table, or a default."""
+"""Which launch the expert kernel gets: from the user's cache, or a default."""
 
 import json
 import logging
@@ -7,11 +7,11 @@ from multiprocessing import get_context
 
 import pytest
 import torch
-from small_kernels import make_experts, make_tokens, masked_sum, relative_error
+from small_kernels import make_tokens, make_weights, masked_sum, relative_error
 
 from d2dmoe.errors import UserError
 from d2dmoe.kernels import launch as launches
-from d2dmoe.kernels.launch import SHIPPED, Entry, Launch, launch_for, shape_of, token_class
+from d2dmoe.kernels.launch import Entry, Launch, launch_for, shape_of, token_class
 
 pytest.importorskip("triton", reason="this platform has no Triton")
 from triton.runtime.errors import OutOfResources  # noqa: E402
@@ -19,8 +19,8 @@ from triton.runtime.errors import OutOfResources  # noqa: E402
 from d2dmoe.benchmark.timing import Timing  # noqa: E402
 from d2dmoe.kernels import gpu, tuning  # noqa: E402
 
-EXPERTS = make_experts("relu", 4, 16, d_model=24, d_out=32)
-GATED = make_experts("glu", 4, 16, d_model=24, d_out=32)
+WEIGHTS = make_weights("relu", 4, 16, d_model=24, d_out=32)
+GATED = make_weights("gelu_tanh glu", 4, 16, d_model=24, d_out=32)
 FEW, MANY = make_tokens(100, 24), make_tokens(1000, 24)
 MASK = torch.ones(100, 4, dtype=torch.bool)
 DEFAULT = Launch(block_k=32, registers=None, per_processor=1)  # fp32
@@ -30,25 +30,19 @@ DEFAULT = Launch(block_k=32, registers=None, per_processor=1)  # fp32
 def user(tmp_path, monkeypatch):
     """The user's cache, missing at first; what earlier tests read and learnt is forgotten."""
     monkeypatch.setenv("D2DMOE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(launches, "SHIPPED", tmp_path / "shipped.json")
     forget()
     yield launches.user_table()
     forget()
 
 
-@pytest.fixture
-def shipped(user):
-    return launches.SHIPPED
-
-
 def forget() -> None:
     """As a new process."""
-    launches._tables.cache_clear()
+    launches._table.cache_clear()
     launches._fastest.cache_clear()
 
 
-def line(tokens: int, experts=EXPERTS, **launch) -> dict:
-    shape = shape_of(make_tokens(1, 24), experts)
+def line(tokens: int, weights=WEIGHTS, **launch) -> dict:
+    shape = shape_of(make_tokens(1, 24), weights)
     return shape._asdict() | {"tokens": tokens, "launch": launch, "ms": 1.0}
 
 
@@ -60,30 +54,21 @@ def write(path, *lines: dict) -> None:
 # What is looked up
 
 
-def test_the_table_of_the_package_is_whole():
-    lines = launches.read_table(SHIPPED)
-    entries = [Entry.model_validate(line) for line in lines]
-    assert len({(entry.shape, entry.tokens) for entry in entries}) == len(entries)
-    assert all(entry.tokens == token_class(entry.tokens) for entry in entries)
-    assert not any(entry.launch.deterministic for entry in entries)
-
-
 def test_a_shape_that_was_not_measured_gets_a_default():
-    assert launch_for(FEW, EXPERTS) == DEFAULT
-    assert launch_for(FEW.bfloat16(), EXPERTS) == Launch()
+    assert launch_for(FEW, WEIGHTS) == DEFAULT
+    assert launch_for(FEW.bfloat16(), WEIGHTS) == Launch()
     assert launch_for(FEW.half(), GATED) == Launch(registers=None)
 
 
-def test_the_users_cache_counts_before_the_packages_table(user, shipped):
-    write(shipped, line(128, tile=32), line(1024, tile=64))
-    write(user, line(128, num_warps=4))
-    assert launch_for(FEW, EXPERTS) == Launch(num_warps=4)
-    assert launch_for(MANY, EXPERTS) == Launch(tile=64)
+def test_options_that_an_entry_leaves_out_are_the_defaults(user):
+    write(user, line(128, num_warps=4), line(1024, tile=64))
+    assert launch_for(FEW, WEIGHTS) == Launch(num_warps=4)
+    assert launch_for(MANY, WEIGHTS) == Launch(tile=64)
 
 
 def test_the_entry_of_the_nearest_class_of_tokens_counts(user):
     write(user, line(64, tile=32), line(1024, tile=256))
-    tiles = {n: launch_for(make_tokens(n, 24), EXPERTS).tile for n in (1, 64, 128, 256, 257, 9999)}
+    tiles = {n: launch_for(make_tokens(n, 24), WEIGHTS).tile for n in (1, 64, 128, 256, 257, 9999)}
     assert tiles == {1: 32, 64: 32, 128: 32, 256: 256, 257: 256, 9999: 256}
 
 
@@ -106,28 +91,28 @@ def test_tokens_are_rounded_up_to_a_power_of_two(tokens, expected):
 )
 def test_an_entry_counts_for_its_shape_only(user, other):
     write(user, line(128, tile=32) | other)
-    assert launch_for(FEW, EXPERTS) == DEFAULT
+    assert launch_for(FEW, WEIGHTS) == DEFAULT
 
 
 def test_the_deterministic_launch_does_not_depend_on_what_was_measured(user):
     write(user, line(128, tile=32, block_n=128))
     torch.use_deterministic_algorithms(True)
     try:
-        found = launch_for(FEW, EXPERTS)
+        found = launch_for(FEW, WEIGHTS)
     finally:
         torch.use_deterministic_algorithms(False)
     assert found == replace(DEFAULT, superblock=256, tile=64, deterministic=True)
-    assert launch_for(FEW, EXPERTS) == Launch(tile=32, block_n=128)
+    assert launch_for(FEW, WEIGHTS) == Launch(tile=32, block_n=128)
 
 
-def test_the_tables_are_read_once(user, monkeypatch):
+def test_the_table_is_read_once(user, monkeypatch):
     write(user, line(128, tile=32))
     read, paths = launches.read_table, []
     monkeypatch.setattr(launches, "read_table", lambda path: paths.append(path) or read(path))
     for tokens in (FEW, FEW, MANY):
-        for experts in (EXPERTS, GATED):
-            launch_for(tokens, experts)
-    assert paths == [launches.SHIPPED, user]
+        for weights in (WEIGHTS, GATED):
+            launch_for(tokens, weights)
+    assert paths == [user]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is for Triton's interpreter")
@@ -135,20 +120,19 @@ def test_the_tables_are_read_once(user, monkeypatch):
 def test_the_kernel_runs_by_the_launch_that_is_looked_up(user, options):
     write(user, line(128, **options))
     mask = MASK & (torch.arange(100)[:, None] % 3 != torch.arange(4))
-    found = gpu.expert_ffn(FEW, mask, EXPERTS)
-    assert relative_error(found, masked_sum(FEW, mask, EXPERTS)) < 1e-5
+    found = gpu.expert_ffn(FEW, mask, WEIGHTS)
+    assert relative_error(found, masked_sum(FEW, mask, WEIGHTS)) < 1e-5
 
 
 # What cannot be used
 
 
 @pytest.mark.parametrize("text", ["", "[{", '{"tile": 32}', "[1]", b"\xff"])
-def test_a_damaged_cache_is_reported_once_and_not_used(user, shipped, text, caplog):
-    write(shipped, line(128, tile=32))
+def test_a_damaged_cache_is_reported_once_and_not_used(user, text, caplog):
     write(user)
     user.write_bytes(text if isinstance(text, bytes) else text.encode())
     for tokens in (FEW, MANY):
-        assert launch_for(tokens, EXPERTS) == Launch(tile=32)
+        assert launch_for(tokens, WEIGHTS) == DEFAULT
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert str(user) in record.message and "Delete it" in record.message
@@ -166,7 +150,7 @@ def test_a_damaged_cache_is_reported_once_and_not_used(user, shipped, text, capl
 )
 def test_entries_of_another_version_are_skipped(user, bad, caplog):
     write(user, bad, line(2048, tile=32))
-    assert launch_for(FEW, EXPERTS) == Launch(tile=32)
+    assert launch_for(FEW, WEIGHTS) == Launch(tile=32)
     assert not caplog.records
 
 
@@ -189,7 +173,7 @@ def timed(monkeypatch) -> list[Launch]:
     slowest and the last the fastest."""
     seen: list[Launch] = []
 
-    def run(z, experts, launch, mask):
+    def run(z, weights, launch, mask):
         if launch.num_warps == 4:
             raise OutOfResources(300_000, 232_448, "shared memory")
 
@@ -205,20 +189,20 @@ def timed(monkeypatch) -> list[Launch]:
 
 
 def test_the_fastest_candidate_is_kept_and_used_from_then_on(timed, user):
-    assert launch_for(FEW, EXPERTS) == DEFAULT
-    fastest = tuning.tune(FEW, EXPERTS, MASK)
+    assert launch_for(FEW, WEIGHTS) == DEFAULT
+    fastest = tuning.tune(FEW, WEIGHTS, MASK)
     assert fastest == timed[-1] != DEFAULT
-    assert launch_for(FEW, EXPERTS) == fastest
+    assert launch_for(FEW, WEIGHTS) == fastest
     forget()
-    assert launch_for(FEW, EXPERTS) == fastest
+    assert launch_for(FEW, WEIGHTS) == fastest
     (entry,) = launches.read_table(user)
     assert entry["launch"] == asdict(fastest) and entry["ms"] == 9.0 - (len(timed) - 1)
 
 
 def test_candidates_that_cannot_be_launched_are_left_out(timed, caplog):
     caplog.set_level(logging.INFO)
-    tuning.tune(FEW, EXPERTS, MASK)
-    tried = tuning.candidates(shape_of(FEW, EXPERTS), 128)
+    tuning.tune(FEW, WEIGHTS, MASK)
+    tried = tuning.candidates(shape_of(FEW, WEIGHTS), 128)
     assert timed == [launch for launch in tried if launch.num_warps != 4]
     assert 1 < len(timed) < len(tried)
     assert f"{len(tried)} launches" in caplog.text and f"{len(timed)} of them ran" in caplog.text
@@ -228,25 +212,25 @@ def test_candidates_that_cannot_be_launched_are_left_out(timed, caplog):
 def test_where_no_candidate_can_be_launched_the_cause_and_a_remedy_are_named(timed, monkeypatch):
     monkeypatch.setattr(tuning, "candidates", lambda *_: [Launch(num_warps=4)])
     with pytest.raises(UserError, match="24 → 32, float32.*shared memory.*backend.name"):
-        tuning.tune(FEW, EXPERTS, MASK)
+        tuning.tune(FEW, WEIGHTS, MASK)
 
 
-def test_what_is_known_is_not_timed_again_unless_asked(timed, user, shipped):
-    write(shipped, line(128, tile=32))
-    assert tuning.tune(FEW, EXPERTS, MASK) == Launch(tile=32)
-    assert not timed and not user.exists()
-    found = tuning.tune(FEW, EXPERTS, MASK, again=True)
-    assert found == timed[-1] == launch_for(FEW, EXPERTS)
+def test_what_is_known_is_not_timed_again_unless_asked(timed, user):
+    write(user, line(128, tile=32))
+    assert tuning.tune(FEW, WEIGHTS, MASK) == Launch(tile=32)
+    assert not timed and launches.read_table(user) == [line(128, tile=32)]
+    found = tuning.tune(FEW, WEIGHTS, MASK, again=True)
+    assert found == timed[-1] == launch_for(FEW, WEIGHTS)
     count = len(timed)
     tuning.tune(FEW, GATED, MASK)  # another shape
-    tuning.tune(MANY, EXPERTS, MASK)  # another class of tokens
+    tuning.tune(MANY, WEIGHTS, MASK)  # another class of tokens
     assert len(timed) > count and len(launches.read_table(user)) == 3
 
 
 def test_an_entry_replaces_that_of_its_shape_and_tokens_and_leaves_others_alone(timed, user):
     unknown = line(128, GATED, clusters=2)
     write(user, line(128, tile=32), line(1024, tile=32), unknown)
-    tuning.tune(FEW, EXPERTS, MASK, again=True)
+    tuning.tune(FEW, WEIGHTS, MASK, again=True)
     kept = launches.read_table(user)
     assert kept[:2] == [line(1024, tile=32), unknown] and len(kept) == 3
     assert not list(user.parent.glob(".*"))  # nothing half written
@@ -255,15 +239,15 @@ def test_an_entry_replaces_that_of_its_shape_and_tokens_and_leaves_others_alone(
 def test_a_damaged_cache_is_replaced(timed, user):
     write(user)
     user.write_text("[{")
-    found = tuning.tune(FEW, EXPERTS, MASK)
+    found = tuning.tune(FEW, WEIGHTS, MASK)
     forget()
-    assert launch_for(FEW, EXPERTS) == found
+    assert launch_for(FEW, WEIGHTS) == found
 
 
 def test_where_the_cache_cannot_be_written_the_process_keeps_what_it_found(timed, user, caplog):
     user.parent.write_text("a file where the folder should be")
-    found = tuning.tune(FEW, EXPERTS, MASK)
-    assert launch_for(FEW, EXPERTS) == found != DEFAULT
+    found = tuning.tune(FEW, WEIGHTS, MASK)
+    assert launch_for(FEW, WEIGHTS) == found != DEFAULT
     assert "later ones not" in caplog.text
 
 
@@ -284,10 +268,10 @@ def test_no_entry_is_lost_where_processes_write_at_the_same_time(user):
 
 
 @pytest.mark.parametrize("dtype, size", [("bfloat16", 2), ("float32", 4)])
-@pytest.mark.parametrize("experts", [EXPERTS, GATED])
+@pytest.mark.parametrize("weights", [WEIGHTS, GATED])
 @pytest.mark.parametrize("tokens", [128, 65_536])
-def test_candidates_differ_and_their_stages_fit_into_shared_memory(dtype, size, experts, tokens):
-    shape = shape_of(FEW, experts)._replace(dtype=dtype)
+def test_candidates_differ_and_their_stages_fit_into_shared_memory(dtype, size, weights, tokens):
+    shape = shape_of(FEW, weights)._replace(dtype=dtype)
     tried = tuning.candidates(shape, tokens)
     assert len(set(tried)) == len(tried) == 8
     for launch in tried:

@@ -91,7 +91,7 @@ def test_a_model_that_follows_masks_runs_its_experts_by_them():
     for moe in find(expected, MoE).values():
         mask = masks[0].repeat(2, 1)[:40]
         moe.run = lambda z, _, moe=moe, mask=mask: expert_ffn(
-            z.flatten(0, -2), mask, moe.experts
+            z.flatten(0, -2), mask, moe.weights
         ).view_as(z)
     for layer in expected.modules():
         if hasattr(layer, "mask"):
@@ -173,7 +173,7 @@ def test_decoding_is_timed_in_every_form(kind, tmp_path):
     assert set(rows["context"]) == {0 if kind == "ffn" else 12}
     shares = rows.loc[rows["backend"] == "dynamic_k", "fraction"]
     assert sorted(shares) == pytest.approx([0.25, 0.25, 1.0, 1.0], abs=0.04)
-    figure = draw(tmp_path / "decode.csv", "Decoding")
+    figure = draw(pd.read_csv(tmp_path / "decode.csv"), "Decoding")
     assert [axes.get_title().split(",")[1][:8] for axes in figure.axes] == [" batch 1", " batch 4"]
 
 

@@ -1,6 +1,9 @@
 """Laws of the layer that replaces an FFN."""
 
 import copy
+import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,12 +12,16 @@ from hypothesis import strategies as st
 from small import make_dense, make_ffn, make_inputs, make_routed, make_split
 from torch import nn
 
+from d2dmoe.activations import ACTIVATIONS
+from d2dmoe.backend import Choice
 from d2dmoe.conversion import add_routers, to_moe
-from d2dmoe.experts import assign_neurons
-from d2dmoe.ffn import ACTIVATIONS, FFN
-from d2dmoe.kernels.reference import grouped
+from d2dmoe.errors import UnknownName
+from d2dmoe.experts import METHODS, assign_neurons
+from d2dmoe.ffn import FFN
+from d2dmoe.kernels.cpu import grouped
 from d2dmoe.moe import MoE, set_selection, split_ffn, watch_inputs, watch_selections
 from d2dmoe.router import Router
+from d2dmoe.router_kinds import ROUTER_KINDS
 from d2dmoe.surgery import find
 
 FORMS = [{"gated": gated, "bias": bias} for gated in (False, True) for bias in (True, False)]
@@ -53,14 +60,14 @@ def masked_forward(moe: MoE, z: torch.Tensor, mask: torch.Tensor) -> torch.Tenso
         moe.router = None
 
 
-def expert_outputs(ffn: FFN, experts: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
+def expert_outputs(ffn: FFN, neurons: torch.Tensor, z: torch.Tensor) -> torch.Tensor:
     """Each expert's output from the FFN's own weights, one by one: [tokens, n, d_model]."""
     outputs = []
-    for neurons in experts:
-        hidden = ffn.activation(mapped(ffn.activated, neurons, z))
+    for own in neurons:
+        hidden = ffn.activation(mapped(ffn.activated, own, z))
         if ffn.gate is not None:
-            hidden = hidden * mapped(ffn.up, neurons, z)
-        outputs.append(hidden @ ffn.down.weight[:, neurons].T)
+            hidden = hidden * mapped(ffn.up, own, z)
+        outputs.append(hidden @ ffn.down.weight[:, own].T)
     return torch.stack(outputs, 1)
 
 
@@ -79,7 +86,7 @@ def outside(ffn: FFN) -> torch.Tensor:
 @given(
     activation=st.sampled_from(list(ACTIVATIONS)),
     form=st.sampled_from(FORMS),
-    method=st.sampled_from(["kmeans", "random", "contiguous"]),
+    method=st.sampled_from(list(METHODS)),
     num_experts=st.integers(1, 6),
     size=st.integers(1, 5),
     seed=st.integers(0, 99),
@@ -91,14 +98,14 @@ def test_all_experts_on_equals_the_dense_ffn(activation, form, method, num_exper
     everything = torch.ones(9, num_experts, dtype=torch.bool)
     assert relative_error(moe(z), ffn(z)) < 1e-5
     assert relative_error(moe(z.view(3, 3, 7)).flatten(0, 1), ffn(z)) < 1e-5
-    assert relative_error(grouped(z, everything, moe.experts), ffn(z)) < 1e-5
+    assert relative_error(grouped(z, everything, moe.weights), ffn(z)) < 1e-5
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_a_permutation_of_the_hidden_neurons_changes_nothing(activation, form):
     ffn, z = make_ffn(7, 24, activation, **form), tokens(0, 9, 7)
-    experts = assign_neurons(ffn.activated.weight, 6, "kmeans", 0)
+    neurons = assign_neurons(ffn.activated.weight, 6, "kmeans", 0)
     order = torch.randperm(24, generator=torch.Generator().manual_seed(1))
     permuted = make_ffn(7, 24, activation, **form)
     with torch.no_grad():
@@ -108,10 +115,10 @@ def test_a_permutation_of_the_hidden_neurons_changes_nothing(activation, form):
                 if key.startswith(name):
                     parameter.copy_(ffn.get_parameter(key)[order])
     where = order.argsort()  # neuron i of the FFN is neuron where[i] of the permuted one
-    one, other = split_ffn(ffn, experts), split_ffn(permuted, where[experts])
+    one, other = split_ffn(ffn, neurons), split_ffn(permuted, where[neurons])
     mask = random_mask(2, 9, 6, 0.5)
     assert torch.equal(one(z), other(z))
-    assert torch.equal(grouped(z, mask, one.experts), grouped(z, mask, other.experts))
+    assert torch.equal(grouped(z, mask, one.weights), grouped(z, mask, other.weights))
     clustered = split_ffn(permuted, assign_neurons(permuted.activated.weight, 6, "kmeans", 0))
     assert relative_error(clustered(z), ffn(z)) < 1e-5
 
@@ -128,16 +135,16 @@ def test_the_grouped_computation_equals_the_masked_sum_of_the_experts_outputs(
     activation, form, seed, density, count
 ):
     ffn = make_ffn(7, 20, activation, seed, **form)
-    experts = assign_neurons(ffn.up.weight, 5, "random", seed)
-    moe, z = split_ffn(ffn, experts), tokens(seed, count, 7)
+    neurons = assign_neurons(ffn.up.weight, 5, "random", seed)
+    moe, z = split_ffn(ffn, neurons), tokens(seed, count, 7)
     mask = random_mask(seed, count, 5, density)
     mask[:, seed % 5] = False  # an expert that no token runs
     mask[0] = False  # a token that runs none
-    outputs = expert_outputs(ffn, experts, z)
+    outputs = expert_outputs(ffn, neurons, z)
     expected = (outputs * mask.unsqueeze(-1)).sum(1) + outside(ffn)
-    for found in (grouped(z, mask, moe.experts), masked_forward(moe, z, mask)):
+    for found in (grouped(z, mask, moe.weights), masked_forward(moe, z, mask)):
         assert (found - expected).norm() <= 1e-5 * expected.norm()
-    assert torch.equal(grouped(z, mask, moe.experts)[0], outside(ffn))
+    assert torch.equal(grouped(z, mask, moe.weights)[0], outside(ffn))
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -145,18 +152,18 @@ def test_no_expert_leaves_b2_alone_and_no_token_gives_no_output(form):
     ffn = make_ffn(7, 20, "gelu", **form)
     moe, z = split_ffn(ffn, torch.arange(20).view(5, 4)), tokens(0, 3, 7)
     none = torch.zeros(3, 5, dtype=torch.bool)
-    assert torch.equal(grouped(z, none, moe.experts), outside(ffn).expand(3, 7))
+    assert torch.equal(grouped(z, none, moe.weights), outside(ffn).expand(3, 7))
     assert torch.equal(masked_forward(moe, z, none), outside(ffn).expand(3, 7))
-    assert grouped(z[:0], none[:0], moe.experts).shape == (0, 7)
+    assert grouped(z[:0], none[:0], moe.weights).shape == (0, 7)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_output_norms_are_the_norms_of_the_experts_outputs(activation, form):
     ffn, z = make_ffn(7, 20, activation, **form), tokens(0, 9, 7)
-    experts = assign_neurons(ffn.activated.weight, 5, "random", 0)
-    moe = split_ffn(ffn, experts)
-    expected = expert_outputs(ffn, experts, z).norm(dim=-1)
+    neurons = assign_neurons(ffn.activated.weight, 5, "random", 0)
+    moe = split_ffn(ffn, neurons)
+    expected = expert_outputs(ffn, neurons, z).norm(dim=-1)
     assert torch.allclose(moe.output_norms(z), expected, rtol=1e-4, atol=1e-6)
     in_sequence = moe.output_norms(z.view(3, 3, 7))
     assert torch.allclose(in_sequence.flatten(0, 1), expected, rtol=1e-4, atol=1e-6)
@@ -165,9 +172,9 @@ def test_output_norms_are_the_norms_of_the_experts_outputs(activation, form):
 @pytest.mark.parametrize("gated", [False, True])
 def test_hidden_activations_are_grouped_by_expert(gated):
     ffn, z = make_ffn(7, 20, "relu", gated=gated), tokens(0, 9, 7)
-    experts = assign_neurons(ffn.activated.weight, 5, "random", 0)
+    neurons = assign_neurons(ffn.activated.weight, 5, "random", 0)
     hidden = ffn.activation(ffn.gate(z)) * ffn.up(z) if gated else ffn.activation(ffn.up(z))
-    assert torch.allclose(split_ffn(ffn, experts).hidden(z), hidden[:, experts], atol=1e-6)
+    assert torch.allclose(split_ffn(ffn, neurons).hidden(z), hidden[:, neurons], atol=1e-6)
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
@@ -193,7 +200,7 @@ def test_the_router_decides_by_the_layers_own_input():
     scores = moe.router(z)
     mask = scores >= 0.5 * scores.amax(-1, keepdim=True)
     assert 0 < mask.sum() < mask.numel()
-    assert relative_error(moe(z), grouped(z, mask, moe.experts)) < 1e-5
+    assert relative_error(moe(z), grouped(z, mask, moe.weights)) < 1e-5
 
 
 def test_split_models_equal_dense_ones_and_hold_copies_of_the_weights():
@@ -266,3 +273,80 @@ def test_a_mask_is_handed_to_the_model_that_is_called_not_to_the_one_it_was_copi
     copied(z, attention_mask=torch.zeros(2, 3))
     assert model.mlp.selection.real_tokens is None
     assert not copied.mlp.selection.real_tokens.any()
+
+
+def routed_ffn(activation: str, kind: str = "regression", gated: bool = False) -> tuple[FFN, MoE]:
+    """An FFN, and the layer of its experts with a router that selects some."""
+    ffn = make_ffn(7, 20, activation, gated=gated)
+    moe = split_ffn(ffn, torch.arange(20).view(5, 4))
+    torch.manual_seed(0)
+    moe.router, moe.selection.value = Router(7, 6, 5, kind), 0.5
+    return ffn, moe
+
+
+@pytest.mark.parametrize("kind", ROUTER_KINDS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_copied_and_pickled_layers_compute_the_same(activation, kind):
+    ffn, moe = routed_ffn(activation, kind)
+    z = tokens(0, 9, 7)
+    for layer in (ffn, moe):
+        for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+            assert torch.equal(other(z), layer(z))
+            assert list(other.state_dict()) == list(layer.state_dict())
+    assert not [key for key in ffn.state_dict() if "activation" in key]
+
+
+def test_a_copy_changes_its_activation_and_rule_alone():
+    ffn, moe = routed_ffn("relu")
+    other, copied = copy.deepcopy(ffn), copy.deepcopy(moe)
+    other.set_activation("gelu")
+    set_selection(copied, "top_k", 2)
+    assert (ffn.activation_name, other.activation_name) == ("relu", "gelu")
+    assert (moe.operating_point, copied.operating_point) == (("dynamic_k", 0.5), ("top_k", 2))
+    assert (copied.selection(tokens(0, 9, 5)).sum(-1) == 2).all()
+
+
+UNPICKLED = """
+import pickle, sys, torch
+moe, z, expected = pickle.load(open(sys.argv[1], "rb"))
+assert not [name for name in sys.modules if name == "triton"], "Triton is imported"
+with torch.no_grad():
+    found = torch.compile(moe, fullgraph=True, backend="eager")(z)
+torch.testing.assert_close(found, expected)
+"""
+
+
+def test_a_pickled_layer_can_be_compiled_in_another_process(tmp_path):
+    _, moe = routed_ffn("gelu")
+    z, moe.backend.name = tokens(0, 40, 7), "dynamic_k"
+    with torch.no_grad():
+        (tmp_path / "layer").write_bytes(pickle.dumps((moe, z, moe(z))))
+    call = [sys.executable, "-c", UNPICKLED, str(tmp_path / "layer")]
+    done = subprocess.run(call, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.parametrize("backend", ["auto", "dense", "dynamic_k"])
+@pytest.mark.parametrize("rule, value", [("dynamic_k", 0.5), ("top_k", 2), ("coverage", 0.8)])
+def test_a_layer_is_compiled_without_a_break_for_any_number_of_tokens(rule, value, backend):
+    _, moe = routed_ffn("gelu_tanh", "classification", gated=True)
+    set_selection(moe, rule, value)
+    moe.backend.name = backend
+    for number in (4, 300):
+        moe.backend.remember(Choice("dynamic_k", number, 0.5, 2.0, 1.0, "CPU"), (rule, value))
+    torch.compiler.reset()
+    compiled = torch.compile(moe, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        for number in (9, 16, 17, 40, 41):
+            z = tokens(0, number, 7)
+            torch.testing.assert_close(compiled(z), moe(z))
+
+
+def test_unknown_names_are_refused_and_the_allowed_ones_listed():
+    ffn, moe = routed_ffn("relu")
+    with pytest.raises(UnknownName, match="activation 'tanh'; allowed: relu, relu_squared, gelu"):
+        ffn.set_activation("tanh")
+    with pytest.raises(UnknownName, match="rule 'best'; allowed: dynamic_k, top_k, coverage"):
+        set_selection(moe, "best", 1)
+    assert ffn.activation_name == "relu" and moe.operating_point == ("dynamic_k", 0.5)
+    ffn(tokens(0, 9, 7)), moe(tokens(0, 9, 7))

@@ -40,7 +40,7 @@ from d2dmoe.flops import model_cost
 from d2dmoe.inputs import logits_of
 from d2dmoe.io.tensors import load_tensors
 from d2dmoe.jobs.run import Run
-from d2dmoe.kernels.reference import grouped
+from d2dmoe.kernels.cpu import grouped
 from d2dmoe.models.build import separate_projections
 from d2dmoe.moe import MoE, set_selection, watch_inputs
 from d2dmoe.stages.quantize import quantize
@@ -232,7 +232,7 @@ def test_experts_may_be_quantised_alone():
 def test_the_kernels_get_the_experts_as_integers():
     model = quantize_experts(make_routed())
     for moe in find(model, MoE).values():
-        stored, floats = moe.experts, moe.experts.dequantized()
+        stored, floats = moe.weights, moe.weights.dequantized()
         assert stored.up.dtype == stored.down.dtype == torch.int8
         assert torch.equal(floats.up, moe.up) and torch.equal(floats.down, moe.down)
 
@@ -245,7 +245,7 @@ def test_the_grouped_computation_is_that_of_the_mask(tmp_path):
         logits_of(model, batch_of("vit"))
         z = next(iter(seen.values())).flatten(0, -2)
         mask = moe.selection(moe.router(z))
-        torch.testing.assert_close(grouped(z, mask, moe.experts), moe(z), rtol=0, atol=1e-5)
+        torch.testing.assert_close(grouped(z, mask, moe.weights), moe(z), rtol=0, atol=1e-5)
         assert moe.output_norms(z).shape == mask.shape
 
 

@@ -5,7 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from d2dmoe.errors import UnknownName
+from d2dmoe.lookup import resolve
 from d2dmoe.selection import Selection, coverage, dynamic_k, top_k
+from d2dmoe.selection_rules import RULES
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
 # Whole numbers, so that sums are exact; many ties and zeros.
@@ -134,3 +137,22 @@ def test_padding_runs_nothing_and_does_not_count(rule, value, tokens):
     mask = selection(scores)
     assert torch.equal(mask[given], everything[given]) and not mask[~given].any()
     assert selection.count_tokens(mask) == given.sum()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_a_rule_selects_as_its_record_says(name):
+    rule, scores = RULES[name], torch.rand(50, 6, generator=torch.Generator().manual_seed(0))
+    value = 2 if rule.whole else 0.5
+    mask = Selection(name, value)(scores)
+    assert torch.equal(mask, resolve(rule.select)(scores, value))
+    assert (len(mask.sum(-1).unique()) > 1) == rule.adaptive
+    assert Selection(name, value).fused == rule.fused
+
+
+def test_an_unknown_rule_is_refused_and_the_allowed_ones_listed():
+    with pytest.raises(UnknownName, match="rule 'best'; allowed: dynamic_k, top_k, coverage"):
+        Selection("best", 1)
+    selection = Selection("top_k", 2)
+    with pytest.raises(UnknownName, match="rule 'best'; allowed: dynamic_k, top_k, coverage"):
+        selection.rule = "best"
+    assert selection.rule == "top_k" and (selection(torch.rand(3, 5)).sum(-1) == 2).all()

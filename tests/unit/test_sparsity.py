@@ -7,21 +7,23 @@ from hypothesis import strategies as st
 from small import make_dense, make_ffn, make_inputs
 from torch.nn.functional import gelu
 
-from d2dmoe.ffn import ACTIVATIONS, FFN
+from d2dmoe.activations import ACTIVATIONS, torch_function
+from d2dmoe.errors import UnknownName
+from d2dmoe.ffn import FFN
 from d2dmoe.sparsity import (
+    PENALTIES,
     Activations,
+    activation_of,
     active_neurons,
     alpha_at,
     count_active,
     penalty,
     set_activation,
     square_hoyer,
-    uses_relu,
     watch_activations,
 )
 from d2dmoe.surgery import find
 
-MODES = ["relu_hoyer", "relu_l1", "gelu_clamped", "gelu_hoyer_clamped"]
 few = settings(max_examples=25, deadline=None, derandomize=True)
 
 
@@ -29,11 +31,15 @@ def drawn(seed: int, *shape: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def activated(pre: torch.Tensor, name: str) -> Activations:
+    """What the activation called `name` makes of pre-activations."""
+    return Activations(pre, torch_function(name)(pre), ACTIVATIONS[name])
+
+
 def drawn_layers(mode: str) -> list[Activations]:
-    """Of two samples with five tokens of eight neurons each, three layers."""
-    relu = uses_relu(mode)
-    pres = [drawn(seed, 2, 5, 8) for seed in range(3)]
-    return [Activations(pre, pre.relu() if relu else gelu(pre), relu) for pre in pres]
+    """Of two samples with five tokens of eight neurons each, three layers; GELU is kept."""
+    name = activation_of(mode) or "gelu"
+    return [activated(drawn(seed, 2, 5, 8), name) for seed in range(3)]
 
 
 @few
@@ -76,16 +82,14 @@ def test_square_hoyer_of_a_silent_token_is_0_with_finite_gradient():
 )
 def test_penalties_by_hand(mode, expected):
     pre = torch.tensor([[-1.0, 2.0, 3.0], [-2.0, -1.0, 4.0]])
-    hidden = pre.relu() if uses_relu(mode) else gelu(pre)
-    layer = Activations(pre, hidden, uses_relu(mode))
+    layer = activated(pre, activation_of(mode) or "gelu")
     assert penalty(mode, [layer]).item() == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("mode", ["gelu_clamped", "gelu_hoyer_clamped"])
 def test_clamped_modes_ignore_neurons_below_the_displacement(mode):
     pre = torch.tensor([[-12.0, -30.0, -9.0]])
-    layer = Activations(pre, gelu(pre), relu=False)
-    assert penalty(mode, [layer]).item() == pytest.approx(1.0, rel=1e-6)
+    assert penalty(mode, [activated(pre, "gelu")]).item() == pytest.approx(1.0, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -97,25 +101,25 @@ def test_clamped_modes_measure_a_relu_layer_by_its_activations(mode, same):
     assert penalty(mode, [relu]) == penalty(same, [relu])
     both = (penalty(mode, [relu]) + penalty(mode, [other])) / 2
     assert penalty(mode, [relu, other]).item() == pytest.approx(both.item(), rel=1e-6)
-    assert penalty(mode, [relu]) != penalty(mode, [relu._replace(relu=False)])
+    assert penalty(mode, [relu]) != penalty(mode, [relu._replace(activation=ACTIVATIONS["gelu"])])
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", PENALTIES)
 def test_penalty_is_the_mean_over_layers_and_tokens(mode):
     layers = drawn_layers(mode)
     places = [(i, j) for i in range(2) for j in range(5)]
     tokens = [
-        Activations(x.pre[at][None], x.hidden[at][None], x.relu) for x in layers for at in places
+        x._replace(pre=x.pre[at][None], hidden=x.hidden[at][None]) for x in layers for at in places
     ]
     single = sum(penalty(mode, [token]).item() for token in tokens) / len(tokens)
     assert penalty(mode, layers).item() == pytest.approx(single, rel=1e-5)
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", PENALTIES)
 def test_padding_is_left_out_of_the_penalty(mode):
     layers = drawn_layers(mode)
     real = torch.tensor([[True] * 5, [True] * 2 + [False] * 3])
-    alone = [Activations(x.pre[real], x.hidden[real], x.relu) for x in layers]
+    alone = [x._replace(pre=x.pre[real], hidden=x.hidden[real]) for x in layers]
     assert penalty(mode, layers, real) == penalty(mode, alone)
     assert penalty(mode, layers, torch.ones(2, 5, dtype=torch.bool)) == penalty(mode, layers)
 
@@ -132,11 +136,11 @@ def test_schedules(schedule, expected):
     assert [alpha_at(schedule, 2.0, progress) for progress in (0, 0.25, 0.5, 1)] == expected
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", PENALTIES)
 def test_a_step_on_the_penalty_alone_reaches_the_weights_and_lowers_it(mode):
     model, inputs = make_dense(), make_inputs()
-    if uses_relu(mode):
-        set_activation(model, "relu")
+    if activation := activation_of(mode):
+        set_activation(model, activation)
     weights = {name: ffn.up.weight for name, ffn in find(model, FFN).items()}
     with watch_activations(model) as activations:
         model(inputs)
@@ -159,7 +163,8 @@ def test_relu_modes_see_activations_after_relu():
         model(make_inputs())
     assert len(activations) == 2
     for layer in activations.values():
-        assert (layer.pre < 0).any() and torch.equal(layer.hidden, layer.pre.relu()) and layer.relu
+        assert (layer.pre < 0).any() and torch.equal(layer.hidden, layer.pre.relu())
+        assert layer.activation is ACTIVATIONS["relu"]
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -168,17 +173,39 @@ def test_watched_pairs_are_the_input_and_output_of_the_activation(gated):
     ffn, z = make_ffn(6, 10, "gelu", gated=gated), drawn(0, 3, 6)
     with watch_activations(ffn) as activations:
         ffn(z)
-    ((pre, hidden, relu),) = activations.values()
-    assert not relu
+    ((pre, hidden, activation),) = activations.values()
+    assert activation is ACTIVATIONS["gelu"]
     assert torch.equal(pre, (ffn.gate if gated else ffn.up)(z)) and torch.equal(hidden, gelu(pre))
 
 
-@pytest.mark.parametrize("form", ["gelu", "gelu_tanh"])
-def test_active_neurons_of_relu_are_above_0_those_of_gelu_above_the_displacement(form):
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_neurons_are_active_above_the_activations_threshold(name):
+    """Those of functions that are exactly 0 below it are active where they put out anything."""
+    record = ACTIVATIONS[name]
+    steps = torch.tensor([[-1.0, 0.0, 1e-3, 0.5], [-9.0, -1.0, 0.0, 0.0]])
+    layer = activated(record.threshold + steps, name)
+    assert active_neurons(layer).tolist() == [2, 0]
+    if record.exact:
+        assert torch.equal(active_neurons(layer), (layer.hidden != 0).sum(-1))
+    else:
+        assert (layer.hidden[steps <= 0].abs() < 1e-7).all()
+
+
+def test_the_thresholds_are_those_of_the_paper():
     pre = torch.tensor([[-11.0, -3.0, 0.0, 0.5], [-11.0, -11.0, -11.0, -11.0]])
-    relu = Activations(pre, pre.relu(), relu=True)
-    other = Activations(pre, ACTIVATIONS[form]()(pre), relu=False)
-    assert active_neurons(relu).tolist() == [1, 0] and active_neurons(other).tolist() == [3, 0]
+    found = {name: active_neurons(activated(pre, name)).tolist() for name in ("relu", "gelu")}
+    assert found == {"relu": [1, 0], "gelu": [3, 0]}
+
+
+def test_unknown_names_are_refused_and_the_allowed_ones_listed():
+    layers = drawn_layers("relu_l1")
+    for call in (lambda: penalty("silu_l1", layers), lambda: activation_of("silu_l1")):
+        with pytest.raises(UnknownName, match="penalty 'silu_l1'; allowed: relu_hoyer, relu_l1, "):
+            call()
+    with pytest.raises(UnknownName, match="schedule 'cosine'; allowed: constant, linear, "):
+        alpha_at("cosine", 1.0, 0.5)
+    with pytest.raises(UnknownName, match="activation 'tanh'; allowed: relu, "):
+        set_activation(make_dense(), "tanh")
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu"])

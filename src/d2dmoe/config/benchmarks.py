@@ -152,7 +152,7 @@ class MasksConfig(Strict):
     task: str = Field(description="A key of tasks")
     variant: str = Field(description="Of the task, a conversion; its first seed is taken")
     values: list[float] = Field(
-        min_length=1, description="Operating points, of the task's select.dynamic_k"
+        min_length=1, description="Operating points: of the task's select, by the variant's rule"
     )
     samples: int = Field(gt=0, description="Test samples, from the first on")
 

@@ -9,6 +9,8 @@ from pydantic.fields import FieldInfo
 
 from d2dmoe.config.named import Tagged
 
+KEY = "[key]"  # ends pydantic's location of a fault that lies in a dict's key itself
+
 
 def explain(fault: Mapping[str, Any], root: type[BaseModel]) -> str:
     """One of pydantic's faults in a model of the type `root`, in a line."""
@@ -29,6 +31,8 @@ def explain(fault: Mapping[str, Any], root: type[BaseModel]) -> str:
         tag = fault["ctx"]["tag"]
         return f"{key}.{_tag_key(fault)} = {tag!r}: allowed are {tags}"
     message = fault["msg"].removeprefix("Value error, ")
+    if fault["loc"][-1:] == (KEY,):
+        return f"{key}: {message}"
     if isinstance(value, Mapping):  # a check over several keys, whose message names them
         return f"{key or 'the configuration'}: {message}"
     if fault["type"] == "float_type" and isinstance(value, str) and _is_number(value):
@@ -56,6 +60,8 @@ def _walk(location: tuple, root: type[BaseModel]) -> tuple[list[str], Any]:
     """
     names, kind = [], root
     for part in location:
+        if part == KEY:
+            continue
         if (members := _members(kind)) and part in members:
             kind = members[part]
             continue

@@ -1,6 +1,6 @@
 """One experiment of the paper: data, dense model, stages, and the variants that are compared."""
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, create_model
 
@@ -9,6 +9,7 @@ from d2dmoe.config.data import DataConfig
 from d2dmoe.config.downstream import BoolQConfig
 from d2dmoe.config.figures import FiguresConfig
 from d2dmoe.config.model import ModelConfig
+from d2dmoe.config.named import Tagged
 from d2dmoe.config.select import SelectConfig
 from d2dmoe.config.stages import (
     ClusteringConfig,
@@ -20,13 +21,15 @@ from d2dmoe.config.stages import (
 )
 from d2dmoe.config.strict import Name, Strict
 from d2dmoe.config.training import TaskTrainingConfig
-from d2dmoe.config.variant import VariantConfig
+from d2dmoe.config.variant import Variant
 from d2dmoe.lookup import resolve
 from d2dmoe.methods import METHODS
 
 Suite = Literal["main", "ablations", "compatibility"]
 SUITES = get_args(Suite)
 """What can be asked for apart: `snakemake all` makes the first."""
+
+VariantConfig = Annotated[Variant, Tagged("method", METHODS)]
 
 Chain = list[tuple[str, Strict]]
 """Stages and their options, in the order in which they are run."""
@@ -98,10 +101,11 @@ class _Task(Strict):
     @property
     def finetune_step(self) -> tuple[str, Strict]:
         """The extra training of a dense model: with the options of the sparsification, but as long
-        as all of a conversion's stages together."""
+        as all of a conversion's stages together; `plan.checks` checks its rate."""
         options = {key: getattr(self.sparsify, key) for key in TaskTrainingConfig.model_fields}
         lr = self.finetune.lr or self.sparsify.lr
-        return "finetune", TaskTrainingConfig(**options | {"epochs": self.epochs, "lr": lr})
+        changed = options | {"epochs": self.epochs, "lr": lr}
+        return "finetune", TaskTrainingConfig.model_construct(**changed)
 
     def base_step(self, base: str) -> tuple[str, Strict]:
         """The stage that makes a compressed model, and its options."""

@@ -1,12 +1,8 @@
 """The compositions that a task runs, each by a method."""
 
-from typing import Annotated
-
 from pydantic import Field
 
-from d2dmoe.config.named import Tagged
 from d2dmoe.config.strict import Strict
-from d2dmoe.methods import METHODS
 
 FINETUNED = "_finetuned"  # ends the name of a dense or compressed model that was trained on
 
@@ -19,6 +15,3 @@ class Variant(Strict):
 
     method: str
     label: str = Field(min_length=1, description="Name in the legends")
-
-
-VariantConfig = Annotated[Variant, Tagged("method", METHODS)]

@@ -12,6 +12,7 @@ from transformers.utils import logging
 from d2dmoe.activations import ACTIVATIONS
 from d2dmoe.config.model import LanguageConfig
 from d2dmoe.errors import CheckpointError, ConfigError
+from d2dmoe.models import ARCHITECTURES
 
 logging.disable_progress_bar()  # it would fill the jobs' logs
 logging.set_verbosity_error()
@@ -115,10 +116,10 @@ def _checked_config(cfg: LanguageConfig, sizes: dict[str, Any]) -> PretrainedCon
     if config.model_type != cfg.architecture:
         raise CheckpointError(
             f"{cfg.weights} is a checkpoint of the architecture '{config.model_type}', but "
-            f"model.architecture is {cfg.architecture}. Described are bert, gpt2 and gemma."
+            f"model.architecture is {cfg.architecture}. Described are {', '.join(ARCHITECTURES)}."
         )
     found = {key: getattr(config, key) for key in sizes}
-    if config.model_type == "gpt2" and found["n_inner"] is None:
+    if found.get("n_inner", 0) is None:  # GPT-2's own configurations leave it out
         found["n_inner"] = 4 * config.n_embd
     wrong = [f"{k} {found[k]} (configured: {v})" for k, v in sizes.items() if found[k] != v]
     if wrong:

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import NamedTuple
 
 PACKAGE = "d2dmoe"
 
@@ -29,8 +30,14 @@ def code_digest(script: Path, src: Path, modules: Iterable[str] = ()) -> str:
     Raises:
         FileNotFoundError: the script does not exist.
     """
-    hashed = [_hash(path) for path in sorted({script, *imported_modules(script, src, modules)})]
-    return hashlib.sha256("".join(hashed).encode()).hexdigest()[:16]
+    return _digest_of(script, src, tuple(modules))
+
+
+@cache
+def _digest_of(script: Path, src: Path, modules: tuple[str, ...]) -> str:
+    files = sorted({script, *imported_modules(script, src, modules)})
+    hashed = "".join(_read(path).digest for path in files)
+    return hashlib.sha256(hashed.encode()).hexdigest()[:16]
 
 
 def imported_modules(script: Path, src: Path, modules: Iterable[str] = ()) -> set[Path]:
@@ -61,22 +68,38 @@ def file_of(name: str, src: Path) -> Path:
     return Path(spec.origin)
 
 
+class _Module(NamedTuple):
+    """What a file says."""
+
+    digest: str
+    imported: tuple[tuple[str, str | None], ...]  # modules, and what is taken from them
+
+
 @cache
-def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_text(encoding="utf-8"))
+def _read(path: Path) -> _Module:
+    """Parse a file; once, since planning does it for every module of the package."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imported: list[tuple[str, str | None]] = []
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list):
+            node.body = [s for s in body if not _is_text(s)]  # type: ignore[attr-defined]
+        if isinstance(node, ast.Import):
+            imported += [(alias.name, None) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            imported += [(node.module, alias.name) for alias in node.names]
+    digest = hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    ours = (pair for pair in imported if pair[0].split(".")[0] == PACKAGE)
+    return _Module(digest, tuple(ours))
 
 
 @cache
 def _imports(path: Path, src: Path) -> frozenset[Path]:
     """The package's files that a file's import statements name."""
     found: set[Path | None] = set()
-    for node in ast.walk(_tree(path)):
-        if isinstance(node, ast.Import):
-            found |= {_own_file(alias.name, src) for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            for alias in node.names:  # a module of a package, or what a module holds
-                inner = _own_file(f"{node.module}.{alias.name}", src)
-                found.add(inner or _own_file(node.module, src))
+    for module, name in _read(path).imported:  # a module of a package, or what a module holds
+        inner = _own_file(f"{module}.{name}", src) if name else None
+        found.add(inner or _own_file(module, src))
     return frozenset(file for file in found if file)
 
 
@@ -87,16 +110,6 @@ def _own_file(name: str, src: Path) -> Path | None:
     base = src.joinpath(*name.split("."))
     files = (base / "__init__.py", base.with_name(f"{base.name}.py"))
     return next((file for file in files if file.is_file()), None)
-
-
-@cache
-def _hash(path: Path) -> str:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if isinstance(body, list):
-            node.body = [s for s in body if not _is_text(s)]
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
 def _is_text(statement: ast.stmt) -> bool:

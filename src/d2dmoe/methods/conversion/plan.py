@@ -1,8 +1,9 @@
 """Stages and checks of conversions into experts."""
 
+from dataclasses import dataclass, fields
+
 from d2dmoe.config.compression import PruneConfig, QuantizeConfig, remaining
 from d2dmoe.config.stages import ClusteringConfig, ProjectionsConfig, RouterConfig, SparsifyConfig
-from d2dmoe.config.strict import Strict
 from d2dmoe.config.task import Chain, TaskConfig
 from d2dmoe.methods.checks import divisors, need_epochs
 from d2dmoe.methods.conversion.options import ConversionVariant
@@ -10,13 +11,23 @@ from d2dmoe.models import ARCHITECTURES
 from d2dmoe.selection_rules import RULES
 
 
-class Conversion(Strict):
-    """A conversion's stages, resolved."""
+@dataclass(frozen=True)
+class Conversion:
+    """A conversion's stages, resolved, in their order.
+
+    Their rates are not checked here but in `plan.checks`, which knows the keys that they come from.
+    """
 
     projections: ProjectionsConfig | None
     sparsify: SparsifyConfig
     clustering: ClusteringConfig
     router: RouterConfig
+
+    @property
+    def chain(self) -> Chain:
+        """The stages that there are."""
+        named = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        return [(stage, cfg) for stage, cfg in named if cfg is not None]
 
     @property
     def epochs(self) -> float:
@@ -30,7 +41,8 @@ def conversion(task: TaskConfig, variant: ConversionVariant) -> Conversion:
 
     Imitation of attention projections takes its passes from sparsification's.
     """
-    implied = {stage: dict(variant.implied.get(stage, {})) for stage in Conversion.model_fields}
+    names = [field.name for field in fields(Conversion)]
+    implied = {stage: dict(variant.implied.get(stage, {})) for stage in names}
     if variant.projections is None:
         projections = None
         implied["clustering"]["projection_expert_size"] = None
@@ -49,7 +61,7 @@ def conversion(task: TaskConfig, variant: ConversionVariant) -> Conversion:
 def chains(task: TaskConfig, variant: ConversionVariant) -> list[Chain]:
     """One: the dense or compressed model's, the conversion's, and quantisation where asked for."""
     chain: Chain = [] if variant.base is None else [task.base_step(variant.base)]
-    chain += [(stage, cfg) for stage, cfg in conversion(task, variant) if cfg is not None]
+    chain += conversion(task, variant).chain
     if variant.quantize is not None:
         chain.append(("quantize", QuantizeConfig(weights=variant.quantize)))
     return [chain]

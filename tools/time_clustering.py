@@ -1,7 +1,7 @@
 """Time and inertia of the balanced k-means that splits an FFN's neurons into experts.
 
-python tools/time_split.py --shapes 3072x768x768 16384x2048x512
-python tools/time_split.py --shapes 1024x128x128 --data mixture --compare
+python tools/time_clustering.py --shapes 3072x768x768 16384x2048x512
+python tools/time_clustering.py --shapes 1024x128x128 --data mixture --compare
 """
 
 import argparse
