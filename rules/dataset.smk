@@ -16,10 +16,7 @@ def tokenizer_of(wildcards):
 
 def data_options(wildcards):
     """The options of the dataset that a path names."""
-    folder = DATA.format(**wildcards)
-    if folder != PLAN.data_folder(wildcards.task):
-        raise ValueError(f"{folder} is of another configuration")
-    return plain(task_of(wildcards).data)
+    return plain(PLAN.dataset(DATA.format(**wildcards)))
 
 
 rule dataset:

@@ -35,6 +35,10 @@ class Projection(nn.Linear):
 class FusedProjections(nn.Module):
     """Q, K and V where an architecture calls one map and cuts its output in three."""
 
+    q: Projection
+    k: Projection
+    v: Projection
+
     def __init__(self, weight: Tensor, bias: Tensor):
         """From the fused weight [3 d, d_model] and bias [3 d]."""
         super().__init__()
@@ -47,6 +51,10 @@ class FusedProjections(nn.Module):
 
 class SelfAttention(nn.Module):
     """`nn.MultiheadAttention` as self-attention over a batch first, its four maps taken apart."""
+
+    q: Projection
+    k: Projection
+    v: Projection
 
     def __init__(self, fused: nn.MultiheadAttention):
         """Equal to `fused`, with copies of its weights.
@@ -104,7 +112,7 @@ def mark_projections(attention: nn.Module, names: dict[str, str]) -> None:
     """Turn separate linear maps of an attention into `Projection`s, in place; `names` maps the
     roles to the maps' names in the attention."""
     for role, name in names.items():
-        linear = attention.get_submodule(name)
+        linear: Any = attention.get_submodule(name)
         attention.set_submodule(name, Projection.of(role, linear.weight, linear.bias))
 
 

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from d2dmoe.config.model import TransformerConfig
-from d2dmoe.errors import CheckpointError
+from d2dmoe.errors import CheckpointError, UnknownName
 from d2dmoe.io.csvfile import write_csv
 from d2dmoe.io.files import write_atomically
 from d2dmoe.io.tensors import distinct, load_distinct, load_tensors, save_tensors
@@ -69,10 +69,19 @@ def load_model(path: Path) -> tuple[nn.Module, ModelSpec]:
     """A saved model of any stage, in evaluation mode.
 
     Raises:
-        CheckpointError: the file is missing, damaged, or no saved model.
+        CheckpointError: the file is missing, damaged, or no saved model, or no table has what it
+            was made by.
     """
     spec, tensors = read_model(path)
-    return _with_weights(build(spec), tensors, path), spec
+    try:
+        model = build(spec)
+    except UnknownName as error:
+        raise CheckpointError(f"{path} cannot be rebuilt: {error}") from error
+    try:
+        load_distinct(model, tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit its own spec: {error}. {REBUILD}") from error
+    return model.eval(), spec
 
 
 def load_dense_model(path: Path) -> tuple[nn.Module, ModelSpec]:
@@ -81,17 +90,9 @@ def load_dense_model(path: Path) -> tuple[nn.Module, ModelSpec]:
     Raises:
         CheckpointError: the file is missing, damaged, or holds another model.
     """
-    spec, tensors = read_model(path)
+    model, spec = load_model(path)
     spec.check_dense(path)
-    return _with_weights(build(spec), tensors, path), spec
-
-
-def _with_weights(model: nn.Module, tensors: dict[str, Tensor], path: Path) -> nn.Module:
-    try:
-        load_distinct(model, tensors)
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} does not fit its own spec: {error}. {REBUILD}") from error
-    return model.eval()
+    return model, spec
 
 
 def fresh_model(cfg: TransformerConfig, about: dict[str, Any]) -> tuple[nn.Module, ModelSpec]:

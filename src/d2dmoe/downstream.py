@@ -51,7 +51,8 @@ def calibrate(
     above = [p for p in points if p.ratio > budget]
     if best is None or not above or measure is None:
         return best
-    over = min(above, key=lambda p: abs(p.value - best.value))
+    start = best.value
+    over = min(above, key=lambda p: abs(p.value - start))
     caution = 1.0
     for _ in range(STEPS):
         if best.ratio >= (1 - TOLERANCE) * budget:
@@ -184,10 +185,11 @@ def _language_model(model: nn.Module, tokenizer: Path):
     from transformers import PreTrainedTokenizerFast
 
     cutter = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer), split_special_tokens=True)
-    end = model.config.eos_token_id
+    config: Any = model.config
+    end = config.eos_token_id
     cutter.eos_token = cutter.convert_ids_to_tokens(end[0] if isinstance(end, list) else end)
     # One sample at a time has no padding, which would count as executed.
-    longest = model.config.max_position_embeddings
+    longest = config.max_position_embeddings
     return HFLM(pretrained=model, tokenizer=cutter, max_length=longest, batch_size=1)
 
 

@@ -154,7 +154,3 @@ def cost_on(model: nn.Module, split: Split, device: torch.device) -> ModelCost:
         return {"input_ids": torch.zeros(1, length, dtype=torch.int64, device=device)}
 
     return mean_cost(model, sample, split.lengths)
-
-
-def _params(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())

@@ -122,7 +122,8 @@ def mean_cost(model: nn.Module, sample: Callable[[int], Inputs], lengths: Tensor
     if (lengths == lengths[0]).all():
         return model_cost(model, sample(int(lengths[0])))
     costs = [model_cost(model, sample(n)) for n in (1, 2, 3)]
-    fixed = at_lengths(*(cost.fixed for cost in costs), lengths)
+    one, two, three = (cost.fixed for cost in costs)
+    fixed = at_lengths(one, two, three, lengths)
     layers = {
         name: replace(layer, tokens=layer.tokens * _mean(lengths))
         for name, layer in costs[0].layers.items()
@@ -131,7 +132,7 @@ def mean_cost(model: nn.Module, sample: Callable[[int], Inputs], lengths: Tensor
 
 
 def at_lengths(
-    first: int | Tensor, second: int | Tensor, third: int | Tensor, lengths: Tensor
+    first: float | Tensor, second: float | Tensor, third: float | Tensor, lengths: Tensor
 ) -> Tensor:
     """FLOPs of samples of these lengths, integers [samples], from those of 1, 2 and 3 tokens; these
     may be [..., 1]."""

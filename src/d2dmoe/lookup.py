@@ -8,11 +8,18 @@ from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib import import_module
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from d2dmoe.errors import UnknownName
 
+
+class _Named(Protocol):
+    @property
+    def name(self) -> str: ...
+
+
 Record = TypeVar("Record")
+NamedRecord = TypeVar("NamedRecord", bound=_Named)
 
 
 def look_up(table: Mapping[str, Record], name: str, kind: str) -> Record:
@@ -27,7 +34,7 @@ def look_up(table: Mapping[str, Record], name: str, kind: str) -> Record:
         raise UnknownName(f"unknown {kind} {name!r}; allowed: {', '.join(table)}") from None
 
 
-def table_of(records: Iterable[Record]) -> dict[str, Record]:
+def table_of(records: Iterable[NamedRecord]) -> dict[str, NamedRecord]:
     """Records by their names, in their order."""
     return {record.name: record for record in records}
 

@@ -26,8 +26,14 @@ class ModelSpec(Strict):
     )
 
     def with_part(self, stage: str, **values: Any) -> "ModelSpec":
-        """A copy of a model that a stage has changed."""
-        return self.model_copy(update={"parts": self.parts | {stage: values}})
+        """A copy, of a model that a stage has changed, last of all.
+
+        Raises:
+            UnknownName: there is no such stage.
+        """
+        look_up(STAGES, stage, "stage")
+        before = {name: part for name, part in self.parts.items() if name != stage}
+        return self.model_copy(update={"parts": before | {stage: values}})
 
     def part(self, stage: str, path: Path) -> dict[str, Any]:
         """What a stage left in the model of a file.

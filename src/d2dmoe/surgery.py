@@ -2,17 +2,19 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 
+M = TypeVar("M", bound=nn.Module)
 
-def find(model: nn.Module, kind: type) -> dict[str, nn.Module]:
+
+def find(model: nn.Module, kind: type[M] | tuple[type[M], ...]) -> dict[str, M]:
     """The modules of a type by their dotted names, in the order in which the model holds them."""
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
 
 
-def replace(model: nn.Module, kind: type, make: Callable[[nn.Module, int], nn.Module]) -> nn.Module:
+def replace(model: nn.Module, kind: type[M], make: Callable[[M, int], nn.Module]) -> nn.Module:
     """Replace in place each module of a type by `make(module, index)`; returns the model.
 
     Raises:
@@ -27,9 +29,7 @@ def replace(model: nn.Module, kind: type, make: Callable[[nn.Module, int], nn.Mo
 
 
 @contextmanager
-def watch(
-    modules: Mapping[str, nn.Module], see: Callable[[nn.Module, Any, Any], Any]
-) -> Iterator[dict[str, Any]]:
+def watch(modules: Mapping[str, M], see: Callable[[M, Any, Any], Any]) -> Iterator[dict[str, Any]]:
     """Record `see(module, input, output)` of each module, by name, at every forward.
 
     A later forward overwrites what an earlier one recorded; the hooks go when the block ends.

@@ -55,7 +55,7 @@ def tradeoff(entries: list[dict[str, Any]], metrics: Sequence[str]) -> list[dict
         metrics: columns of the entries' tables, the main one first.
     """
     rows = gather(entries)
-    references = {}
+    references: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in (r for r in rows if r["reference"]):
         references.setdefault((row["task"], row["seed"]), []).append(row)
     return [

@@ -82,7 +82,8 @@ def lr_at(step: int, total: int, cfg: TrainingConfig) -> float:
 
 def make_optimizer(trained: nn.Module, cfg: TrainingConfig) -> torch.optim.AdamW:
     """AdamW that decays matrices but neither biases (whatever their shape) nor norms."""
-    decayed, others = [], []
+    decayed: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
     for name, parameter in trained.named_parameters():
         if parameter.requires_grad:
             matrix = parameter.ndim > 1 and not name.endswith("bias")

@@ -1,22 +1,20 @@
 """The stages on a CUDA device: same laws as on the CPU, in bf16 where training uses it."""
 
-from pathlib import Path
-
 import pytest
 import torch
 
 from d2dmoe.checkpoint import save_model
 from d2dmoe.config.model import BertConfig, GemmaConfig, GPT2Config, ViTConfig
-from d2dmoe.config.stages import RouterConfig, SparsifyConfig, SplitConfig
-from d2dmoe.config.training import TrainingConfig
+from d2dmoe.config.stages import ClusteringConfig, DenseConfig, RouterConfig, SparsifyConfig
 from d2dmoe.data.splits import CorpusSplit, ImageSplit, Split, TextSplit
-from d2dmoe.evaluate import batches_of
 from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.device import claim_device
 from d2dmoe.jobs.run import Run
-from d2dmoe.stages import dense, routers, sparsify
-from d2dmoe.stages.evaluate import evaluate
-from d2dmoe.stages.split import split
+from d2dmoe.quality import batches_of
+from d2dmoe.stages import dense, evaluate, fitting
+from d2dmoe.stages.clustering import cluster
+from d2dmoe.stages.router import train_routers
+from d2dmoe.stages.sparsify import sparsify
 
 pytestmark = [
     pytest.mark.gpu,
@@ -77,41 +75,41 @@ def architecture(request) -> str:
 def samples(architecture, monkeypatch) -> Split:
     """Samples that the stages read in place of prepared files."""
     made = SAMPLES[architecture]()
-    for module in (dense, sparsify, routers):
+    for module in (dense, fitting, evaluate):
         monkeypatch.setattr(module, "open_split", lambda _folder, _name: made)
-    monkeypatch.setattr("d2dmoe.stages.evaluate.open_split", lambda _folder, _name: made)
     return made
 
 
 def test_the_whole_conversion_runs_and_learns_on_the_gpu(architecture, samples, run, tmp_path):
-    data, path = Path("unused"), tmp_path / "model.safetensors"
+    path = tmp_path / "model.safetensors"
     assert run.device.type == "cuda"
-    cfg = TrainingConfig(**OPTIONS)
-    model, spec, history = dense.train_dense(MODELS[architecture], cfg, data, run)
+    cfg = DenseConfig(model=MODELS[architecture], **OPTIONS)
+    model, spec, history = dense.train_dense(None, cfg, run)
     assert next(model.parameters()).is_cuda
     assert history[-1]["loss"] < history[0]["loss"]
     save_model(path, model, spec)
 
     cfg = SparsifyConfig(mode="relu_hoyer", alpha=0.01, **OPTIONS)
-    model, spec, history = sparsify.sparsify(path, cfg, data, run)
+    model, spec, history = sparsify(path, cfg, run)
     assert history[-1]["sparsity"] < history[0]["sparsity"]
     save_model(path, model, spec)
 
     inputs, _ = next(batches_of(samples, 8, run.device))
     with torch.no_grad():
         before = logits_of(model, inputs)
-    model, spec = split(path, SplitConfig(expert_size=8), seed=0)
+    model, spec, _ = cluster(path, ClusteringConfig(expert_size=8), run)
     with torch.no_grad():
         after = logits_of(model.to(run.device), inputs)
     torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)
     save_model(path, model, spec)
 
     cfg = RouterConfig(width=8, **OPTIONS)
-    model, spec, history = routers.train_routers(path, cfg, data, run)
+    model, spec, history = train_routers(path, cfg, run)
     assert history[-1]["loss"] < history[0]["loss"]
     save_model(path, model, spec)
 
-    points, _ = evaluate(path, "dynamic_k", [0.0, 0.5, 1.0], data, "test", 64, run)
+    about = {"values": [0.0, 0.5, 1.0], "split": "test", "batch_size": 64}
+    points, _ = evaluate.evaluate(path, "dynamic_k", about, run)
     flops = [point["flops"] for point in points]
     assert flops == sorted(flops, reverse=True)
     assert points[0]["accuracy"] > 0.9

@@ -1,14 +1,18 @@
 """Small models and data that the unit tests share."""
 
+from importlib import import_module
+
+import pytest
 import torch
 from torch import nn
 
 from d2dmoe.config.model import ViTConfig
 from d2dmoe.conversion import add_routers, to_moe
-from d2dmoe.data.splits import ImageSplit
+from d2dmoe.data.splits import ImageSplit, Split
 from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
 from d2dmoe.models.build import create_model
+from d2dmoe.selection_rules import RULES
 from d2dmoe.spec import ModelSpec, build
 from d2dmoe.surgery import find
 
@@ -21,6 +25,16 @@ ABOUT = {"image_size": SIZE, "classes": CLASSES, "mean": MEAN, "std": STD}
 OPTIONS, _ = create_model(MODEL, ABOUT)
 SPEC = ModelSpec(architecture="vit", options=OPTIONS, data=ABOUT)
 EXPERTS = 8
+
+
+def values_of(rule: str) -> list[float]:
+    """Operating points of a selection rule, from little to all that it can run."""
+    return [1, 3, EXPERTS] if RULES[rule].whole else [0.0, 0.3, 1.0]
+
+
+def with_options(**changes) -> ModelSpec:
+    """The spec of a dense model with other options."""
+    return SPEC.model_copy(update={"options": OPTIONS | changes})
 
 
 def with_experts(spec: ModelSpec, ffn: int = EXPERTS, **projections: int) -> ModelSpec:
@@ -88,3 +102,22 @@ def make_images(count: int, seed: int = 0) -> ImageSplit:
 
 def make_inputs(count: int = 5, seed: int = 1) -> torch.Tensor:
     return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+READERS = [  # the modules of stages and evaluations that open data
+    "methods.avit.evaluation",
+    "methods.ztw.evaluation",
+    "stages.dense",
+    "stages.distill",
+    "stages.evaluate",
+    "stages.fitting",
+    "stages.prune",
+    "stages.sparsify",
+]
+
+
+def read_from(samples: Split, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every stage and evaluation read these samples in place of prepared files."""
+    for name in READERS:
+        module = import_module(f"d2dmoe.{name}")
+        monkeypatch.setattr(module, "open_split", lambda _folder, _name: samples)

@@ -52,3 +52,18 @@ def with_everything(raw: dict[str, Any]) -> dict[str, Any]:
     tuned = ["dense_finetuned", *task["figures"]["tradeoff"]]
     task["tuning"] = {name: list(RATES) for name in tuned}
     return raw
+
+
+def with_language(raw: dict, architecture: str) -> dict:
+    """A copy of `raw` whose task is of a language model."""
+    raw = copy.deepcopy(raw)
+    task = raw["tasks"]["tiny"]
+    task["model"] = {"architecture": architecture, "layers": 2, "d_model": 16, "heads": 4}
+    task["model"] |= {"d_ff": 32, "positions": 12}
+    if architecture == "gemma":
+        task["model"] |= {"head_dim": 5, "key_value_heads": 2}
+    task["data"] = {"kind": "texts" if architecture == "bert" else "corpus", "length": 12}
+    task["data"] |= {"source": "hub:some/set", "validation": 4}
+    task["data"]["tokenizer"] = {"source": "train", "vocab_size": 300}
+    del task["figures"]["load_maps"]
+    return raw

@@ -22,7 +22,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import nn
 from transformers import BertForSequenceClassification, GemmaForCausalLM, GPT2LMHeadModel
+from transformers.activations import ACT2FN
 
+from d2dmoe.activations import ACTIVATIONS, torch_function
 from d2dmoe.conversion import to_moe
 from d2dmoe.errors import CheckpointError, ConfigError
 from d2dmoe.evaluate import count_executed
@@ -30,6 +32,7 @@ from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
 from d2dmoe.inputs import logits_of
 from d2dmoe.models.build import build_model, create_model
+from d2dmoe.models.pretrained import activation_name
 from d2dmoe.surgery import find
 
 ORIGINAL = {
@@ -70,7 +73,7 @@ def test_dropout_falls_where_the_original_class_drops(name, tmp_path):
         assert not torch.allclose(ours(ids).logits, outputs[0], atol=0.1)  # it does drop
 
 
-@pytest.mark.parametrize("activation", [None, "relu"])
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
 @pytest.mark.parametrize("name", TINY)
 def test_all_experts_on_equals_dense(name, activation):
     model = make_language(name, activation)
@@ -183,7 +186,7 @@ def test_a_checkpoint_of_another_architecture_is_refused(tmp_path):
 
 def test_a_checkpoint_of_an_undescribed_architecture_is_refused(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
-    with pytest.raises(CheckpointError, match="'llama'.*Described are bert, gpt2 and gemma"):
+    with pytest.raises(CheckpointError, match="'llama'.*Described are bert, gpt2, gemma."):
         create_model(wanting("gpt2", weights=f"path:{tmp_path}"), CORPUS)
 
 
@@ -196,9 +199,26 @@ def test_a_checkpoint_of_other_sizes_is_refused(tmp_path):
 def test_an_undescribed_activation_is_refused(tmp_path):
     weights = saved("gpt2", tmp_path)
     path = tmp_path / "config.json"
-    path.write_text(path.read_text().replace('"gelu_new"', '"silu"'))
-    with pytest.raises(CheckpointError, match="activation 'silu' is not described"):
+    path.write_text(path.read_text().replace('"gelu_new"', '"mish"'))
+    described = ", ".join(alias for about in ACTIVATIONS.values() for alias in about.aliases)
+    message = f"activation 'mish' is not described; described are {described}"
+    with pytest.raises(CheckpointError, match=message):
         create_model(wanting("gpt2", weights=weights), CORPUS)
+
+
+ALIASES = [
+    (alias, name)
+    for name, about in ACTIVATIONS.items()
+    for alias in about.aliases
+    if alias in ACT2FN  # of all versions of transformers, the installed one
+]
+
+
+@pytest.mark.parametrize(("alias", "name"), ALIASES)
+def test_every_alias_of_an_activation_is_the_function_that_transformers_calls_so(alias, name):
+    assert activation_name(alias) == name
+    x = torch.linspace(-6, 6, 97)
+    torch.testing.assert_close(torch_function(name)(x), ACT2FN[alias](x))
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):

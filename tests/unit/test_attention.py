@@ -7,7 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small import ABOUT, SPEC, make_dense, make_images, randomise
+from small import (
+    ABOUT,
+    SPEC,
+    make_dense,
+    make_images,
+    randomise,
+    read_from,
+    with_experts,
+    with_routers,
+)
 from small_language import (
     CAUSAL,
     TINY,
@@ -29,18 +38,9 @@ from d2dmoe.attention import (
     projection_mlps,
     replace_projections,
 )
-from d2dmoe.checkpoint import (
-    ModelSpec,
-    ProjectionsSpec,
-    PrunedSpec,
-    RouterSpec,
-    dense_model,
-    load_dense_model,
-    read_model,
-    save_model,
-)
-from d2dmoe.config.stages import ProjectionsConfig, RouterConfig, SparsifyConfig, SplitConfig
-from d2dmoe.conversion import add_routers, build, load_model, to_moe
+from d2dmoe.checkpoint import load_dense_model, load_model, read_model, save_model
+from d2dmoe.config.stages import ClusteringConfig, ProjectionsConfig, RouterConfig, SparsifyConfig
+from d2dmoe.conversion import add_routers, to_moe
 from d2dmoe.data.splits import Split, TextSplit
 from d2dmoe.errors import CheckpointError
 from d2dmoe.evaluate import evaluate_dense, evaluate_routed
@@ -52,9 +52,11 @@ from d2dmoe.jobs.run import Run
 from d2dmoe.models.build import separate_projections
 from d2dmoe.moe import MoE, set_selection
 from d2dmoe.sparsity import count_active, penalty, watch_activations
-from d2dmoe.stages import dense, projections, routers, sparsify
+from d2dmoe.spec import ModelSpec, build
+from d2dmoe.stages.clustering import cluster
 from d2dmoe.stages.projections import convert_projections
-from d2dmoe.stages.split import split
+from d2dmoe.stages.router import train_routers
+from d2dmoe.stages.sparsify import sparsify
 from d2dmoe.surgery import find
 
 ARCHITECTURES = ["vit", *TINY]
@@ -66,8 +68,8 @@ def make_model(name: str) -> nn.Module:
     return make_dense() if name == "vit" else make_language(name)
 
 
-def spec_of(name: str, **changes) -> ModelSpec:
-    return SPEC.with_(**changes) if name == "vit" else language_spec(name, **changes)
+def spec_of(name: str) -> ModelSpec:
+    return SPEC if name == "vit" else language_spec(name)
 
 
 def make_batch(name: str) -> dict[str, torch.Tensor]:
@@ -78,8 +80,7 @@ def make_batch(name: str) -> dict[str, torch.Tensor]:
 
 
 def with_mlps(name: str, seed: int = 3) -> nn.Module:
-    spec = spec_of(name, projections=ProjectionsSpec(widths=WIDTHS))
-    return randomise(dense_model(spec), seed)
+    return randomise(build(spec_of(name).with_part("projections", widths=WIDTHS)), seed)
 
 
 def split_all(model: nn.Module) -> nn.Module:
@@ -228,11 +229,10 @@ def test_generation_with_a_cache_equals_that_without(name, routed):
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_save_and_load(name, tmp_path):
-    widths = dict.fromkeys(ROLES, 8)
-    spec = spec_of(name, projections=ProjectionsSpec(widths=widths, expert_size=2))
     ffn = next(iter(find(make_model(name), FFN).values()))
-    router = RouterSpec(kind="regression", width=6, projection_width=3)
-    spec = spec.with_(num_experts=ffn.d_ff // 4, router=router)
+    spec = spec_of(name).with_part("projections", widths=dict.fromkeys(ROLES, 8))
+    spec = with_experts(spec, ffn.d_ff // 4, **dict.fromkeys(ROLES, 4))
+    spec = with_routers(spec, projection_width=3)
     model, inputs = randomise(build(spec), 5), make_batch(name)
     assert {m.num_experts for m in find(model, MoE).values()} == {ffn.d_ff // 4, 4}
     save_model(tmp_path / "model.safetensors", model, spec)
@@ -257,7 +257,6 @@ def test_the_clamped_penalty_measures_projections_by_their_relu():
 
 # The stage, and those after it.
 
-DATA = Path("unused")
 RUN = Run(seed=0, device=CPU)
 SPLITS = {
     "vit": dataclasses.replace(make_images(12), about=ABOUT),
@@ -269,12 +268,6 @@ OPTIONS = {"epochs": 1.5, "lr": 0.01, "batch_size": 3}
 IMITATION = ProjectionsConfig(**OPTIONS | {"epochs": 100}, multiple=4)
 SHORT = ProjectionsConfig(**OPTIONS, multiple=4)
 WIDTH_OF = {"vit": (8, 8), "bert": (8, 8), "gpt2": (8, 8), "gemma": (8, 4)}  # of q and o; k and v
-
-
-def read_from(samples: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every stage read these samples in place of prepared files."""
-    for module in (dense, projections, sparsify, routers):
-        monkeypatch.setattr(module, "open_split", lambda _folder, _part: samples)
 
 
 @pytest.fixture
@@ -303,15 +296,17 @@ def chain(request, tmp_path_factory) -> SimpleNamespace:
     with pytest.MonkeyPatch.context() as monkeypatch:
         read_from(SPLITS[name], monkeypatch)
         save("dense", make_model(name), spec_of(name))
-        save("mlps", *convert_projections(paths["dense"], IMITATION, DATA, RUN))
+        save("mlps", *convert_projections(paths["dense"], IMITATION, RUN))
         cfg = SparsifyConfig(mode="relu_hoyer", alpha=0.01, **OPTIONS)
-        save("sparse", *sparsify.sparsify(paths["mlps"], cfg, DATA, RUN))
+        save("sparse", *sparsify(paths["mlps"], cfg, RUN))
         save(
             "split",
-            *split(paths["sparse"], SplitConfig(expert_size=4, projection_expert_size=2), 0),
+            *cluster(
+                paths["sparse"], ClusteringConfig(expert_size=4, projection_expert_size=2), RUN
+            ),
         )
         cfg = RouterConfig(width=6, projection_width=3, **OPTIONS)
-        save("routed", *routers.train_routers(paths["split"], cfg, DATA, RUN))
+        save("routed", *train_routers(paths["split"], cfg, RUN))
     return SimpleNamespace(name=name, paths=paths, history=history, made=made)
 
 
@@ -326,7 +321,7 @@ def test_the_error_of_the_imitation_falls_and_so_does_its_loss(chain):
 def test_imitation_brings_the_model_nearer_to_its_original_than_fresh_mlps(chain, monkeypatch):
     read_from(SPLITS[chain.name], monkeypatch)
     untrained = IMITATION.model_copy(update={"epochs": 0.0})
-    fresh, _, _ = convert_projections(chain.paths["dense"], untrained, DATA, RUN)
+    fresh, _, _ = convert_projections(chain.paths["dense"], untrained, RUN)
     inputs = make_batch(chain.name)
     with torch.no_grad():
         original, far, near = (
@@ -354,11 +349,13 @@ def test_every_stage_comes_back_in_its_own_form(chain):
 def test_the_saved_spec_says_what_the_projections_became(chain):
     outer, inner = WIDTH_OF[chain.name]
     widths = {"q": outer, "k": inner, "v": inner, "o": outer}
-    specs = [chain.made[stage][1].projections for stage in chain.paths]
-    mlps = ProjectionsSpec(widths=widths)
-    assert specs == [None, mlps, mlps, *[ProjectionsSpec(widths=widths, expert_size=2)] * 2]
+    parts = [chain.made[stage][1].parts for stage in chain.paths]
+    order = ["projections", "sparsify", "clustering", "router"]
+    assert [list(own) for own in parts] == [order[:count] for count in range(5)]
+    assert all(own["projections"] == {"widths": widths} for own in parts[1:])
     experts = {moe.role: moe.num_experts for moe in find(chain.made["split"][0], MoE).values()}
     assert experts == {"ffn": 32 // 4} | {role: width // 2 for role, width in widths.items()}
+    assert all(own["clustering"] == {"num_experts": experts} for own in parts[3:])
 
 
 def outside(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -426,9 +423,7 @@ def test_the_cost_is_that_of_the_experts_executed_per_role_and_layer(chain):
 def test_the_same_seed_gives_the_same_bytes_and_another_one_others(parents, name, tmp_path):
     parent, files = parents(name), []
     for i, seed in enumerate((0, 0, 1)):
-        model, spec, _ = convert_projections(
-            parent, SHORT, DATA, dataclasses.replace(RUN, seed=seed)
-        )
+        model, spec, _ = convert_projections(parent, SHORT, dataclasses.replace(RUN, seed=seed))
         save_model(tmp_path / str(i), model, spec)
         files.append((tmp_path / str(i)).read_bytes())
     assert files[0] == files[1] != files[2]
@@ -437,7 +432,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_one_others(parents, name
 def test_mlps_of_another_seed_begin_with_other_weights(parents):
     parent, untrained = parents("vit"), SHORT.model_copy(update={"epochs": 0.0})
     first, second = (
-        find(convert_projections(parent, untrained, DATA, run)[0], FFN)
+        find(convert_projections(parent, untrained, run)[0], FFN)
         for run in (RUN, dataclasses.replace(RUN, seed=1))
     )
     for name, ffn in first.items():
@@ -448,8 +443,8 @@ def test_mlps_of_another_seed_begin_with_other_weights(parents):
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_only_the_maps_asked_for_are_converted(parents, name, maps):
     cfg = SHORT.model_copy(update={"maps": list(maps)})
-    model, spec, _ = convert_projections(parents(name), cfg, DATA, RUN)
-    assert list(spec.projections.widths) == [role for role in ROLES if role in maps]
+    model, spec, _ = convert_projections(parents(name), cfg, RUN)
+    assert list(spec.parts["projections"]["widths"]) == [role for role in ROLES if role in maps]
     roles = [f.role for f in find(model, FFN).values() if f.role != "ffn"]
     assert sorted(roles) == sorted(maps * 2)
     original = separate_projections(name, make_model(name))
@@ -462,10 +457,10 @@ def test_only_the_maps_asked_for_are_converted(parents, name, maps):
 def test_mlps_with_more_cost_are_wider(parents):
     parent = parents("vit")
     widths = [
-        convert_projections(parent, SHORT.model_copy(update={"factor": f}), DATA, RUN)[1]
+        convert_projections(parent, SHORT.model_copy(update={"factor": f}), RUN)[1]
         for f in (0.5, 1.0, 2.0)
     ]
-    assert [spec.projections.widths["q"] for spec in widths] == [4, 8, 16]
+    assert [spec.parts["projections"]["widths"]["q"] for spec in widths] == [4, 8, 16]
 
 
 class MorePadding(TextSplit):
@@ -479,7 +474,7 @@ class MorePadding(TextSplit):
 def test_padding_does_not_enter_the_loss(parents):
     samples = make_text_split((5, 3, 7, 4, 6, 2))
     padded = MorePadding(samples.tokens, samples.offsets, samples.labels, samples.about)
-    found = [convert_projections(parents("bert", s), SHORT, DATA, RUN) for s in (samples, padded)]
+    found = [convert_projections(parents("bert", s), SHORT, RUN) for s in (samples, padded)]
     for one, other in zip(*(history for _, _, history in found), strict=True):
         assert one == pytest.approx(other, rel=1e-4)
     first, second = (model.state_dict() for model, _, _ in found)
@@ -491,17 +486,18 @@ def test_a_stronger_penalty_makes_sparser_projections(parents):
     parent, last = parents("vit"), []
     for alpha in (0.0, 1.0):
         cfg = IMITATION.model_copy(update={"alpha": alpha, "epochs": 20.0})
-        last.append(convert_projections(parent, cfg, DATA, RUN)[2][-1])
+        last.append(convert_projections(parent, cfg, RUN)[2][-1])
     assert last[1]["sparsity"] < 0.8 * last[0]["sparsity"]
 
 
 @pytest.mark.parametrize("name", ["vit", "bert"])
 def test_projections_of_a_pruned_model_are_as_narrow_as_its_heads(parents, name, tmp_path):
     parents(name)
-    spec = spec_of(name, pruned=PrunedSpec(heads=1, d_ff=16))
-    save_model(tmp_path / "pruned", randomise(dense_model(spec)), spec)
-    model, converted, _ = convert_projections(tmp_path / "pruned", SHORT, DATA, RUN)
-    assert converted.pruned == spec.pruned
+    spec = spec_of(name).with_part("prune", heads=1, d_ff=16)
+    save_model(tmp_path / "pruned", randomise(build(spec)), spec)
+    model, converted, _ = convert_projections(tmp_path / "pruned", SHORT, RUN)
+    assert list(converted.parts) == ["prune", "projections"]
+    assert converted.parts["prune"] == spec.parts["prune"]
     shapes = {f.role: (f.d_model, f.d_out) for f in find(model, FFN).values()}
     assert shapes == {"ffn": (16, 16), "o": (8, 16)} | dict.fromkeys("qkv", (16, 8))
     save_model(tmp_path / "mlps", model, converted)
@@ -511,10 +507,18 @@ def test_projections_of_a_pruned_model_are_as_narrow_as_its_heads(parents, name,
         assert torch.equal(logits_of(loaded, inputs), logits_of(model, inputs))
 
 
+def test_projections_are_converted_once(chain, monkeypatch):
+    read_from(SPLITS[chain.name], monkeypatch)
+    message = "mlps holds a model that the stage projections has made already"
+    with pytest.raises(CheckpointError, match=message):
+        convert_projections(chain.paths["mlps"], SHORT, RUN)
+
+
 def test_projections_are_converted_before_the_split(chain, monkeypatch):
     read_from(SPLITS[chain.name], monkeypatch)
-    with pytest.raises(CheckpointError, match="split already"):
-        convert_projections(chain.paths["split"], SHORT, DATA, RUN)
+    made = "made by dense, projections, sparsify, clustering; a dense one is needed"
+    with pytest.raises(CheckpointError, match=made):
+        convert_projections(chain.paths["split"], SHORT, RUN)
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -6,17 +6,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import ABOUT, OPTIONS, SPEC, make_dense, make_images, make_inputs
+from small import ABOUT, make_dense, make_images, make_inputs, read_from, with_options
 from small_language import language_spec, make_language
 from torch import Tensor, nn
 
-from d2dmoe.checkpoint import load_dense_model, save_model
-from d2dmoe.config.avit import AViTConfig
-from d2dmoe.conversion import load_model
+from d2dmoe.checkpoint import load_dense_model, load_model, save_model
 from d2dmoe.errors import CheckpointError
 from d2dmoe.flops import count
 from d2dmoe.jobs.run import Run
-from d2dmoe.methods.avit import stage as avit
+from d2dmoe.methods.avit.evaluation import evaluate_halting
 from d2dmoe.methods.avit.halting import (
     CHANNEL,
     Halting,
@@ -30,13 +28,15 @@ from d2dmoe.methods.avit.halting import (
     quiet_channel,
     run_block,
 )
-from d2dmoe.stages import dense
+from d2dmoe.methods.avit.options import AViTConfig
+from d2dmoe.methods.avit.training import train_avit
+from d2dmoe.models import names_where
 from d2dmoe.surgery import find, watch
 
 LAYERS, TOKENS = 4, 5
-DEEP = SPEC.with_(options=OPTIONS | {"layers": LAYERS})
+DEEP = with_options(layers=LAYERS)
 RUN = Run(seed=0, device=torch.device("cpu"))
-DATA = Path("unused")
+MEASURE = {"split": "test", "batch_size": 5, "values": []}
 IMAGES = dataclasses.replace(make_images(12), about=ABOUT)
 TRAINING = {"epochs": 20, "lr": 0.01, "batch_size": 4, "prior_weight": 1.0, "prior_std": 0.5}
 
@@ -212,15 +212,14 @@ def test_the_priors_gradient_does_not_fade_where_scores_are_small():
 @pytest.fixture
 def parent(monkeypatch, tmp_path) -> Path:
     """A saved dense model; every stage reads `IMAGES`."""
-    for module in (dense, avit):
-        monkeypatch.setattr(module, "open_split", lambda _folder, _name: IMAGES)
+    read_from(IMAGES, monkeypatch)
     save_model(tmp_path / "dense", make_dense(DEEP), DEEP)
     return tmp_path / "dense"
 
 
 def train(parent: Path, name: str, **options) -> Path:
     path = parent.parent / name
-    model, spec, _ = avit.train_avit(parent, AViTConfig(**TRAINING | options), DATA, RUN)
+    model, spec, _ = train_avit(parent, AViTConfig(**TRAINING | options), RUN)
     save_model(path, model, spec)
     return path
 
@@ -229,7 +228,7 @@ def test_a_lower_target_depth_costs_less(parent):
     flops = []
     for depth in (1.0, 2.5, 5.0):
         path = train(parent, f"depth {depth}", depth=depth)
-        (point,), layers = avit.evaluate_halting(path, DATA, "test", 5, RUN)
+        (point,), layers = evaluate_halting(path, "depth", MEASURE, RUN)
         assert point["knob"] == "depth" and point["knob_value"] == depth
         tokens = [row["tokens"] for row in layers]
         assert tokens[0] == TOKENS and tokens == sorted(tokens, reverse=True)
@@ -241,7 +240,7 @@ def test_a_lower_target_depth_costs_less(parent):
 
 def test_the_tables_have_the_columns_of_all_methods(parent):
     path = train(parent, "model", depth=3.0, epochs=0)
-    (point,), layers = avit.evaluate_halting(path, DATA, "test", 5, RUN)
+    (point,), layers = evaluate_halting(path, "depth", MEASURE, RUN)
     columns = "knob knob_value flops params tokens accuracy loss perplexity"
     assert list(point) == columns.split()
     assert point["tokens"] == TOKENS
@@ -252,7 +251,7 @@ def test_the_tables_have_the_columns_of_all_methods(parent):
 
 def test_the_loss_is_the_weighted_sum(parent):
     cfg = AViTConfig(**TRAINING | {"epochs": 1.5, "depth": 2.0, "ponder_weight": 0.25})
-    _, _, history = avit.train_avit(parent, cfg, DATA, RUN)
+    _, _, history = train_avit(parent, cfg, RUN)
     assert [row["epoch"] for row in history] == [1, pytest.approx(1.3333)]
     for row in history:
         columns = "epoch lr loss task ponder prior validation_accuracy validation_loss"
@@ -269,13 +268,13 @@ def test_the_same_seed_gives_the_same_bytes_and_another_depth_others(parent):
 
 
 def test_a_saved_model_comes_back(parent):
-    model, spec, _ = avit.train_avit(
+    model, spec, _ = train_avit(
         parent, AViTConfig(**TRAINING | {"depth": 2.0, "gamma": 4.0}), DATA, RUN
     )
     save_model(parent.parent / "model", model, spec)
     loaded, its_spec = load_model(parent.parent / "model")
     assert its_spec == spec and not loaded.training
-    assert spec.halting.model_dump() == {"depth": 2.0, "gamma": 4.0, "beta": -10.0}
+    assert spec.part("avit", parent) == {"depth": 2.0, "gamma": 4.0, "beta": -10.0}
     logits, trace = traced(model, make_inputs())
     found, its_trace = traced(loaded, make_inputs())
     assert torch.equal(found, logits)
@@ -283,12 +282,14 @@ def test_a_saved_model_comes_back(parent):
 
 
 def test_models_without_halting_are_refused(parent):
-    with pytest.raises(CheckpointError, match="do not halt"):
-        avit.evaluate_halting(parent, DATA, "test", 5, RUN)
+    message = "dense holds a model that the stage avit has not made; it was made by dense$"
+    with pytest.raises(CheckpointError, match=message):
+        evaluate_halting(parent, "depth", MEASURE, RUN)
 
 
 def test_other_architectures_are_refused(parent):
     path = parent.parent / "bert"
     save_model(path, make_language("bert"), language_spec("bert"))
-    with pytest.raises(CheckpointError, match="is a bert"):
-        avit.train_avit(path, AViTConfig(**TRAINING | {"depth": 1.0}), DATA, RUN)
+    halting = names_where("halts")
+    with pytest.raises(CheckpointError, match=f"halts the tokens of a {halting}; .* is a bert"):
+        train_avit(path, AViTConfig(**TRAINING | {"depth": 1.0}), RUN)

@@ -1,16 +1,29 @@
 """Laws of saved models: what is loaded is what was saved, or a clear error."""
 
+import json
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
-from small import ABOUT, SPEC, make_dense, make_images, make_inputs, make_routed, make_split
+from pydantic import ValidationError
+from small import (
+    ABOUT,
+    SPEC,
+    make_dense,
+    make_images,
+    make_inputs,
+    make_routed,
+    make_split,
+    values_of,
+    with_experts,
+    with_routers,
+)
 from small_language import (
     CAUSAL,
-    EXPERTS,
     TINY,
     WIDTH,
     language_spec,
@@ -18,37 +31,39 @@ from small_language import (
     make_tokens,
 )
 
-from d2dmoe.checkpoint import RouterSpec, load_dense_model, read_model, save_model
-from d2dmoe.conversion import load_model
-from d2dmoe.errors import CheckpointError
-from d2dmoe.evaluate import quality
+from d2dmoe.activations import ACTIVATIONS
+from d2dmoe.checkpoint import load_dense_model, load_model, read_model, save_model
+from d2dmoe.errors import CheckpointError, UnknownName
+from d2dmoe.ffn import FFN
 from d2dmoe.io.tensors import load_tensors, save_tensors
+from d2dmoe.models import ARCHITECTURES
 from d2dmoe.moe import MoE, set_selection
+from d2dmoe.quality import quality
+from d2dmoe.router_kinds import ROUTER_KINDS
+from d2dmoe.selection_rules import RULES
 from d2dmoe.sparsity import set_activation
+from d2dmoe.spec import ModelSpec, build
+from d2dmoe.stages import STAGES
 from d2dmoe.surgery import find
 
-SPLIT = SPEC.with_(num_experts=8)
-STAGES = {
-    "dense": (make_dense, SPEC),
-    "split": (make_split, SPLIT),
-    "regression": (make_routed, SPLIT.with_(router={"kind": "regression", "width": 6})),
-    "classification": (
-        lambda: make_routed(kind="classification"),
-        SPLIT.with_(router={"kind": "classification", "width": 6}),
-    ),
+SPLIT = with_experts(SPEC)
+MODELS = {"dense": (make_dense, SPEC), "split": (make_split, SPLIT)} | {
+    kind: (partial(make_routed, kind=kind), with_routers(SPLIT, kind)) for kind in ROUTER_KINDS
 }
+ROUTED = with_routers(SPLIT)
+POINTS = [(rule, value) for rule in RULES for value in values_of(rule)]
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("stage", MODELS)
 def test_models_of_every_stage_come_back_with_equal_outputs(stage, tmp_path):
-    make, spec = STAGES[stage]
+    make, spec = MODELS[stage]
     path, model = tmp_path / "model.safetensors", make()
     save_model(path, model, spec)
     loaded, its_spec = load_model(path)
     assert its_spec == spec and not loaded.training
-    for tau in (0.0, 0.3):
-        set_selection(model, "dynamic_k", tau)
-        set_selection(loaded, "dynamic_k", tau)
+    for rule, value in POINTS:
+        set_selection(model, rule, value)
+        set_selection(loaded, rule, value)
         assert torch.equal(loaded(make_inputs()), model(make_inputs()))
     kinds = [m.router and m.router.kind for m in find(loaded, MoE).values()]
     assert kinds == {"dense": [], "split": [None] * 2}.get(stage, [stage] * 2)
@@ -59,7 +74,7 @@ ANOTHER_PROCESS = f"""
 import sys
 from pathlib import Path
 import torch
-from d2dmoe.conversion import load_model
+from d2dmoe.checkpoint import load_model
 from d2dmoe.moe import set_selection
 from d2dmoe.io.tensors import load_tensors, save_tensors
 
@@ -80,10 +95,10 @@ for folder in map(Path, sys.argv[1:]):
 def elsewhere(tmp_path_factory) -> Path:
     """A folder of each language model, saved here and run in another process."""
     root = tmp_path_factory.mktemp("models")
-    router = {"kind": "regression", "width": WIDTH}
     for name in TINY:
-        spec = language_spec(name, activation="relu", num_experts=EXPERTS, router=router)
-        save_model(root / name / "model", make_routed_language(name), spec)
+        spec = with_experts(language_spec(name, activation="relu"))
+        model = make_routed_language(name)
+        save_model(root / name / "model", model, with_routers(spec, width=WIDTH))
         save_tensors(root / name / "inputs", {"ids": make_tokens()})
     folders = [str(root / name) for name in TINY]
     subprocess.run([sys.executable, "-c", ANOTHER_PROCESS, *folders], check=True)
@@ -112,15 +127,25 @@ def test_classes_of_transformers_come_back_as_themselves(elsewhere):
     }
 
 
-def test_a_relu_model_comes_back_with_relu(tmp_path):
+def with_activation(spec: ModelSpec, name: str) -> ModelSpec:
+    return spec.model_copy(update={"activation": name})
+
+
+def sparsified(spec: ModelSpec, name: str) -> ModelSpec:
+    return spec.with_part("sparsify", activation=name)
+
+
+@pytest.mark.parametrize("changed", [with_activation, sparsified])
+@pytest.mark.parametrize("activation", [name for name in ACTIVATIONS if name != "gelu"])
+def test_a_model_comes_back_with_its_activation(tmp_path, activation, changed):
     path, model = tmp_path / "model.safetensors", make_dense()
-    gelu = model(make_inputs())
-    set_activation(model, "relu")
-    save_model(path, model, SPEC.with_(activation="relu"))
-    relu = model(make_inputs())
-    assert not torch.allclose(relu, gelu)
-    assert torch.equal(load_model(path)[0](make_inputs()), relu)
-    assert torch.equal(load_dense_model(path)[0](make_inputs()), relu)
+    own = model(make_inputs())
+    set_activation(model, activation)
+    save_model(path, model, changed(SPEC, activation))
+    other = model(make_inputs())
+    assert not torch.equal(other, own)
+    assert torch.equal(load_model(path)[0](make_inputs()), other)
+    assert torch.equal(load_dense_model(path)[0](make_inputs()), other)
 
 
 def test_normalisation_and_classes_travel_with_the_model(tmp_path):
@@ -132,8 +157,8 @@ def test_normalisation_and_classes_travel_with_the_model(tmp_path):
 
 def test_the_same_model_gives_the_same_bytes(tmp_path):
     for name in ("one", "two"):
-        save_model(tmp_path / name, make_routed(), STAGES["regression"][1])
-    save_model(tmp_path / "again", load_model(tmp_path / "one")[0], STAGES["regression"][1])
+        save_model(tmp_path / name, make_routed(), ROUTED)
+    save_model(tmp_path / "again", load_model(tmp_path / "one")[0], ROUTED)
     one, two, again = ((tmp_path / name).read_bytes() for name in ("one", "two", "again"))
     assert one == two == again
 
@@ -166,9 +191,11 @@ def test_weights_that_do_not_fit_their_spec_are_an_error(tmp_path):
 
 @pytest.mark.parametrize("stage", ["split", "regression"])
 def test_a_split_model_is_not_taken_for_a_dense_one(tmp_path, stage):
-    make, spec = STAGES[stage]
+    make, spec = MODELS[stage]
     save_model(tmp_path / "model", make(), spec)
-    with pytest.raises(CheckpointError, match="model holds a model that was split already"):
+    made = "dense, clustering" + (", router" if stage == "regression" else "")
+    message = f"model holds a model made by {made}; a dense one is needed"
+    with pytest.raises(CheckpointError, match=message):
         load_dense_model(tmp_path / "model")
 
 
@@ -179,7 +206,94 @@ def test_conversion_keeps_the_quality_of_the_dense_model():
     assert dense["loss"] == pytest.approx(split["loss"], rel=1e-5)
 
 
-def test_specs_are_checked_when_they_are_changed():
-    assert SPEC.with_(router=RouterSpec(kind="regression", width=6)).router.width == 6
-    with pytest.raises(ValueError):
-        SPEC.with_(num_experts="8")
+ORDERS = [["sparsify", "projections", "clustering"], ["projections", "sparsify", "clustering"]]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_spec_comes_back_with_its_parts_in_their_order(tmp_path, order):
+    values = {
+        "sparsify": {"activation": "relu"},
+        "projections": {"widths": {"q": 8, "v": 8}},
+        "clustering": {"num_experts": {"ffn": 8, "q": 2, "v": 4}},
+    }
+    spec = SPEC
+    for stage in order:
+        spec = spec.with_part(stage, **values[stage])
+    save_model(tmp_path / "model", build(spec), spec)
+    found, _tensors = read_model(tmp_path / "model")
+    assert found == spec and list(found.parts) == order
+    assert list(found.parts.values()) == [values[stage] for stage in order]
+    assert SPEC.parts == {}  # the spec of the parent stays what it was
+
+
+def test_the_parts_of_a_spec_are_rebuilt_in_their_order():
+    """The layer of a sparsified model whose projections are MLPs, and the other way round."""
+    before = SPEC.with_part("sparsify", activation="silu").with_part("projections", widths={"q": 8})
+    after = SPEC.with_part("projections", widths={"q": 8}).with_part("sparsify", activation="silu")
+    for spec, of_projection in ((before, "relu"), (after, "silu")):
+        found = {(ffn.role, ffn.activation_name) for ffn in find(build(spec), FFN).values()}
+        assert found == {("ffn", "silu"), ("q", of_projection)}
+
+
+def test_a_part_that_a_stage_leaves_again_is_the_last():
+    spec = sparsified(sparsified(SPEC, "relu").with_part("projections", widths={"q": 8}), "silu")
+    assert list(spec.parts) == ["projections", "sparsify"]
+    assert spec.parts["sparsify"] == {"activation": "silu"}
+
+
+def test_a_part_tells_what_its_stage_left_and_one_that_is_not_there_who_made_the_model():
+    path = Path("a/model.safetensors")
+    assert ROUTED.part("clustering", path) == {"num_experts": {"ffn": 8}}
+    message = (
+        "a/model.safetensors holds a model that the stage ztw has not made; it was made by dense, "
+        "clustering, router"
+    )
+    with pytest.raises(CheckpointError, match=f"^{message}$"):
+        ROUTED.part("ztw", path)
+
+
+def test_a_stage_that_made_a_model_is_not_new_to_it():
+    path = Path("a/model.safetensors")
+    SPEC.check_new("quantize", path)
+    message = "a/model.safetensors holds a model that the stage quantize has made already"
+    with pytest.raises(CheckpointError, match=f"^{message}$"):
+        SPEC.with_part("quantize", weights="int8").check_new("quantize", path)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_model_is_dense_as_long_as_every_stage_left_it_so(stage):
+    spec, path = SPEC.with_part(stage).with_part("sparsify"), Path("model")
+    if STAGES[stage].dense:
+        spec.check_dense(path)
+        return
+    made = f"model holds a model made by dense, {stage}, sparsify; a dense one is needed"
+    with pytest.raises(CheckpointError, match=f"^{made}$"):
+        spec.check_dense(path)
+
+
+UNKNOWN = {  # to the table of each kind of name
+    "architecture": ({"architecture": "llama"}, "'llama'", ARCHITECTURES),
+    "activation": ({"activation": "mish"}, "'mish'", ACTIVATIONS),
+    "stage": ({"parts": {"spin": {}}}, "'spin'", STAGES),
+    "router kind": (with_routers(SPLIT, "guess").model_dump(), "'guess'", ROUTER_KINDS),
+}
+
+
+@pytest.mark.parametrize("load", [load_model, load_dense_model])
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_what_no_table_has_is_an_error_that_names_file_and_allowed_names(tmp_path, load, kind):
+    change, name, table = UNKNOWN[kind]
+    path = tmp_path / "model.safetensors"
+    text = json.dumps(SPEC.model_dump() | change)
+    save_tensors(path, make_dense().state_dict(), {"spec": text})
+    message = f"{path} cannot be rebuilt: unknown {kind} {name}; allowed: {', '.join(table)}"
+    with pytest.raises(CheckpointError, match=f"^{re.escape(message)}$"):
+        load(path)
+
+
+def test_a_spec_takes_no_part_of_an_unknown_stage_and_no_unknown_key():
+    with pytest.raises(UnknownName, match=f"unknown stage 'spin'; allowed: {', '.join(STAGES)}"):
+        SPEC.with_part("spin")
+    for change in ({"num_experts": 8}, {"parts": {"router": 6}}, {"architecture": 1}):
+        with pytest.raises(ValidationError):
+            ModelSpec.model_validate(SPEC.model_dump() | change)

@@ -1,19 +1,27 @@
 """Laws of the configuration: what cannot run is refused at once, in one message that says why."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import ValidationError
-from small_config import with_everything
+from small_config import with_everything, with_language
 
+from d2dmoe.activations import ACTIVATIONS
 from d2dmoe.config.experiment import Config, parse_config
 from d2dmoe.config.task import TaskConfig
 from d2dmoe.errors import ConfigError, DataError
+from d2dmoe.extensions import import_extensions
+from d2dmoe.figures import by_key
+from d2dmoe.methods import METHODS
 from d2dmoe.methods.conversion.plan import Conversion, conversion
+from d2dmoe.models import ARCHITECTURES
 from d2dmoe.plan.checks import TARGETS, check
 from d2dmoe.plan.plan import load_plan
 from d2dmoe.plan.variants import bases_of, knob_of
+from d2dmoe.router_kinds import ROUTER_KINDS
+from d2dmoe.selection_rules import RULES
 
 DIVISORS_OF_32 = "[1, 2, 4, 8, 16, 32]"
 
@@ -26,21 +34,6 @@ def put(raw: dict, dotted: str, value: Any) -> dict:
     for key in parents:
         place = place[int(key)] if isinstance(place, list) else place.setdefault(key, {})
     place[int(last) if isinstance(place, list) else last] = value
-    return raw
-
-
-def with_language(raw: dict, architecture: str) -> dict:
-    """A copy of `raw` whose task is of a language model."""
-    raw = copy.deepcopy(raw)
-    task = raw["tasks"]["tiny"]
-    task["model"] = {"architecture": architecture, "layers": 2, "d_model": 16, "heads": 4}
-    task["model"] |= {"d_ff": 32, "positions": 12}
-    if architecture == "gemma":
-        task["model"] |= {"head_dim": 5, "key_value_heads": 2}
-    task["data"] = {"kind": "texts" if architecture == "bert" else "corpus", "length": 12}
-    task["data"] |= {"source": "hub:some/set", "validation": 4}
-    task["data"]["tokenizer"] = {"source": "train", "vocab_size": 300}
-    del task["figures"]["load_maps"]
     return raw
 
 
@@ -145,7 +138,12 @@ WRONG = [  # key, value, what the message must hold
     pytest.param(
         "tasks.tiny.clustering.expert_size",
         5,
-        ["tasks.tiny", "clustering.expert_size = 5", "model.d_ff = 32", f"allowed: {DIVISORS_OF_32}"],
+        [
+            "tasks.tiny",
+            "clustering.expert_size = 5",
+            "model.d_ff = 32",
+            f"allowed: {DIVISORS_OF_32}",
+        ],
         id="expert size does not divide d_ff",
     ),
     pytest.param(
@@ -260,7 +258,7 @@ WRONG_BENCHMARKS = [  # key, value, what the message must hold
     ("gpu.large.masks", ["other"], ["benchmarks.gpu.large.masks", "converted"]),
     ("masks.task", "other", ["benchmarks.masks.task = other", "['tiny']"]),
     ("masks.variant", "other", ["benchmarks.masks.variant = other", "'sparse'"]),
-    ("masks.variant", "static", ["masks.variant = static", "dynamic-k"]),
+    ("masks.variant", "static", ["masks.values: 0.5 is no operating point", "top_k: [1, 8]"]),
     ("masks.values", [0.4], ["benchmarks.masks.values: 0.4", "[0.0, 0.5]"]),
     ("models.vit.num_experts", 16, ["models.vit.num_experts = 16 must be 8"]),
     ("models.vit.num_experts", 5, ["num_experts = 5 must divide model.d_ff = 32"]),
@@ -275,6 +273,12 @@ def test_benchmarks_that_cannot_run_are_refused(with_benchmarks, root, key, valu
     line = fault(put(with_benchmarks, B + key, value), root)
     for part in parts:
         assert part in line
+
+
+@pytest.mark.parametrize(("variant", "value"), [("sparse", 0.5), ("static", 8)])
+def test_masks_are_recorded_of_any_selection_rule(with_benchmarks, root, variant, value):
+    raw = put(put(with_benchmarks, B + "masks.variant", variant), B + "masks.values", [value])
+    assert load(raw, root).benchmarks.masks.values == [value]
 
 
 def test_every_architecture_has_a_valid_minimal_configuration(of_any, architecture, root):
@@ -298,7 +302,7 @@ ANY = [  # what is wrong alike in every architecture: key, value, the message
     (T + "data.kind", "sound", T + "data.kind = 'sound': allowed are images, texts, corpus"),
     (T + "data", "cifar", T + "data = 'cifar': Input should be a valid dictionary"),
     (T + "model.weights", "imagenet", T + "model.weights = 'imagenet': must be 'scratch', '"),
-    (T + "model.activation", "silu", T + "model.activation = 'silu': Input should be 'gelu' or"),
+    (T + "model.activation", "tanh", T + "model.activation = 'tanh': unknown activation 'tanh'; "),
     (T + "router.accumulate", 3, T + "router: accumulate = 3 must divide batch_size = 8"),
     (T + "dense.epochs", -0.5, T + "dense.epochs = -0.5: Input should be greater than or equal"),
 ]
@@ -405,13 +409,8 @@ def test_weights_are_named_in_the_forms_of_their_architecture(
 def test_every_figure_but_the_tradeoff_may_be_left_out(of_any, root):
     of_any["tasks"]["tiny"]["figures"] = {"tradeoff": ["sparse"]}
     figures = load(of_any, root).tasks["tiny"].figures
-    assert figures.variants() == {"tradeoff": ["sparse"]} | dict.fromkeys(
-        ["base_sparsity", "active_neurons", "selection_rules"]
-        + ["phases", "sparsity_levels", "activations", "expert_sizes"]
-        + ["routers", "clusterings", "router_widths", "pruned", "quantized", "distilled"],
-        [],
-    )
-    assert figures.layers is figures.load_maps is figures.layer_thresholds is None
+    assert figures.variants() == figures.of_figures() == {"tradeoff": ["sparse"]}
+    assert not any(getattr(figures, key) for key in by_key() if key != "tradeoff")
     of_any["tasks"]["tiny"]["figures"] = {}
     message = "tasks.tiny: figures.tradeoff is missing: name the variants of figure 4"
     assert fault(of_any, root) == message
@@ -434,7 +433,10 @@ def test_panels_of_layers_are_of_measured_points_and_defined_variants(raw, root,
 def test_labels_are_of_figures_and_variants_that_there_are(raw, root):
     line = fault(put(raw, T + "figures.labels.tradeoff", {"nobody": "x"}), root)
     assert "figures.labels.tradeoff names the variant 'nobody'" in line
-    assert "figures.labels.trade" in fault(put(raw, T + "figures.labels.trade", {}), root)
+    line = fault(put(raw, T + "figures.labels.trade", {}), root)
+    assert line.startswith(T + "figures.labels.trade: unknown figure 'trade'; allowed: tradeoff, ")
+    line = fault(put(raw, T + "figures.labels.load_maps", {}), root)  # compares no variants
+    assert "unknown figure 'load_maps'; allowed: " in line and "layers" in line
 
 
 @pytest.mark.parametrize(
@@ -456,6 +458,103 @@ def test_parts_of_epochs_add_up_to_the_tasks_total_but_for_rounding(
         assert "sparsify.epochs + router.epochs is 0.3; every variant must get the same" in line
 
 
+UNKNOWN = [  # key, and the table that holds what is allowed
+    (T + "model.activation", "activation", ACTIVATIONS),
+    (B + "cpu.small.activation", "activation", ACTIVATIONS),
+    (T + "router.kind", "kind of router", ROUTER_KINDS),
+    (T + "variants.sparse.router.kind", "kind of router", ROUTER_KINDS),
+    (T + "variants.sparse.select", "selection rule", RULES),
+]
+
+
+@pytest.mark.parametrize(("key", "kind", "table"), UNKNOWN)
+def test_a_name_that_a_table_does_not_hold_is_refused_with_those_that_it_holds(
+    with_benchmarks, root, key, kind, table
+):
+    line = fault(put(with_benchmarks, key, "nothing"), root)
+    allowed = ", ".join(table)
+    assert line == f"{key} = 'nothing': unknown {kind} 'nothing'; allowed: {allowed}"
+    parse_config(put(with_benchmarks, key, list(table)[-1]))  # those of the table are taken
+
+
+@pytest.mark.parametrize(
+    ("key", "table"),
+    [
+        (T + "model.architecture", ARCHITECTURES),
+        (T + "variants.sparse.method", METHODS),
+        (T + "ablations.variants.wide.method", METHODS),
+        (T + "bases.student.model.architecture", ARCHITECTURES),
+    ],
+)
+def test_a_record_without_options_of_its_own_is_no_choice(raw, root, key, table):
+    allowed = ", ".join(name for name, record in table.items() if record.options)
+    for name in ("nothing", *(name for name, record in table.items() if not record.options)):
+        line = fault(put(with_everything(raw), key, name), root)
+        assert line == f"{key} = {name!r}: allowed are {allowed}"
+
+
+@pytest.mark.parametrize(
+    "key", ["router.label_smoothing", "projections.label_smoothing", "finetune.label_smoothing"]
+)
+def test_options_that_nothing_reads_are_refused(raw, root, key):
+    """Routers and imitating MLPs are not trained on the task's loss; the reference's options are
+    the sparsification's."""
+    raw = with_everything(raw)
+    raw["tasks"]["tiny"]["finetune"] = {}
+    line = fault(put(raw, T + key, 0.1), root)
+    assert line.startswith(f"{T}{key} = 0.1: unknown key (allowed keys: ")
+    for stage in ("dense", "sparsify", "ztw", "avit", "bases.pruned", "bases.student"):
+        assert load(put(raw, f"{T}{stage}.label_smoothing", 0.1), root)
+
+
+def test_the_faults_of_single_values_are_found_without_any_file(raw):
+    with pytest.raises(ConfigError, match="layers = 0"):
+        parse_config(put(raw, T + "model.layers", 0))
+    broken = put(raw, T + "clustering.expert_size", 5)  # against model.d_ff
+    config = parse_config(broken)
+    with pytest.raises(ConfigError, match=r"tasks\.tiny: variant .* must divide"):
+        check(config, Path("nowhere"))
+
+
+def test_the_first_fault_of_every_task_is_told_at_once(raw, root):
+    raw["tasks"]["other"] = copy.deepcopy(raw["tasks"]["tiny"])
+    raw["tasks"]["third"] = copy.deepcopy(raw["tasks"]["tiny"])
+    raw = put(put(raw, T + "clustering.expert_size", 5), T + "figures.tradeoff", ["nobody"])
+    raw = put(raw, "tasks.other.figures.tradeoff", [])
+    with pytest.raises(ConfigError) as caught:
+        load(raw, root)
+    heading, *lines = str(caught.value).splitlines()
+    assert heading == "the configuration is wrong:"
+    assert [line.split(":")[0] for line in lines] == ["  tasks.tiny", "  tasks.other"]
+
+
+@pytest.mark.parametrize("raw", [None, [], "seeds"])
+def test_a_configuration_that_is_no_mapping_is_refused(raw, root):
+    with pytest.raises(ConfigError, match="needs the keys seeds and tasks"):
+        load(raw, root)
+
+
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        (["no_such_module"], ["'no_such_module'", "cannot be imported", "PYTHONPATH"]),
+        ("json", ["extensions = 'json'", "must be a list"]),
+        ([3], ["extensions = [3]", "must be a list"]),
+    ],
+)
+def test_extensions_are_modules_that_can_be_imported(names, parts):
+    with pytest.raises(ConfigError) as caught:
+        import_extensions({"extensions": names})
+    for part in parts:
+        assert part in str(caught.value)
+
+
+def test_extensions_may_be_left_out(raw, root):
+    import_extensions({})
+    import_extensions({"extensions": ["json"]})
+    assert load(raw | {"extensions": ["json"]}, root).extensions == ["json"]
+
+
 def test_a_missing_key_is_named(raw, root):
     del raw["tasks"]["tiny"]["model"]["d_ff"]
     with pytest.raises(ConfigError, match=r"tasks\.tiny\.model\.d_ff: missing"):
@@ -473,9 +572,7 @@ def test_all_faults_come_in_one_message(raw, root):
 def test_a_variant_cannot_take_the_name_of_a_dense_reference(raw, root, bad):
     """Tables tell the rows apart by these names."""
     with pytest.raises(ConfigError, match=bad):
-        load(
-            put(raw, f"tasks.tiny.variants.{bad}", {"method": "d2dmoe", "label": "x"}), root
-        )
+        load(put(raw, f"tasks.tiny.variants.{bad}", {"method": "d2dmoe", "label": "x"}), root)
 
 
 @pytest.mark.parametrize(
@@ -561,7 +658,11 @@ COMBINED = [  # key, value, what the message must hold
     (
         "bases.student.model.d_ff",
         6,
-        ["variant 'student_sparse': clustering.expert_size = 4", "d_ff = 6", "allowed: [1, 2, 3, 6]"],
+        [
+            "variant 'student_sparse': clustering.expert_size = 4",
+            "d_ff = 6",
+            "allowed: [1, 2, 3, 6]",
+        ],
     ),
     (
         "bases.pruned.neurons",
@@ -591,7 +692,7 @@ COMBINED = [  # key, value, what the message must hold
     (
         "clustering.projection_expert_size",
         None,
-        ["variant 'attention' converts attention projections: give clustering.projection_expert_size"],
+        ["variant 'attention' converts attention projections: give clustering.projection_exp"],
     ),
     ("router.projection_width", None, ["'attention'", "and router.projection_width"]),
     (
@@ -599,7 +700,11 @@ COMBINED = [  # key, value, what the message must hold
         3,
         ["variant 'attention': clustering.projection_expert_size = 3", "projections.multiple = 4"],
     ),
-    (V + "attention.clustering", {"projection_expert_size": 8}, ["projection_expert_size = 8 must"]),
+    (
+        V + "attention.clustering",
+        {"projection_expert_size": 8},
+        ["projection_expert_size = 8 must"],
+    ),
     (
         V + "attention.select",
         "top_k",
@@ -632,7 +737,7 @@ COMBINED = [  # key, value, what the message must hold
     (
         V + "sparse.method",
         "magic",
-        [T + "variants.sparse.method = 'magic'", "d2dmoe, moefication, ztw, avit, quantized"],
+        [T + "variants.sparse.method = 'magic'", "quantized, d2dmoe, moefication, ztw, avit"],
     ),
     # Quantised weights
     ("compatibility.variants.int8.quantize", "int4", ["variants.int8.quantize = 'int4'", "'int8'"]),
@@ -644,13 +749,17 @@ COMBINED = [  # key, value, what the message must hold
         ["binary"],
         ["compatibility.figures.pruned names the variant 'binary'; defined: ", "'student'"],
     ),
-    ("ablations.figures.clusterings", ["nobody"], ["ablations.figures.clusterings names", "'nobody'"]),
+    (
+        "ablations.figures.clusterings",
+        ["nobody"],
+        ["ablations.figures.clusterings names", "'nobody'"],
+    ),
     ("figures.pruned", ["pruned"], ["figures.pruned names the variant 'pruned'; defined: "]),
     ("figures.routers", ["binary"], ["figures.routers names the variant 'binary'; defined: "]),
     (
         "ablations.figures.load_maps",
         {"variant": "sparse", "value": 0.5},
-        ["ablations.figures.load_maps: load maps belong into figures"],
+        ["ablations.figures.load_maps: it belongs into figures"],
     ),
     ("ablations.figures", {"routres": []}, ["did you mean 'routers'?", T + "ablations.figures"]),
     ("ablations.variants", {}, [T + "ablations", "at least 1"]),
@@ -663,7 +772,7 @@ COMBINED = [  # key, value, what the message must hold
     (
         "ablations.figures.routers",
         ["sparse", "wide"],
-        ["with classification routers; it names ['regression', 'regression']"],
+        ["of another kind (classification); it names ['regression', 'regression']"],
     ),
     (
         "ablations.figures.routers",

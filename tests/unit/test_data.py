@@ -12,7 +12,8 @@ from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from d2dmoe.config.data import AugmentConfig, ImagesConfig, check_source
+from d2dmoe.config.augment import AugmentConfig
+from d2dmoe.config.data import ImagesConfig, check_source
 from d2dmoe.config.training import TrainingConfig
 from d2dmoe.data.augment import augment, mix, normalise
 from d2dmoe.data.batches import iterate

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from small import make_dense, make_images, make_inputs, make_routed, make_split
+from small import make_dense, make_images, make_inputs, make_routed, make_split, values_of
 from small_language import (
     CAUSAL,
     CORPUS,
@@ -23,12 +23,13 @@ from d2dmoe.evaluate import (
     count_executed,
     evaluate_dense,
     evaluate_routed,
-    quality,
-    validation_metrics,
 )
 from d2dmoe.flops import model_cost
 from d2dmoe.inputs import Inputs
 from d2dmoe.moe import MoE, set_selection, watch_selections
+from d2dmoe.quality import quality, validation_metrics
+from d2dmoe.router_kinds import ROUTER_KINDS
+from d2dmoe.selection_rules import RULES
 from d2dmoe.surgery import find
 
 CPU = torch.device("cpu")
@@ -115,7 +116,7 @@ def test_top_k_executes_exactly_k_experts_per_token(k):
     assert point["flops"] == cost.fixed + ROUTERS + 2 * 5 * k * (4 * 16 * 4)
 
 
-@pytest.mark.parametrize("kind", ["regression", "classification"])
+@pytest.mark.parametrize("kind", ROUTER_KINDS)
 def test_at_tau_0_quality_is_the_unrouted_models_and_cost_is_dense_plus_routers(kind):
     unrouted = make_split()
     images = labelled(unrouted)
@@ -184,9 +185,11 @@ def test_the_order_of_the_samples_changes_neither_quality_nor_cost():
         assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
 
 
-def test_operating_points_do_not_depend_on_those_measured_before():
-    together, _ = evaluate("dynamic_k", TAUS)
-    assert [evaluate("dynamic_k", [tau])[0][0] for tau in TAUS] == together
+@pytest.mark.parametrize("rule", RULES)
+def test_operating_points_do_not_depend_on_those_measured_before(rule):
+    together, _ = evaluate(rule, values_of(rule))
+    assert [evaluate(rule, [value])[0][0] for value in values_of(rule)] == together
+    assert {point["knob"] for point in together} == {rule}
 
 
 def test_a_model_without_routers_has_one_operating_point():

@@ -4,7 +4,15 @@ from fractions import Fraction
 
 import pytest
 import torch
-from small import OPTIONS, SPEC, make_dense, make_ffn, make_inputs, make_routed, make_split
+from small import (
+    SPEC,
+    make_dense,
+    make_ffn,
+    make_inputs,
+    make_routed,
+    make_split,
+    with_options,
+)
 from small_language import (
     EXPERTS,
     LENGTH,
@@ -21,15 +29,15 @@ from small_language import (
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from d2dmoe.checkpoint import ModelSpec
 from d2dmoe.evaluate import count_executed
 from d2dmoe.flops import count, layer_ratio, mean_cost, model_cost
 from d2dmoe.inputs import Inputs
 from d2dmoe.kernels.cpu import grouped
 from d2dmoe.moe import MoE, set_selection, split_ffn
 from d2dmoe.router import Router
+from d2dmoe.spec import ModelSpec
 
-STEM = SPEC.with_(options=OPTIONS | {"stem": [5, 6]})
+STEM = with_options(stem=[5, 6])
 TOKENS = 1 + 2 * 2  # class token and patches
 ROUTERS = 2 * TOKENS * 2 * 6 * (16 + 8)  # layers, tokens, 2 h (d_model + n)
 

@@ -5,7 +5,7 @@ import copy
 import pandas as pd
 import pytest
 import torch
-from small import EXPERTS, SPEC, make_images, make_routed
+from small import SPEC, make_images, make_routed, with_experts, with_routers
 
 from d2dmoe.benchmark import decode, model
 from d2dmoe.benchmark.common import width
@@ -15,7 +15,7 @@ from d2dmoe.benchmark.masks import nearest
 from d2dmoe.benchmark.model import compile_blocks, dense_model, model_rows
 from d2dmoe.benchmark.routed import follow, route, to_routed
 from d2dmoe.benchmark.timing import Timing
-from d2dmoe.checkpoint import RouterSpec, save_model
+from d2dmoe.checkpoint import save_model
 from d2dmoe.config.benchmarks import ModelBenchmark, decode_benchmark
 from d2dmoe.figures.wall_clock import draw
 from d2dmoe.io.csvfile import write_csv
@@ -143,17 +143,17 @@ def test_a_decoding_step_gives_what_the_whole_text_gives_every_time(routed):
 
 
 def test_recorded_masks_are_what_the_model_selects(tmp_path, monkeypatch):
-    spec = SPEC.with_(num_experts=EXPERTS, router=RouterSpec(kind="regression", width=6))
     module, images = make_routed(), make_images(6)
-    save_model(tmp_path / "model", module, spec)
+    save_model(tmp_path / "model", module, with_routers(with_experts(SPEC)))
     monkeypatch.setattr(masks, "open_split", lambda _folder, _part: images)
-    found = masks.record_masks(tmp_path / "model", [0.0, 0.6], 4, tmp_path, Run(0, CPU))
+    about = {"values": [0.0, 0.6], "samples": 4}
+    found = masks.record_masks(tmp_path / "model", "dynamic_k", about, Run(0, CPU))
     inputs, _ = images.batch(images.read(torch.arange(4)), CPU)
     set_selection(module, "dynamic_k", 0.6)
     with torch.inference_mode(), watch_selections(module) as selected:
         module(**inputs)
-    assert found.keys() == {"tau_0", "tau_0.6"} and found["tau_0"].all()
-    for recorded, mask in zip(found["tau_0.6"], selected.values(), strict=True):
+    assert found.keys() == {"0", "0.6"} and found["0"].all()
+    for recorded, mask in zip(found["0.6"], selected.values(), strict=True):
         assert torch.equal(recorded, mask.flatten(0, 1)) and recorded.dtype == torch.bool
 
 

@@ -8,8 +8,9 @@ from torchvision.models import vit_b_16
 from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer
 
 from d2dmoe.config.model import ViTConfig
-from d2dmoe.errors import CheckpointError
+from d2dmoe.errors import CheckpointError, UnknownName
 from d2dmoe.ffn import FFN
+from d2dmoe.models import ARCHITECTURES
 from d2dmoe.models.build import build_model, create_model
 from d2dmoe.surgery import find, replace
 
@@ -155,7 +156,8 @@ def test_the_options_rebuild_the_model():
 
 
 def test_an_architecture_that_is_not_described_is_refused_with_those_that_are():
-    with pytest.raises(CheckpointError, match="'llama' is not described; .* vit, bert, gpt2, ge"):
+    message = f"unknown architecture 'llama'; allowed: {', '.join(ARCHITECTURES)}"
+    with pytest.raises(UnknownName, match=message):
         build_model("llama", {})
 
 

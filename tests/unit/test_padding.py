@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from small import values_of, with_experts
 from small_language import (
-    EXPERTS,
     language_spec,
     make_language,
     make_routed_language,
@@ -13,14 +13,17 @@ from small_language import (
     split_language,
 )
 
+from d2dmoe.activations import ACTIVATIONS
 from d2dmoe.checkpoint import save_model
 from d2dmoe.config.stages import RouterConfig, SparsifyConfig
 from d2dmoe.evaluate import cost_on, count_executed, evaluate_dense, evaluate_routed
 from d2dmoe.flops import model_cost
 from d2dmoe.jobs.run import Run
 from d2dmoe.moe import set_selection
-from d2dmoe.sparsity import count_active
-from d2dmoe.stages import routers, sparsify
+from d2dmoe.router_kinds import ROUTER_KINDS
+from d2dmoe.selection_rules import RULES
+from d2dmoe.sparsity import PENALTIES, count_active
+from d2dmoe.stages import router, sparsify
 from d2dmoe.training import cross_entropy_loss
 
 CPU = torch.device("cpu")
@@ -29,7 +32,6 @@ LENGTHS = (5, 12, 3, 7, 12, 4)
 TEXTS = make_text_split(LENGTHS)
 PADDED = TEXTS.batch(TEXTS.read(torch.arange(6)), CPU)
 ALONE = [TEXTS.batch(TEXTS.read(torch.tensor([i])), CPU) for i in range(6)]
-RULES = {"dynamic_k": [0.0, 0.3, 1.0], "top_k": [1, 3], "coverage": [0.5, 1.0]}
 
 
 def per_token(values: list) -> float:
@@ -40,9 +42,10 @@ def per_token(values: list) -> float:
 
 def saved(path: Path, split: bool) -> Path:
     model = make_language("bert", "relu")
-    changes = {"num_experts": EXPERTS} if split else {}
-    spec = language_spec("bert", activation="relu", **changes)
-    save_model(path, split_language(model) if split else model, spec)
+    spec = language_spec("bert", activation="relu")
+    if split:
+        model, spec = split_language(model), with_experts(spec)
+    save_model(path, model, spec)
     return path
 
 
@@ -55,34 +58,33 @@ def losses_of(stage: str, monkeypatch) -> list:
             seen.extend(losses(batch, 0.5) for batch in (PADDED, *ALONE))
         return []
 
-    module, name = {"sparsify": (sparsify, "fit_model"), "routers": (routers, "fit")}[stage]
+    module, name = {"sparsify": (sparsify, "fit_model"), "router": (router, "fit_part")}[stage]
     monkeypatch.setattr(module, name, see)
-    monkeypatch.setattr(module, "open_split", lambda *_: TEXTS)
     return seen
 
 
-@pytest.mark.parametrize("mode", ["relu_hoyer", "relu_l1", "gelu_clamped", "gelu_hoyer_clamped"])
+@pytest.mark.parametrize("mode", PENALTIES)
 def test_the_penalty_is_a_mean_over_tokens_and_the_task_loss_one_over_texts(
     mode, monkeypatch, tmp_path
 ):
     seen = losses_of("sparsify", monkeypatch)
     cfg = SparsifyConfig(mode=mode, alpha=0.1, epochs=1, lr=0.1)
-    sparsify.sparsify(saved(tmp_path / "model", split=False), cfg, tmp_path, RUN)
+    sparsify.sparsify(saved(tmp_path / "model", split=False), cfg, RUN)
     padded, *alone = seen
     assert padded["sparsity"] == pytest.approx(per_token([x["sparsity"] for x in alone]), rel=1e-5)
     assert padded["task"] == pytest.approx(sum(float(x["task"]) for x in alone) / 6, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["regression", "classification"])
+@pytest.mark.parametrize("kind", ROUTER_KINDS)
 def test_the_loss_of_routers_is_a_mean_over_tokens(kind, monkeypatch, tmp_path):
-    seen = losses_of("routers", monkeypatch)
+    seen = losses_of("router", monkeypatch)
     cfg = RouterConfig(kind=kind, width=4, epochs=1, lr=0.1)
-    routers.train_routers(saved(tmp_path / "model", split=True), cfg, tmp_path, RUN)
+    router.train_routers(saved(tmp_path / "model", split=True), cfg, RUN)
     padded, *alone = (losses["loss"] for losses in seen)
     assert padded > 0 and padded == pytest.approx(per_token(alone), rel=1e-5)
 
 
-@pytest.mark.parametrize("activation", ["relu", "gelu_tanh"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_active_neurons_are_counted_of_tokens_only(activation):
     model = make_language("bert", activation)
     padded, alone = count_active(model, [PADDED[0]]), count_active(model, [x for x, _ in ALONE])
@@ -90,7 +92,7 @@ def test_active_neurons_are_counted_of_tokens_only(activation):
     assert torch.equal(padded, alone)
 
 
-@pytest.mark.parametrize(("rule", "value"), [(r, v) for r, values in RULES.items() for v in values])
+@pytest.mark.parametrize(("rule", "value"), [(r, v) for r in RULES for v in values_of(r)])
 def test_executed_experts_are_counted_of_tokens_only(rule, value):
     model = make_routed_language("bert")
     set_selection(model, rule, value)
@@ -108,8 +110,8 @@ def test_executed_experts_are_counted_of_tokens_only(rule, value):
 def test_a_point_costs_the_mean_of_its_texts_costs_whatever_the_batch(rule):
     model, rows = make_routed_language("bert"), {}
     for size in (1, 4, 6):
-        rows[size], _ = evaluate_routed(model, TEXTS, rule, RULES[rule], size, CPU)
-    for index, value in enumerate(RULES[rule]):
+        rows[size], _ = evaluate_routed(model, TEXTS, rule, values_of(rule), size, CPU)
+    for index, value in enumerate(values_of(rule)):
         set_selection(model, rule, value)
         total = 0
         for inputs, _ in ALONE:

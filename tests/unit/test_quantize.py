@@ -5,7 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import ABOUT, OPTIONS, SPEC, make_dense, make_images, make_routed, make_split, randomise
+from small import (
+    ABOUT,
+    OPTIONS,
+    SPEC,
+    make_dense,
+    make_images,
+    make_routed,
+    make_split,
+    randomise,
+    with_experts,
+    with_routers,
+)
 from small_language import (
     TINY,
     language_spec,
@@ -19,20 +30,10 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from d2dmoe.attention import ROLES
-from d2dmoe.checkpoint import (
-    ExitSpec,
-    HaltingSpec,
-    ModelSpec,
-    ProjectionsSpec,
-    PrunedSpec,
-    RouterSpec,
-    load_dense_model,
-    save_model,
-)
+from d2dmoe.checkpoint import load_dense_model, load_model, save_model
 from d2dmoe.compression.quantize import LARGEST, Int8, quantize_experts, quantize_weights
 from d2dmoe.config.compression import QuantizeConfig
 from d2dmoe.config.stages import SparsifyConfig
-from d2dmoe.conversion import build, load_model
 from d2dmoe.errors import CheckpointError
 from d2dmoe.evaluate import evaluate_dense, evaluate_routed
 from d2dmoe.ffn import FFN
@@ -43,6 +44,7 @@ from d2dmoe.jobs.run import Run
 from d2dmoe.kernels.cpu import grouped
 from d2dmoe.models.build import separate_projections
 from d2dmoe.moe import MoE, set_selection, watch_inputs
+from d2dmoe.spec import ModelSpec, build
 from d2dmoe.stages.quantize import quantize
 from d2dmoe.stages.sparsify import sparsify
 from d2dmoe.surgery import find
@@ -55,11 +57,15 @@ SPLITS = {
     "gpt2": make_corpus_split(6),
     "gemma": make_corpus_split(6),
 }
-ROUTER = RouterSpec(kind="regression", width=6)
+RUN = Run(seed=0, device=CPU)
 
 
-def spec_of(name: str, **changes) -> ModelSpec:
-    return SPEC.with_(**changes) if name == "vit" else language_spec(name, **changes)
+def spec_of(name: str) -> ModelSpec:
+    return SPEC if name == "vit" else language_spec(name)
+
+
+def int8(spec: ModelSpec) -> ModelSpec:
+    return spec.with_part("quantize", weights="int8")
 
 
 def make_model(name: str) -> nn.Module:
@@ -69,6 +75,12 @@ def make_model(name: str) -> nn.Module:
 def save(path: Path, model: nn.Module, spec: ModelSpec) -> Path:
     save_model(path, model, spec)
     return path
+
+
+def save_quantized(path: Path, parent: Path) -> Path:
+    """The quantised model of a file, as a file."""
+    model, spec, _ = quantize(parent, CFG, RUN)
+    return save(path, model, spec)
 
 
 def batch_of(name: str) -> dict[str, torch.Tensor]:
@@ -93,12 +105,12 @@ def weights_of(model: nn.Module) -> dict[str, torch.Tensor]:
 def test_no_weight_moves_by_more_than_half_a_step(shape, summed):
     weight = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     weight[0] *= 1000  # of the others little would be left with one scale for all
-    int8 = Int8(weight, summed)
-    q, scale = int8.right_inverse(weight)
+    stored = Int8(weight, summed)
+    q, scale = stored.right_inverse(weight)
     largest = weight.abs().amax(summed)
     assert q.dtype == torch.int8 and q.shape == shape
     assert (q.abs().amax(summed) == LARGEST).all()
-    error = (int8(q, scale) - weight).abs().amax(summed)
+    error = (stored(q, scale) - weight).abs().amax(summed)
     scale = scale.squeeze(summed)
     torch.testing.assert_close(scale, largest / LARGEST)
     assert (error <= scale / 2 + 1e-6 * largest).all()
@@ -107,17 +119,17 @@ def test_no_weight_moves_by_more_than_half_a_step(shape, summed):
 def test_zeros_stay_zeros_and_what_was_rounded_stays_so():
     weight = torch.randn(6, 8, generator=torch.Generator().manual_seed(0))
     weight[2], weight[:, 3] = 0, 0
-    int8 = Int8(weight, (1,))
-    once = int8(*int8.right_inverse(weight))
+    stored = Int8(weight, (1,))
+    once = stored(*stored.right_inverse(weight))
     assert once[weight == 0].count_nonzero() == 0
-    torch.testing.assert_close(int8(*int8.right_inverse(once)), once, rtol=1e-6, atol=0)
+    torch.testing.assert_close(stored(*stored.right_inverse(once)), once, rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("name", ["vit", *TINY])
 def test_every_matrix_but_tied_ones_is_quantised_and_the_answers_stay_close(name, tmp_path):
     path = save(tmp_path / "dense", make_model(name), spec_of(name))
-    model, spec = quantize(path, CFG)
-    assert spec == spec_of(name, quantized="int8") and not model.training
+    model, spec, history = quantize(path, CFG, RUN)
+    assert spec == int8(spec_of(name)) and not model.training and not history
     dense = separate_projections(name, load_dense_model(path)[0])
     tied = {"lm_head.weight"} if name in ("gpt2", "gemma") else set()
     before, after = weights_of(dense), weights_of(model)
@@ -135,7 +147,7 @@ def test_every_matrix_but_tied_ones_is_quantised_and_the_answers_stay_close(name
 @pytest.mark.parametrize("name", ["gpt2", "gemma"])
 def test_tied_weights_stay_tied(name, tmp_path):
     path = save(tmp_path / "dense", make_language(name), language_spec(name))
-    path = save(tmp_path / "int8", *quantize(path, CFG))
+    path = save_quantized(tmp_path / "int8", path)
     model, _ = load_model(path)
     assert not is_parametrized(model.lm_head)
     assert model.lm_head.weight is model.get_input_embeddings().weight
@@ -143,27 +155,33 @@ def test_tied_weights_stay_tied(name, tmp_path):
 
 
 def test_the_file_is_about_a_quarter_the_size(tmp_path):
-    spec = SPEC.with_(options=OPTIONS | {"d_model": 128, "d_ff": 512, "heads": 4})
+    options = OPTIONS | {"d_model": 128, "d_ff": 512, "heads": 4}
+    spec = SPEC.model_copy(update={"options": options})
     path = save(tmp_path / "dense", randomise(build(spec)), spec)
-    small = save(tmp_path / "int8", *quantize(path, CFG))
+    small = save_quantized(tmp_path / "int8", path)
     assert small.stat().st_size < 0.28 * path.stat().st_size
     tensors, _ = load_tensors(small, "")
-    int8 = [t for t in tensors.values() if t.dtype == torch.int8]
-    assert sum(t.numel() for t in int8) == 2 * (4 * 128**2 + 2 * 128 * 512) + 3 * 128
+    integers = [t for t in tensors.values() if t.dtype == torch.int8]
+    assert sum(t.numel() for t in integers) == 2 * (4 * 128**2 + 2 * 128 * 512) + 3 * 128
+
+
+def pruned(spec: ModelSpec, heads: int | None, d_ff: int) -> ModelSpec:
+    return spec.with_part("prune", heads=heads, d_ff=d_ff)
 
 
 STAGES = {
-    "dense": {},
-    "split": {"num_experts": 8},
-    "routed": {"num_experts": 8, "router": ROUTER},
-    "exits": {"exits": ExitSpec(every=1, width=8)},
-    "halting": {"halting": HaltingSpec(depth=1.5, gamma=3.0, beta=-1.0)},
-    "pruned": {"pruned": PrunedSpec(heads=1, d_ff=16), "num_experts": 8, "router": ROUTER},
-    "projections": {
-        "projections": ProjectionsSpec(widths=dict.fromkeys(ROLES, 8), expert_size=2),
-        "num_experts": 8,
-        "router": ROUTER,
-    },
+    "dense": lambda spec: spec,
+    "split": with_experts,
+    "routed": lambda spec: with_routers(with_experts(spec)),
+    "exits": lambda spec: spec.with_part("ztw", every=1, width=8),
+    "halting": lambda spec: spec.with_part("avit", depth=1.5, gamma=3.0, beta=-1.0),
+    "pruned": lambda spec: with_routers(with_experts(pruned(spec, heads=1, d_ff=16))),
+    "projections": lambda spec: with_routers(
+        with_experts(
+            spec.with_part("projections", widths=dict.fromkeys(ROLES, 8)),
+            **dict.fromkeys(ROLES, 4),
+        )
+    ),
 }
 CASES = [("vit", stage) for stage in STAGES] + [
     (name, stage) for name in TINY for stage in ("dense", "routed", "projections")
@@ -172,9 +190,9 @@ CASES = [("vit", stage) for stage in STAGES] + [
 
 @pytest.mark.parametrize(("name", "stage"), CASES)
 def test_a_saved_quantised_model_of_any_stage_comes_back(name, stage, tmp_path):
-    spec = spec_of(name, **STAGES[stage])
+    spec = STAGES[stage](spec_of(name))
     path = save(tmp_path / "float", randomise(build(spec)), spec)
-    model, spec = quantize(path, CFG)
+    model, spec, _ = quantize(path, CFG, RUN)
     loaded, again = load_model(save(tmp_path / "int8", model, spec))
     assert again == spec and not loaded.training
     assert not any(p.requires_grad for p in loaded.parameters())
@@ -184,8 +202,7 @@ def test_a_saved_quantised_model_of_any_stage_comes_back(name, stage, tmp_path):
 
 
 def test_a_single_neuron_and_a_single_expert_are_no_exception():
-    spec = SPEC.with_(pruned=PrunedSpec(d_ff=1), num_experts=1)
-    model = randomise(build(spec))
+    model = randomise(build(with_experts(pruned(SPEC, heads=None, d_ff=1), 1)))
     before = {key: weight.detach().clone() for key, weight in weights_of(model).items()}
     for key, weight in weights_of(quantize_weights("vit", model)).items():
         if key in before:  # the projections were fused
@@ -196,8 +213,9 @@ def test_a_single_neuron_and_a_single_expert_are_no_exception():
 def test_the_split_and_the_quantisation_commute(name):
     """A map's scales belong to its outputs, so the experts' are those of the FFN."""
     dense = make_model(name)
-    spec = spec_of(name, num_experts=8)
-    ordered = build(spec)  # contiguous experts: neuron j of expert i is neuron i e + j
+    ordered = build(
+        with_experts(spec_of(name))
+    )  # contiguous experts: neuron j of expert i is neuron i e + j
     quantize_weights(name, dense)
     with torch.no_grad():
         ffns = find(make_model(name), FFN).values()
@@ -277,28 +295,28 @@ def test_dense_models_are_evaluated_as_before(name):
 
 def test_the_same_model_gives_the_same_bytes(tmp_path):
     path = save(tmp_path / "dense", make_dense(), SPEC)
-    first, second = (save(tmp_path / name, *quantize(path, CFG)) for name in ("a", "b"))
+    first, second = (save_quantized(tmp_path / name, path) for name in ("a", "b"))
     assert first.read_bytes() == second.read_bytes()
 
 
 def test_a_quantised_model_is_neither_quantised_nor_trained(tmp_path):
     path = save(tmp_path / "dense", make_dense(), SPEC)
-    path = save(tmp_path / "int8", *quantize(path, CFG))
-    with pytest.raises(CheckpointError, match="quantised already"):
-        quantize(path, CFG)
+    path = save_quantized(tmp_path / "int8", path)
+    with pytest.raises(CheckpointError, match="the stage quantize has made already"):
+        quantize(path, CFG, RUN)
     cfg = SparsifyConfig(epochs=1, lr=0.01, mode="relu_l1", alpha=0.0)
-    with pytest.raises(CheckpointError, match="float weights"):
-        sparsify(path, cfg, Path("unused"), Run(seed=0, device=CPU))
+    with pytest.raises(CheckpointError, match="made by dense, quantize; a dense one is needed"):
+        sparsify(path, cfg, RUN)
 
 
 def test_a_damaged_file_and_one_of_other_weights_are_refused(tmp_path):
     path = save(tmp_path / "dense", make_dense(), SPEC)
-    save(tmp_path / "wrong", make_dense(), SPEC.with_(quantized="int8"))
+    save(tmp_path / "wrong", make_dense(), int8(SPEC))
     with pytest.raises(CheckpointError, match="does not fit its own spec"):
         load_model(tmp_path / "wrong")
     path.write_bytes(path.read_bytes()[:300])
     with pytest.raises(CheckpointError, match="damaged or truncated"):
-        quantize(path, CFG)
+        quantize(path, CFG, RUN)
 
 
 def test_generation_works_on_it():

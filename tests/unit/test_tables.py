@@ -34,6 +34,7 @@ def entries(tmp_path) -> list[dict]:
         found.append(
             {"path": path, "task": "t", "model": "m", "dataset": "d", "seed": seed}
             | {"method": "d2dmoe" if variant == "ours" else "dense", "variant": variant}
+            | {"reference": variant != "ours"}
         )
     return found
 
@@ -41,7 +42,8 @@ def entries(tmp_path) -> list[dict]:
 def test_gathered_rows_carry_their_entrys_values_before_their_own(entries):
     rows = gather(entries)
     assert len(rows) == sum(map(len, POINTS.values()))
-    assert list(rows[0])[:6] == ["task", "model", "dataset", "seed", "method", "variant"]
+    labels = ["task", "model", "dataset", "seed", "method", "variant", "reference"]
+    assert list(rows[0])[:7] == labels
     assert "path" not in rows[0] and rows[0]["flops"] == 100
 
 
@@ -65,6 +67,14 @@ def test_quality_is_relative_to_the_better_dense_model_of_the_same_seed(entries)
     expected = [v / 0.80 for v in of_seed_0] + [v / 0.60 for v in of_seed_1]
     assert relative(entries, "accuracy") == pytest.approx(expected)
     assert relative(entries, "loss") == pytest.approx([0.5, 1, 0.25, 1.25, 1, 0.8, 0.5])
+
+
+def test_a_dense_model_that_is_no_reference_is_relative_to_those_that_are(entries):
+    """As a compressed one, which may be better or worse than the dense model."""
+    of_dense = [entry | {"reference": entry["variant"] == "dense"} for entry in entries]
+    of_seed_0, of_seed_1 = [0.80, 0.75, 0.60, 0.80], [0.50, 0.60, 0.60]
+    expected = [v / 0.80 for v in of_seed_0] + [v / 0.50 for v in of_seed_1]
+    assert relative(of_dense, "accuracy") == pytest.approx(expected)
 
 
 def test_relative_perplexity_is_e_to_the_difference_of_losses(entries):

@@ -5,21 +5,21 @@ import math
 
 import pytest
 import torch
-from small import OPTIONS, SPEC, make_images, make_routed, randomise
+from small import SPEC, make_images, make_routed, randomise, with_options
 from small_language import TINY, make_corpus_split, make_language, make_text_split
 from torch import nn
 
-from d2dmoe.checkpoint import dense_model
-from d2dmoe.config.training import TrainingConfig
+from d2dmoe.config.training import TaskTrainingConfig
 from d2dmoe.data.splits import ImageSplit
 from d2dmoe.errors import UserError
-from d2dmoe.evaluate import validation_metrics
 from d2dmoe.jobs.state import TrainingState
+from d2dmoe.quality import validation_metrics
 from d2dmoe.seeding import seed_for
+from d2dmoe.spec import build
 from d2dmoe.training import TrainingBatches, cross_entropy_loss, fit, lr_at, make_optimizer
 
 # A convolutional stem has batch norms, whose running statistics are a part of the state.
-HARD = SPEC.with_(options=OPTIONS | {"dropout": 0.2, "stem": [4, 4]})
+HARD = with_options(dropout=0.2, stem=[4, 4])
 CPU = torch.device("cpu")
 STEPS = 6  # two epochs of three
 PARTIAL = 5 / 3  # epochs; five steps
@@ -29,7 +29,7 @@ class Cut(Exception):
     """Stands for a power cut."""
 
 
-def config(**changes) -> TrainingConfig:
+def config(**changes) -> TaskTrainingConfig:
     options = {
         "epochs": 2,
         "lr": 0.01,
@@ -39,7 +39,7 @@ def config(**changes) -> TrainingConfig:
         "label_smoothing": 0.1,
         "augment": {"flip": True, "crop_padding": 1},
     }
-    return TrainingConfig.model_validate(options | changes)
+    return TaskTrainingConfig.model_validate(options | changes)
 
 
 def train(
@@ -47,13 +47,13 @@ def train(
     initial: int = 0,
     cut_at: int | None = None,
     state: TrainingState | None = None,
-    cfg: TrainingConfig | None = None,
+    cfg: TaskTrainingConfig | None = None,
     images: ImageSplit | None = None,
 ) -> tuple[dict[str, torch.Tensor], list[dict], int]:
     """Weights, history and the steps taken of a training, cut off before step `cut_at`."""
     cfg = cfg or config()
     torch.manual_seed(initial)
-    model = dense_model(HARD).train()
+    model = build(HARD).train()
     taken = 0
 
     def losses(batch, progress):
@@ -137,7 +137,7 @@ def test_every_step_has_a_positive_rate_of_at_most_lr(warmup, total):
     assert all(0 < rate <= 1 for rate in rates) and max(rates) == 1
 
 
-@pytest.mark.parametrize("make", [lambda: dense_model(HARD), make_routed], ids=["dense", "routed"])
+@pytest.mark.parametrize("make", [lambda: build(HARD), make_routed], ids=["dense", "routed"])
 def test_weight_decay_is_on_every_matrix_but_on_no_bias_and_no_norm(make):
     model = make()
     decayed, free = make_optimizer(model, config(weight_decay=0.3)).param_groups
@@ -163,7 +163,7 @@ def test_weight_decay_of_language_models_is_on_every_matrix_once(name):
 
 
 def test_frozen_parameters_are_not_trained():
-    model = dense_model(SPEC)
+    model = build(SPEC)
     model.requires_grad_(False)
     model.heads.requires_grad_(True)
     groups = make_optimizer(model, config()).param_groups
@@ -277,7 +277,7 @@ def test_history_of_a_partial_epoch_holds_the_mean_over_its_own_steps():
 def test_the_gradients_of_a_batch_in_parts_add_up_to_its_own(accumulate, count):
     def one_step(accumulate: int) -> tuple[dict[str, torch.Tensor], list[dict]]:
         cfg = config(epochs=1, accumulate=accumulate, clip=None)
-        model = randomise(dense_model(SPEC))
+        model = randomise(build(SPEC))
 
         def losses(batch, _progress):
             loss = cross_entropy_loss(model(**batch[0]), batch[1], cfg.label_smoothing)
@@ -322,7 +322,7 @@ def test_progress_runs_from_0_towards_1_in_equal_steps():
 def test_no_epochs_train_nothing():
     weights, history, taken = train(cfg=config(epochs=0))
     torch.manual_seed(0)
-    assert same(weights, dense_model(HARD).state_dict())
+    assert same(weights, build(HARD).state_dict())
     assert history == [] and taken == 0
 
 
@@ -359,7 +359,7 @@ def test_an_image_is_changed_anew_in_every_epoch():
 
 @pytest.mark.parametrize("split", [make_text_split((5, 12, 3, 7, 12)), make_corpus_split(5)])
 def test_texts_are_trained_on_as_they_are_in_an_order_of_the_seed(split):
-    cfg = TrainingConfig(epochs=1.5, lr=0.1, batch_size=2)
+    cfg = TaskTrainingConfig(epochs=1.5, lr=0.1, batch_size=2)
 
     def stream(start: int = 0, seed: int = 0) -> list[torch.Tensor]:
         batches = TrainingBatches(split, cfg, seed, CPU).stream(start)

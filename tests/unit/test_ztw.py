@@ -7,28 +7,30 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small import ABOUT, MODEL, make_images, make_inputs, make_routed, randomise
+from small import ABOUT, MODEL, make_images, make_inputs, make_routed, randomise, read_from
 from small_language import TEXTS, TINY, make_text_split, make_tokens
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from d2dmoe.checkpoint import ExitSpec, ModelSpec, dense_model, read_model, save_model
-from d2dmoe.config.stages import ZTWConfig
-from d2dmoe.config.training import TrainingConfig
-from d2dmoe.conversion import load_model
+from d2dmoe.checkpoint import load_model, read_model, save_model
+from d2dmoe.config.stages import DenseConfig
 from d2dmoe.errors import CheckpointError, ConfigError
 from d2dmoe.evaluate import cost_on, evaluate_dense, evaluate_routed
 from d2dmoe.flops import count
 from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.run import Run
-from d2dmoe.methods.ztw import stage as ztw
-from d2dmoe.methods.ztw.exits import Ensemble, Exits, Head, UpTo, add_exits, exit_blocks, leave_at
+from d2dmoe.methods.ztw import evaluation
+from d2dmoe.methods.ztw.evaluation import evaluate_exits, exit_costs
+from d2dmoe.methods.ztw.exits import Ensemble, Exits, Head, UpTo, exit_blocks, leave_at
+from d2dmoe.methods.ztw.options import ZTWConfig
+from d2dmoe.methods.ztw.training import train_ztw
+from d2dmoe.models import names_where
 from d2dmoe.models.build import create_model
-from d2dmoe.stages import dense
+from d2dmoe.spec import ModelSpec, build
+from d2dmoe.stages.dense import train_dense
 
 CPU = torch.device("cpu")
-DATA = Path("unused")
 RUN = Run(seed=0, device=CPU)
 LAYERS, D, CLASSES = 4, 16, 3  # so there are three exits
 EXITS = LAYERS - 1
@@ -40,16 +42,20 @@ TRAINING = {"epochs": 30, "lr": 0.01, "batch_size": 6, "weight_decay": 0.0}
 THRESHOLDS = [0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.5]
 
 
-def spec_of(name: str, layers: int = LAYERS, **changes) -> ModelSpec:
+def spec_of(name: str, layers: int = LAYERS) -> ModelSpec:
     cfg, about = {"vit": (MODEL, ABOUT), "bert": (TINY["bert"], TEXTS)}[name]
     options, _ = create_model(cfg.model_copy(update={"layers": layers}), about)
-    return ModelSpec(architecture=name, options=options, data=about, **changes)
+    return ModelSpec(architecture=name, options=options, data=about)
 
 
 def with_exits(name: str, **shape) -> tuple[nn.Module, ModelSpec]:
     """A model with exits, all its weights random."""
-    spec = spec_of(name, exits=ExitSpec(**{"every": 1, "width": None} | shape))
-    return randomise(add_exits(dense_model(spec), spec)), spec
+    spec = spec_of(name).with_part("ztw", **{"every": 1, "width": None} | shape)
+    return randomise(build(spec)), spec
+
+
+def blocks_with_exits(model: nn.Module, spec: ModelSpec) -> dict[str, nn.Module]:
+    return exit_blocks(model, spec, spec.part("ztw", Path("model"))["every"])
 
 
 def all_of(name: str) -> tuple[dict, torch.Tensor]:
@@ -67,31 +73,34 @@ def alone(name: str) -> list[dict]:
 def evaluate(path: Path, values: list, batch_size: int = 5) -> list[dict]:
     name = read_model(path)[0].architecture
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(ztw, "open_split", lambda *_: SPLITS[name])
-        return ztw.evaluate_exits(path, values, DATA, "test", batch_size, RUN)
+        read_from(SPLITS[name], monkeypatch)
+        cfg = {"split": "test", "batch_size": batch_size, "values": values}
+        points, layers = evaluate_exits(path, "confidence", cfg, RUN)
+    assert layers is None
+    return points
 
 
-def train_dense(name: str, path: Path) -> None:
+def save_dense(name: str, path: Path) -> None:
     """A dense model that has learnt its samples by heart, so that its blocks tell them apart."""
     cfg = {"vit": MODEL, "bert": TINY["bert"]}[name].model_copy(update={"layers": LAYERS})
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(dense, "open_split", lambda *_: SPLITS[name])
-        options = {"epochs": 20, "lr": 0.01, "batch_size": 6}
-        model, spec, _ = dense.train_dense(cfg, TrainingConfig(**options), DATA, RUN)
+        read_from(SPLITS[name], monkeypatch)
+        options = DenseConfig(model=cfg, epochs=20, lr=0.01, batch_size=6)
+        model, spec, _ = train_dense(None, options, RUN)
     save_model(path, model, spec)
 
 
 def train(name: str, parent: Path, **options):
     cfg = ZTWConfig(**TRAINING | options)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(ztw, "open_split", lambda *_: SPLITS[name])
-        return ztw.train_ztw(parent, cfg, DATA, RUN)
+        read_from(SPLITS[name], monkeypatch)
+        return train_ztw(parent, cfg, RUN)
 
 
 @pytest.fixture(scope="module", params=SPLITS)
 def trained(request, tmp_path_factory) -> SimpleNamespace:
     name, folder = request.param, tmp_path_factory.mktemp(request.param)
-    train_dense(name, folder / "dense")
+    save_dense(name, folder / "dense")
     model, spec, history = train(name, folder / "dense")
     save_model(folder / "ztw", model, spec)
     return SimpleNamespace(
@@ -172,7 +181,7 @@ def test_a_sample_leaves_at_the_first_exit_whose_confidence_reaches_the_threshol
 def test_exits_follow_every_so_many_blocks_but_never_the_last(name, every, expected):
     model, spec = with_exits(name, every=every)
     stem = {"vit": "encoder.layers.encoder_layer_", "bert": "bert.encoder.layer."}[name]
-    assert list(exit_blocks(model, spec)) == [f"{stem}{i}" for i in expected]
+    assert list(blocks_with_exits(model, spec)) == [f"{stem}{i}" for i in expected]
     assert len(model.exits.heads) == len(expected)
 
 
@@ -202,7 +211,7 @@ def head_flops(heads: int) -> int:
 @pytest.mark.parametrize("name", SPLITS)
 def test_an_exit_costs_the_blocks_before_it_and_the_heads_passed(name):
     model, spec = with_exits(name)
-    costs = ztw.exit_costs(model, exit_blocks(model, spec), SPLITS[name], CPU)
+    costs = exit_costs(model, blocks_with_exits(model, spec), SPLITS[name], CPU)
     samples = alone(name)
     assert costs.shape == (EXITS + 1, len(samples))
     for i, inputs in enumerate(samples):
@@ -213,9 +222,8 @@ def test_an_exit_costs_the_blocks_before_it_and_the_heads_passed(name):
 
 
 def test_a_hidden_layer_costs_its_products():
-    wide, plain = (with_exits("vit", width=width)[0] for width in (5, None))
-    spec = spec_of("vit", exits=ExitSpec(every=1, width=5))
-    costs = [ztw.exit_costs(m, exit_blocks(m, spec), SPLITS["vit"], CPU) for m in (wide, plain)]
+    wide, plain = (with_exits("vit", width=width) for width in (5, None))
+    costs = [exit_costs(m, blocks_with_exits(m, s), SPLITS["vit"], CPU) for m, s in (wide, plain)]
     more = 2 * (D * 5 + 5 * CLASSES - D * CLASSES)  # per head
     assert (costs[0] - costs[1])[:, 0].tolist() == [more, 2 * more, 3 * more, 3 * more]
 
@@ -224,14 +232,14 @@ def test_a_hidden_layer_costs_its_products():
 def test_counting_leaves_the_model_in_its_mode(training):
     model, spec = with_exits("vit")
     model.train(training)
-    ztw.exit_costs(model, exit_blocks(model, spec), SPLITS["vit"], CPU)
+    exit_costs(model, blocks_with_exits(model, spec), SPLITS["vit"], CPU)
     assert all(module.training == training for module in model.modules())
     assert not any(module._forward_hooks for module in model.modules())
 
 
 def test_at_threshold_0_all_leave_at_the_first_exit(trained):
     point, samples = trained.points[0], alone(trained.name)
-    blocks = exit_blocks(trained.model, trained.spec)
+    blocks = blocks_with_exits(trained.model, trained.spec)
     expected = [truncated(trained.name, trained.model, x, 1) + head_flops(1) for x in samples]
     assert point["flops"] == sum(expected) / len(samples)
     inputs, targets = all_of(trained.name)
@@ -261,7 +269,7 @@ def test_cost_falls_with_the_threshold(trained):
 
 def test_points_are_what_samples_achieve_and_cost_that_really_stop(trained):
     """One sample after the other, exit after exit, none of them padded."""
-    blocks = exit_blocks(trained.model, trained.spec)
+    blocks = blocks_with_exits(trained.model, trained.spec)
     _, targets = all_of(trained.name)
     for threshold, point in zip(THRESHOLDS, trained.points, strict=True):
         flops = loss = correct = 0
@@ -290,10 +298,10 @@ def test_the_batch_size_changes_neither_quality_nor_cost(trained, batch_size):
 
 def test_the_model_runs_once_for_all_thresholds(trained, monkeypatch):
     runs = []
-    monkeypatch.setattr(ztw, "exit_costs", lambda *_: torch.zeros(EXITS + 1, 24))
-    monkeypatch.setattr(ztw, "cost_on", lambda *_: SimpleNamespace(tokens=5))
-    original = ztw.logits_of
-    monkeypatch.setattr(ztw, "logits_of", lambda *args: runs.append(1) or original(*args))
+    monkeypatch.setattr(evaluation, "exit_costs", lambda *_: torch.zeros(EXITS + 1, 24))
+    monkeypatch.setattr(evaluation, "cost_on", lambda *_: SimpleNamespace(tokens=5))
+    original = evaluation.logits_of
+    monkeypatch.setattr(evaluation, "logits_of", lambda *args: runs.append(1) or original(*args))
     evaluate(trained.path, THRESHOLDS, batch_size=3)
     assert len(runs) == len(SPLITS[trained.name]) / 3
 
@@ -327,7 +335,7 @@ def test_training_lowers_the_loss_of_heads_and_of_ensembles(trained):
 def test_the_validation_columns_are_the_last_exits(trained):
     """The split that trains is here the one that validates."""
     inputs, targets = all_of(trained.name)
-    blocks = exit_blocks(trained.model, trained.spec)
+    blocks = blocks_with_exits(trained.model, trained.spec)
     with torch.no_grad():
         logits = UpTo(trained.model, blocks, EXITS - 1)(**inputs)
     last = trained.history[-1]
@@ -347,9 +355,9 @@ def test_the_same_seed_gives_the_same_bytes(trained, tmp_path):
 def test_a_saved_model_comes_back_whole_and_its_forward_is_the_dense_one(trained):
     loaded, spec = load_model(trained.path)
     parent, _ = load_model(trained.dense)
-    assert spec == trained.spec and spec.exits == ExitSpec(every=1, width=None)
+    assert spec == trained.spec and spec.parts == {"ztw": {"every": 1, "width": None}}
     inputs, _ = all_of(trained.name)
-    blocks = [exit_blocks(model, spec) for model in (loaded, trained.model)]
+    blocks = [blocks_with_exits(model, spec) for model in (loaded, trained.model)]
     with torch.no_grad():
         for i in range(EXITS):
             ours = (UpTo(loaded, blocks[0], i), UpTo(trained.model, blocks[1], i))
@@ -362,19 +370,20 @@ def test_an_exit_computes_nothing_after_its_block():
     model, spec = with_exits("bert")
     model.bert.encoder.layer[2].register_forward_pre_hook(lambda *_: pytest.fail("it ran"))
     with torch.no_grad():
-        UpTo(model, exit_blocks(model, spec), 1)(input_ids=make_tokens())
+        UpTo(model, blocks_with_exits(model, spec), 1)(input_ids=make_tokens())
 
 
 def test_other_errors_than_leaving_come_through():
     model, spec = with_exits("vit")
     with pytest.raises(AssertionError, match="image height"):
-        UpTo(model, exit_blocks(model, spec), 0)(x=make_inputs()[:, :, :4])
+        UpTo(model, blocks_with_exits(model, spec), 0)(x=make_inputs()[:, :, :4])
 
 
 def test_an_architecture_without_a_class_token_is_refused():
-    spec = ModelSpec(architecture="gpt2", options={}, data={}, exits=ExitSpec(every=1, width=None))
-    with pytest.raises(CheckpointError, match="'gpt2' has no class token"):
-        exit_blocks(nn.Module(), spec)
+    spec = ModelSpec(architecture="gpt2", options={}, data={})
+    message = f"'gpt2' has no class token, .*; these have one: {names_where('class_token')}"
+    with pytest.raises(CheckpointError, match=message):
+        exit_blocks(nn.Module(), spec, 1)
 
 
 def test_too_few_blocks_are_refused():
@@ -383,5 +392,6 @@ def test_too_few_blocks_are_refused():
 
 
 def test_a_model_without_exits_is_refused(trained):
-    with pytest.raises(CheckpointError, match="without exits; ztw trains them"):
+    message = "dense holds a model that the stage ztw has not made; it was made by dense$"
+    with pytest.raises(CheckpointError, match=message):
         evaluate(trained.dense, [0.5])

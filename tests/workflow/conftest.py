@@ -1,17 +1,21 @@
 """Copies of the project in which the tests run the workflow on small configurations."""
 
 import os
-import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import yaml
 
+from d2dmoe.plan.plan import Plan, load_plan
 from workflow import language
+from workflow.planning import Job, planned_jobs
 
 ROOT = Path(__file__).parents[2]
 SUITES = ("all", "ablations", "compatibility")  # targets that together make every variant
@@ -21,9 +25,11 @@ PARTS = ["Snakefile", "rules", "scripts", "src", "profiles", "report", "config.y
 class Workspace:
     """A folder with the project's code, a configuration and what the workflow made there."""
 
-    def __init__(self, folder: Path, config: dict | None = None):
+    def __init__(self, folder: Path, config: dict | None = None, extensions: Sequence[Path] = ()):
+        """`extensions` are folders of modules beside the project's own."""
         self.folder = folder
-        self.config = config or yaml.safe_load((ROOT / "tests/workflow/tiny.yaml").read_text())
+        self.config = config or tiny()
+        self.modules = [*extensions, folder / "src"]
         folder.mkdir()
         for part in PARTS:
             source = ROOT / part
@@ -34,15 +40,19 @@ class Workspace:
                 shutil.copy(source, folder / part)
         (folder / "resources").symlink_to(ROOT / "resources")
 
+    def save_config(self) -> Path:
+        path = self.folder / "small.yaml"
+        path.write_text(yaml.safe_dump(self.config, allow_unicode=True, sort_keys=False))
+        return path
+
     def command(self, *arguments: str) -> list[str]:
-        text = yaml.safe_dump(self.config, allow_unicode=True, sort_keys=False)
-        (self.folder / "small.yaml").write_text(text)
-        options = ["--cores", "2", "--configfile", "small.yaml"]  # last: it takes several files
+        options = ["--cores", "2", "--configfile", self.save_config().name]  # takes several files
         return [sys.executable, "-m", "snakemake", *arguments, *options]
 
     @property
     def environment(self) -> dict[str, str]:
-        return os.environ | {"PYTHONPATH": str(self.folder / "src"), "HF_HUB_OFFLINE": "1"}
+        path = os.pathsep.join(map(str, self.modules))
+        return os.environ | {"PYTHONPATH": path, "HF_HUB_OFFLINE": "1"}
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess:
         """Call snakemake; standard output and error come together in `stdout`."""
@@ -56,24 +66,43 @@ class Workspace:
             timeout=800,  # below that of a test
         )
 
-    def plan(self, *targets: str) -> dict[str, int]:
-        """How many jobs of each rule a call would run; without targets, that of `all`."""
-        targets = targets or ("all",)
-        result = self.run(*targets, "--dry-run")
-        assert result.returncode == 0, result.stdout
-        table = re.search(r"^job +count\n-[- ]+\n(.*?)\n\n", result.stdout, re.M | re.S)
-        rows = [line.split() for line in table[1].splitlines()] if table else []
-        return {rule: int(count) for rule, count in rows if rule not in (*targets, "total")}
+    def make(self, *targets: str) -> str:
+        """Make targets; returns what snakemake said."""
+        result = self.run(*targets)
+        assert result.returncode == 0, result.stdout[-5000:]
+        return result.stdout
+
+    @property
+    def plan(self) -> Plan:
+        """The plan of the configuration."""
+        return load_plan(self.config, self.folder)
+
+    def jobs(self, *targets: str) -> list[Job]:
+        """The jobs that a call would run; without targets, that of `all`."""
+        return planned_jobs(self.folder, self.save_config(), targets or ("all",), self.modules)
+
+    def counted(self, *targets: str) -> Counter[str]:
+        """How many jobs of each rule that is."""
+        return Counter(job.rule for job in self.jobs(*targets))
 
     def planned(self, *targets: str) -> set[str]:
-        """Names of the rules that a call would run; without targets, that of `all`."""
-        return set(self.plan(*targets))
+        """The rules of these jobs."""
+        return set(self.counted(*targets))
 
-    def outputs(self, target: str) -> set[str]:
-        """All files that a target is made of, there or not."""
-        result = self.run(target, "--summary")
-        assert result.returncode == 0, result.stdout
-        return set(re.findall(r"^results/[^\t]+", result.stdout, re.M))
+    @contextmanager
+    def edited(self, module: str, change) -> Iterator[None]:
+        """A module of the package is another for a while: `change` maps its text to the new."""
+        path = self.folder / "src/d2dmoe" / module
+        source = path.read_text()
+        try:
+            path.write_text(change(source))
+            yield
+        finally:
+            path.write_text(source)
+
+    def model(self, variant: str, task: str = "tiny") -> Path:
+        """A variant's model."""
+        return self.folder / self.plan.line("main", task, variant).last.model
 
     def tables(self, task: str = "") -> set[str]:
         """Names of a task's tables, or of those over all tasks."""
@@ -92,11 +121,18 @@ class Workspace:
         return sorted((self.folder / "results").glob(pattern))
 
 
+def tiny() -> dict:
+    """The configuration of `tiny.yaml`."""
+    return yaml.safe_load((ROOT / "tests/workflow/tiny.yaml").read_text())
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Workspace:
     """A workspace in which all suites have run once; tests leave its code and what they made as it
     was."""
-    return _run(Workspace(tmp_path_factory.mktemp("finished") / "project"), *SUITES)
+    workspace = Workspace(tmp_path_factory.mktemp("finished") / "project")
+    workspace.make(*SUITES)
+    return workspace
 
 
 @pytest.fixture
@@ -110,7 +146,8 @@ def finished_language(tmp_path_factory):
     """As `finished`, for the language tasks of configs/paper.yaml."""
     workspace = Workspace(tmp_path_factory.mktemp("language") / "project", language.config())
     language.save_sources(workspace.folder, workspace.config)
-    yield _run(workspace, "all", "compatibility")
+    workspace.make("all", "compatibility")
+    yield workspace
     for checkpoint in workspace.find("models/**/*.safetensors"):  # hundreds of megabytes
         checkpoint.unlink()
 
@@ -119,12 +156,6 @@ def finished_language(tmp_path_factory):
 def configured_language(finished_language):
     """Its workspace, whose configuration a test may change."""
     yield from _restored(finished_language)
-
-
-def _run(workspace: Workspace, *targets: str) -> Workspace:
-    result = workspace.run(*targets)
-    assert result.returncode == 0, result.stdout[-5000:]
-    return workspace
 
 
 def _restored(workspace: Workspace):

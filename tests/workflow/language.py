@@ -73,7 +73,7 @@ CHANGES = {
         "dense": SHORT,
         "projections": HALF | {"accumulate": 2, "multiple": 8},
         "sparsify": SHORT | {"accumulate": 2},
-        "split": {"projection_expert_size": 8},
+        "clustering": {"projection_expert_size": 8},
         "router": {"epochs": 0.25, "width": 16, "projection_width": 4},
         "select": {"top_k": [1, 8, 16]},  # of 16 experts
         "boolq": None,

@@ -1,11 +1,12 @@
 """What the documents show works as they show it."""
 
 import re
+from fnmatch import fnmatch
 from importlib import import_module
 
 import pytest
 
-from d2dmoe.checkpoint import ModelSpec, dense_model
+from d2dmoe.spec import ModelSpec, build
 from workflow.conftest import ROOT
 
 pytestmark = pytest.mark.workflow
@@ -23,12 +24,11 @@ def run_example(code: str) -> dict:
 
 def test_the_library_example_runs(finished_language, capsys, tmp_path, monkeypatch):
     code = EXAMPLES[0]
-    for stage in ("sparsify", "router"):
-        shown = f"results/models/gpt2/…/{stage}/…/model.safetensors"
-        assert shown in code
-        model = finished_language.find(f"models/gpt2/**/{stage}/*/model.safetensors")[0]
-        code = code.replace(shown, str(model))
-    assert "…/" not in code
+    converted = finished_language.plan.line("main", "gpt2", "d2dmoe")
+    for step in (converted.step_of("sparsify"), converted.last):
+        (shown,) = re.findall(rf"results/models/.*/{step.stage.name}-….*safetensors", code)
+        assert fnmatch(step.model, shown.replace("…", "*"))
+        code = code.replace(shown, str(finished_language.folder / step.model))
     monkeypatch.chdir(tmp_path)
     names = run_example(code)
     assert float(capsys.readouterr().out) > 0
@@ -43,14 +43,17 @@ def test_the_example_of_a_published_checkpoint_runs_but_for_the_hub():
     code = code.replace('"layers": 12', '"layers": 1')
     assert "scratch" in code and '"layers": 1,' in code
     names = run_example(code)
-    (spec,) = re.findall(r"`d2dmoe\.checkpoint\.(ModelSpec\(.*?\))`", LIBRARY)
+    (spec,) = re.findall(r"`d2dmoe\.spec\.(ModelSpec\(.*?\))`", LIBRARY)
     spec = eval(spec, names | {"ModelSpec": ModelSpec})
-    assert dense_model(spec).state_dict().keys() == names["model"].state_dict().keys()
+    assert build(spec).state_dict().keys() == names["model"].state_dict().keys()
 
 
 def test_the_tokenizer_opens_as_shown(finished_language, monkeypatch):
     (opening,) = re.findall(r"`(transformers\.PreTrainedTokenizerFast\(.*?\))`", LIBRARY)
     monkeypatch.chdir(finished_language.folder)
+    (shown,) = re.findall(r'"(results/.*)"', opening)
+    (path,) = finished_language.folder.glob(shown.replace("…", "*"))
+    opening = opening.replace(shown, str(path))
     tokenizer = eval(opening, {"transformers": import_module("transformers")})
     text = "Fellow-Citizens of the Senate"
     assert tokenizer.decode(tokenizer(text)["input_ids"]) == text

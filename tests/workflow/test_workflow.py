@@ -2,19 +2,19 @@
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 from safetensors import safe_open
 
-from d2dmoe.plan.digest import imported_modules
+from d2dmoe.config.task import SUITES as PLANNED_SUITES
+from d2dmoe.plan import tables
 from d2dmoe.tables import TRADEOFF_COLUMNS
 from workflow.conftest import ROOT, SUITES, Workspace
 
@@ -24,16 +24,23 @@ TABLES = ("tradeoff", "summary", "layers", "activity")
 MAIN_TABLES = (*TABLES, "patch_load", "fairness")
 FROM_TRADEOFF = tuple(f"figure_{name}" for name in ("2a", "2c", "4", "9a", "9b"))
 DRAWN = {  # by suite
-    "ablations": ["ablation_routers", "ablation_router_widths", "ablation_splits", "figure_9d"],
+    "ablations": [
+        "ablation_clusterings",
+        "ablation_routers",
+        "ablation_router_widths",
+        "figure_9d",
+    ],
     "compatibility": ["figure_6", "figure_7", "figure_12"],
 }
 AFTER_POINTS = {
     *("tradeoff", "summary", "all_tasks", "claims"),
     *(*FROM_TRADEOFF, "figure_4_all_tasks"),
 }
-AFTER_EXPERTS = AFTER_POINTS | {"layers", "figure_8a"}
-LOAD_MAPS = {"load_maps", "patch_load", "figure_8b"}
-ACTIVITY = {"activity", "active_neurons", "figure_2b"}
+AFTER_EXPERTS = AFTER_POINTS | {"layers_table", "figure_8a"}
+LOAD_MAPS = {"load_maps", "patch_load_table", "figure_8b"}
+ACTIVITY = {"activity", "activity_table", "figure_2b"}
+ABOUT_MODELS = {"fairness", "models"}  # what tells of all trainings, and of all folders
+EVALUATIONS = {"evaluate", "evaluate_dense", "evaluate_exits", "evaluate_halting"}
 DECIDED = ("supported", "contradicted")
 
 
@@ -57,6 +64,14 @@ def test_a_suite_makes_its_tables_and_figures_in_folders_of_its_own(finished, su
     assert finished.tables(suite) == {f"{name}.csv" for name in (*TABLES, "claims")}
     assert finished.tables(f"{suite}/tiny") == {f"{name}.csv" for name in TABLES}
     assert finished.figures(f"{suite}/tiny") == set(DRAWN[suite])
+
+
+def test_all_results_of_the_plan_are_there(finished):
+    plan = finished.plan
+    results = set(tables.all_results(plan))
+    for suite in PLANNED_SUITES:
+        results |= {*tables.suite_results(plan, suite), *tables.task_results(plan, suite, "tiny")}
+    assert [path for path in sorted(results) if not (finished.folder / path).exists()] == []
 
 
 @pytest.mark.parametrize("suite", ["main", "ablations", "compatibility"])
@@ -138,7 +153,7 @@ def test_every_method_was_given_the_same(finished):
     assert set(compared["rates_tried"]) == {"0.001 0.003"} and set(compared["lr"]) == {0.003}
     assert compared.loc["attention", "stages"] == "projections:10 sparsify:10 router:10"
     assert compared["trainings"].to_dict() == dict.fromkeys(compared.index, 1) | {"avit": 2}
-    assert (compared["wall_s_mean"] > 1).all()  # importing torch alone takes longer
+    assert (compared["wall_s_mean"] > 0).all()
 
 
 def test_every_rate_tried_is_tabulated(configured):
@@ -146,12 +161,78 @@ def test_every_rate_tried_is_tabulated(configured):
     below."""
     task = configured.config["tasks"]["tiny"]
     task["tuning"] = {variant: [0.003] for variant in task["tuning"]}
-    result = configured.run("tuning")
-    assert result.returncode == 0, result.stdout[-5000:]
+    configured.make("tuning")
     rows = table(configured, "tuning")
     assert sorted(rows["variant"]) == sorted(task["tuning"])
     assert set(rows["lr"]) == {0.003} and rows["chosen"].all() and rows["best"].all()
     assert rows["score"].between(0, 1.5).all() and set(rows["metric"]) == {"accuracy"}
+
+
+# Folders
+
+
+def folders_of(workspace: Workspace) -> set[str]:
+    """The folders of models that there are."""
+    found = workspace.find("models/*/seed-*/*")
+    return {str(path.relative_to(workspace.folder)) for path in found}
+
+
+def test_every_folder_says_what_its_model_is_made_of(finished):
+    """Its parents, from one to the next, and the dataset are there."""
+    folders = folders_of(finished)
+    steps = finished.plan.steps
+    for folder in folders:
+        lineage = yaml.safe_load((finished.folder / folder / "lineage.yaml").read_text())
+        assert (finished.folder / folder / "model.safetensors").exists()
+        assert (finished.folder / lineage["data"] / "dataset.json").exists()
+        parent = steps[folder].parent
+        assert lineage["parent"] == (parent and parent.folder)
+        assert lineage["parent"] in (folders if lineage["stage"] != "dense" else [None])
+        assert folder.startswith(f"results/models/tiny/seed-0/{lineage['stage']}-")
+
+
+def test_the_table_of_models_lists_every_folder(finished):
+    models = pd.read_csv(finished.folder / "results/models.csv")
+    assert set(models["folder"]) == folders_of(finished)
+    ours = models[models["variant"] == "attention"]
+    assert list(ours["stage"]) == ["dense", "projections", "sparsify", "clustering", "router"]
+
+
+def test_what_another_configuration_left_is_kept_listed_and_removed_on_demand(configured):
+    """Going back to a configuration, before that or after, has nothing to do."""
+    router = configured.config["tasks"]["tiny"]["router"]
+    router["width"] = 6
+    other = configured.plan.line("main", "tiny", "d2dmoe").last
+    configured.make(other.model)
+    router["width"] = 4
+    assert configured.planned(*SUITES) == set()
+    router["width"] = 6
+    assert configured.planned(other.model) == set()
+    router["width"] = 4
+
+    name = other.folder.removeprefix("results/")
+    left = {f"results/{place}{name}" for place in ("", "logs/", "benchmarks/jobs/")}
+    everything = _files(configured)
+    assert _listed(configured.make("clean_unused")) == left
+    assert _files(configured) == everything
+    assert _listed(configured.make("remove_unused")) == left
+    gone = {file for file in everything if any(file.startswith(f"{path}/") for path in left)}
+    assert len(gone) == 5  # the model, its history, lineage and log, and the record of the job
+    assert _files(configured) == everything - gone
+    assert _listed(configured.make("clean_unused")) == set()
+    assert configured.planned(*SUITES) == set()
+
+
+def _files(workspace: Workspace) -> set[str]:
+    """All results, without the logs of the two rules that list and remove."""
+    files = (path for path in workspace.find("**/*") if path.is_file())
+    files = {str(path.relative_to(workspace.folder)) for path in files}
+    return files - {f"results/logs/{rule}_unused.log" for rule in ("clean", "remove")}
+
+
+def _listed(output: str) -> set[str]:
+    """The folders among the lines that a call printed."""
+    return {line for line in output.splitlines() if line.startswith("results/")}
 
 
 # Plans
@@ -162,9 +243,9 @@ def test_a_second_call_has_nothing_to_do(finished):
 
 
 def test_a_trial_of_another_rate_is_a_training_of_its_own(configured):
-    plan = configured.plan("tuning")
+    plan = configured.counted("tuning")
     trained = {"avit": 2, "ztw": 1, "sparsify": 3, "finetune": 1}  # at 0.001; those at 0.003 are
-    assert {rule: plan.get(rule, 0) for rule in trained} == trained
+    assert {rule: plan[rule] for rule in trained} == trained
     assert "projections" not in plan and "dense" not in plan
 
 
@@ -178,113 +259,71 @@ def test_other_thresholds_repeat_the_evaluation_alone(configured):
 
 def test_another_router_width_repeats_routers_and_what_follows(configured):
     configured.config["tasks"]["tiny"]["router"]["width"] = 8
-    repeated = {"routers", "evaluate", "fairness"} | LOAD_MAPS
+    repeated = {"router", "evaluate"} | ABOUT_MODELS | LOAD_MAPS
     assert configured.planned() == repeated | AFTER_EXPERTS
 
 
 def test_another_alpha_repeats_from_sparsification_on(configured):
     configured.config["tasks"]["tiny"]["sparsify"]["alpha"] = 0.02
-    expected = {"sparsify", "split", "routers", "evaluate", "fairness"}
+    expected = {"sparsify", "clustering", "router", "evaluate"} | ABOUT_MODELS
     assert configured.planned() == expected | LOAD_MAPS | ACTIVITY | AFTER_EXPERTS
 
 
 def test_another_rate_of_the_imitation_repeats_the_variant_that_imitates(configured):
     configured.config["tasks"]["tiny"]["projections"]["lr"] = 0.05
-    plan = configured.plan()
-    trained = ("projections", "sparsify", "split", "routers", "evaluate")
-    assert {rule: plan[rule] for rule in trained} == dict.fromkeys(trained, 1)
-    assert plan.keys() == {*trained, "fairness"} | ACTIVITY | AFTER_EXPERTS
-    assert configured.planned(*SUITES[1:]) == set()
+    plan = configured.counted(*SUITES)
+    once = dict.fromkeys(("projections", "sparsify", "clustering", "router", "evaluate"), 1)
+    assert {rule: plan[rule] for rule in once} == once
+    assert plan.keys() == once.keys() | ABOUT_MODELS | ACTIVITY | AFTER_EXPERTS
 
 
 @pytest.mark.parametrize(
     ("method", "evaluation", "change", "trainings"),
     [
-        ("ztw", "evaluate_exits", {"lr": 0.001}, 1),  # names its folder
-        ("avit", "evaluate_halting", {"prior_weight": 0.2}, 2),  # does not
+        ("ztw", "evaluate_exits", {"lr": 0.001}, 1),
+        ("avit", "evaluate_halting", {"prior_weight": 0.2}, 2),
     ],
 )
 def test_another_option_of_a_baseline_repeats_that_baseline_alone(
     configured, method, evaluation, change, trainings
 ):
     configured.config["tasks"]["tiny"][method].update(change)
-    plan = configured.plan(*SUITES)
+    plan = configured.counted(*SUITES)
     assert plan[method] == plan[evaluation] == trainings
-    assert plan.keys() == {method, evaluation, "fairness"} | AFTER_POINTS
+    assert plan.keys() == {method, evaluation} | ABOUT_MODELS | AFTER_POINTS
 
 
 def test_another_compressed_model_repeats_its_conversion_alone(configured):
     configured.config["tasks"]["tiny"]["bases"]["pruned"]["heads"] = 0.0
-    assert configured.planned("all", "ablations") == set()
-    plan = configured.plan("compatibility")
-    once = ("prune", "finetune", "sparsify", "split", "routers", "evaluate", "figure_6")
+    plan = configured.counted(*SUITES)
+    once = ("prune", "finetune", "sparsify", "clustering", "router", "evaluate", "figure_6")
     assert {rule: plan[rule] for rule in once} == dict.fromkeys(once, 1)
-    assert not plan.keys() & {"distill", "quantize", "dense"}
+    assert not plan.keys() & {"distill", "quantize", "dense", "figure_4", "figure_9d", "fairness"}
 
 
-EDITED = (
-    *("router.py", "sparsity.py", "data/augment.py", "fairness.py"),
-    *("stages/projections.py", "stages/ztw.py", "compression/importance.py"),
-    *("figures/activity.py", "claims/comparisons.py"),
-)
+# Edits of the code; which stage depends on which module, tests/unit/test_plan.py says
+
+
+EVERY_FIGURE_OF_POINTS = {*FROM_TRADEOFF, *DRAWN["ablations"], *DRAWN["compatibility"]}
+EDITED = {
+    "kernels/persistent.py": EVALUATIONS | AFTER_EXPERTS | LOAD_MAPS | EVERY_FIGURE_OF_POINTS,
+    "figures/activity.py": {"figure_2b"},
+    "methods/ztw/exits.py": {"ztw", "evaluate_exits", "fairness"} | AFTER_POINTS,
+}
 
 
 @pytest.mark.parametrize("module", EDITED)
-def test_an_edit_of_a_module_reruns_exactly_the_jobs_that_import_it(finished, jobs, module):
-    """… and what comes after them."""
-    path = finished.folder / "src/d2dmoe" / module
-    source = path.read_text()
-    rules, edges = jobs
-    importing = {job for job, rule in rules.items() if path in _modules_of(rule, finished)}
-    expected = Counter(rules[job] for job in _downstream(importing, edges))
-    try:
-        path.write_text(source + "\nADDED = 1\n")
-        plan = finished.plan(*SUITES)
-    finally:
-        path.write_text(source)
-    assert importing and plan == {rule: n for rule, n in expected.items() if rule not in SUITES}
+def test_an_edit_of_a_module_repeats_what_uses_it_and_what_follows(finished, module):
+    with finished.edited(module, lambda text: text + "\nADDED = 1\n"):
+        assert finished.planned(*SUITES) == EDITED[module]
 
 
-SCRIPTS = {
-    **dict.fromkeys(["active_neurons", "layers", "patch_load", "all_tasks"], "gather"),
-    **dict.fromkeys([*FROM_TRADEOFF, "figure_4_all_tasks"], "figure_tradeoff"),
-    **dict.fromkeys([name for names in DRAWN.values() for name in names], "figure_tradeoff"),
-    "figure_2b": "figure_activity",
-    "figure_3": "figure_projections",
-    "figure_8a": "figure_layers",
-    "figure_8b": "figure_load_maps",
-    "figure_10": "figure_cost_formula",
-}  # of rules whose script has another name
+def test_comments_and_docstrings_repeat_nothing(finished):
+    def reworded(text: str) -> str:
+        return text.replace('"""', '"""Reworded. ', 1) + "\n# A comment.\n"
 
-
-def _modules_of(rule: str, workspace: Workspace) -> set:
-    script = workspace.folder / "scripts" / f"{SCRIPTS.get(rule, rule)}.py"
-    return imported_modules(script, workspace.folder / "src") if rule not in SUITES else set()
-
-
-@pytest.fixture(scope="module")
-def jobs(finished) -> tuple[dict[str, str], list[tuple[str, str]]]:
-    """The rule of every job of all suites, and edges from a job to one that reads its output."""
-    dot = finished.run(*SUITES, "--dag", "dot").stdout
-    rules = dict(re.findall(r'(\d+)\[label = "(\w+)', dot))
-    return rules, re.findall(r"(\d+) -> (\d+)", dot)
-
-
-def _downstream(jobs: set[str], edges: list[tuple[str, str]]) -> set[str]:
-    reached = set(jobs)
-    while more := {b for a, b in edges if a in reached} - reached:
-        reached |= more
-    return reached
-
-
-def test_comments_and_docstrings_rerun_nothing(finished):
-    path = finished.folder / "src/d2dmoe/sparsity.py"
-    source = path.read_text()
-    try:
-        path.write_text(source.replace('"""', '"""Reworded. ', 1) + "\n# A comment.\n")
+    with finished.edited("sparsity.py", reworded):
         assert finished.planned(*SUITES) == set()
-    finally:
-        path.write_text(source)
 
 
 # Interruptions and errors
@@ -308,19 +347,17 @@ def test_a_killed_training_resumes_to_the_same_bytes(finished, tmp_path):
     (state,) = workspace.find(".state/*.safetensors")
     state.with_name(f".{state.name}.part").touch()  # as if it was killed while it saved
 
-    unlocked = workspace.run("--unlock")
-    assert unlocked.returncode == 0, unlocked.stdout
-    trained = ("projections/**/router", "ztw", "avit")  # the first is after all other stages
-    models = [finished.find(f"models/**/{stage}/*/model.safetensors")[0] for stage in trained]
-    result = workspace.run(*(str(model.relative_to(finished.folder)) for model in models))
-    assert result.returncode == 0, result.stdout[-5000:]
-    log = next(iter(workspace.find("logs/tiny/**/dense.log"))).read_text()
-    assert "dense continues after step" in log
+    workspace.make("--unlock")
+    trained = ("attention", "ztw", "avit")  # the first has all other stages
+    lines = [workspace.plan.line("main", "tiny", variant) for variant in trained]
+    workspace.make(*(line.last.model for line in lines))
+    (log,) = workspace.find("logs/models/tiny/seed-0/dense-*/dense.log")
+    assert "dense continues after step" in log.read_text()
     _assert_same_results(workspace, finished)
     assert not workspace.find(".state/*")  # removed on success
 
 
-def _state_step(path) -> int:
+def _state_step(path: Path) -> int:
     try:
         with safe_open(path, framework="np") as f:
             return json.loads(f.metadata()["about"])["step"]
@@ -344,23 +381,21 @@ def _assert_same_results(one: Workspace, other: Workspace) -> None:
 
 
 def test_a_truncated_checkpoint_is_named_and_the_rest_stays(finished):
-    model = finished.find("models/tiny/seed~0/dense/*/model.safetensors")[0]
-    split = finished.find("models/**/split/*/model.safetensors")[0]
-    whole, kept = model.read_bytes(), split.read_bytes()
+    model, kept = finished.model("dense"), finished.model("d2dmoe")
+    whole, untouched = model.read_bytes(), kept.read_bytes()
     written = {path: path.stat().st_mtime_ns for path in finished.find("**/*.*")}
-    target = finished.find("models/tiny/seed~0/dense/*/finetune/*/model.safetensors")[0]
-    target = target.relative_to(finished.folder)
+    target = str(finished.model("dense_finetuned").relative_to(finished.folder))
     try:
         model.write_bytes(whole[: len(whole) // 2])
-        result = finished.run(str(target), "--force", "--keep-incomplete")
+        result = finished.run(target, "--force", "--keep-incomplete")
         assert result.returncode != 0
         assert f"{model.relative_to(finished.folder)} is damaged or truncated" in result.stdout
         assert "Delete it and run the same command again" in result.stdout
         assert "Traceback" not in result.stdout
-        assert split.read_bytes() == kept
+        assert kept.read_bytes() == untouched
     finally:
         model.write_bytes(whole)
-    assert finished.run(str(target)).returncode == 0
+    finished.make(target)
     for path, time_ns in written.items():  # all is as it was
         os.utime(path, ns=(time_ns, time_ns))
     assert finished.planned(*SUITES) == set()
@@ -369,13 +404,9 @@ def test_a_truncated_checkpoint_is_named_and_the_rest_stays(finished):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"split": {"expert_size": 5}}, "split.expert_size = 5 must divide model.d_ff = 32"),
-        ({"sparsify": {"alfa": 0.1}}, "did you mean 'alpha'?"),
-        ({"ztw": {"epochs": 2}}, "every variant must get the same number of steps"),
-        ({"projections": {"multiple": 3}}, "split.projection_expert_size = 2 must divide"),
-        ({"select": {"dynamic_k": [1.5]}}, "less than or equal to 1"),
-        ({"data": {"source": "path:nowhere"}}, "nowhere"),
-        ({"dense": {"epochs": "three"}}, "tasks.tiny.dense.epochs = 'three'"),
+        ({"sparsify": {"alfa": 0.1}}, "did you mean 'alpha'?"),  # a value by itself
+        ({"ztw": {"epochs": 2}}, "every variant must get the same number of steps"),  # several
+        ({"data": {"source": "path:nowhere"}}, "nowhere"),  # what is not there
     ],
 )
 def test_a_bad_configuration_ends_the_run_before_its_first_job(configured, change, message):
@@ -388,8 +419,7 @@ def test_a_bad_configuration_ends_the_run_before_its_first_job(configured, chang
 
 
 def test_benchmarks_time_a_layer_and_draw_it(finished):
-    result = finished.run("benchmarks")
-    assert result.returncode == 0, result.stdout
+    finished.make("benchmarks")
     times = pd.read_csv(finished.folder / "results/benchmarks/cpu.csv")
     assert (times["median_ms"] > 0).all() and set(times["fraction"]) >= {1.0}
     assert finished.figures("benchmarks") == {"cpu"}
@@ -398,8 +428,7 @@ def test_benchmarks_time_a_layer_and_draw_it(finished):
 
 
 def test_the_report_holds_figures_with_captions(finished):
-    result = finished.run(*SUITES, "--report", "report.html")
-    assert result.returncode == 0, result.stdout
+    finished.make(*SUITES, "--report", "report.html")
     html = (finished.folder / "report.html").read_text()
     for figure in ("figure_4", "figure_6", "ablation_routers"):
         assert f"{figure}.png" in html

@@ -1,6 +1,6 @@
 """What testing a claim gives, and when one curve of quality over cost is better than another."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -94,5 +94,5 @@ def _differences(ours: str, theirs: str, found: dict[float, float]) -> str:
     return text if list(found) == BUDGETS else f"{text}, at {_list(found)} of the cost only"
 
 
-def _list(budgets: Sequence[float]) -> str:
+def _list(budgets: Iterable[float]) -> str:
     return " ".join(f"{b:.3g}" for b in dict.fromkeys(budgets))

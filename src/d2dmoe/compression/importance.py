@@ -7,6 +7,7 @@ so no mask has to be put in. Padding changes no loss, so it does not count.
 """
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +31,8 @@ def importance(
     Returns:
         float64 [units] by the maps' names.
     """
-    totals, samples = dict.fromkeys(widths, 0.0), 0
+    totals: dict[str, Any] = dict.fromkeys(widths, 0.0)
+    samples = 0
     maps = {name: model.get_submodule(name) for name in widths}
     with watch(maps, lambda _map, h, _output: h) as seen:
         for inputs, targets in batches:

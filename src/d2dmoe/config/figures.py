@@ -39,7 +39,7 @@ class _Figures(Strict):
         return {key: value for key, value in found.items() if value}
 
 
-def _options(figure: Figure) -> tuple[Any, Any]:
+def _options(figure: Figure) -> Any:
     if figure.options is None:
         return Variants, Field([], description=figure.description)
     return resolve(figure.options) | None, Field(None, description=figure.description)

@@ -23,12 +23,12 @@ class _Select(Strict):
         return values
 
 
-def _values(knob: Rule | Knob) -> tuple[Any, Any]:
-    kind = Count if knob.whole else Share
-    return list[kind], Field([], description=knob.description)
+def _values(knob: Rule | Knob) -> Any:
+    kind = list[Count] if knob.whole else list[Share]
+    return kind, Field([], description=knob.description)
 
 
-_KNOBS = [*RULES.values(), *(m.knob for m in METHODS.values() if m.knob)]
+_KNOBS: list[Rule | Knob] = [*RULES.values(), *(m.knob for m in METHODS.values() if m.knob)]
 
 SelectConfig = create_model(
     "SelectConfig",

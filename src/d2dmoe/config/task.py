@@ -31,7 +31,7 @@ SUITES = get_args(Suite)
 
 VariantConfig = Annotated[Variant, Tagged("method", METHODS)]
 
-Chain = list[tuple[str, Strict]]
+Chain = list[tuple[str, Any]]
 """Stages and their options, in the order in which they are run."""
 
 
@@ -99,7 +99,7 @@ class _Task(Strict):
         return "dense", DenseConfig(**dict(self.dense), model=self.model)
 
     @property
-    def finetune_step(self) -> tuple[str, Strict]:
+    def finetune_step(self) -> tuple[str, TaskTrainingConfig]:
         """The extra training of a dense model: with the options of the sparsification, but as long
         as all of a conversion's stages together; `plan.checks` checks its rate."""
         options = {key: getattr(self.sparsify, key) for key in TaskTrainingConfig.model_fields}
@@ -112,14 +112,14 @@ class _Task(Strict):
         cfg = self.bases[base].step
         return cfg.kind, cfg
 
-    def figures_of(self, suite: Suite) -> FiguresConfig | None:
-        """What a suite draws, or None if the task has no part in it."""
+    def figures_of(self, suite: Suite) -> Any:
+        """What a suite draws, a FiguresConfig, or None if the task has no part in it."""
         if suite == SUITES[0]:
             return self.figures
         return self.suites[suite].figures if suite in self.suites else None
 
 
-def _section(reference: str) -> tuple[Any, Any]:
+def _section(reference: str) -> Any:
     model = resolve(reference)
     return model | None, Field(None, description=" ".join(model.__doc__.split()))
 

@@ -30,8 +30,8 @@ def augment(images: torch.Tensor, cfg: AugmentConfig, generator: torch.Generator
 
 def normalise(images: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """uint8 [B, 3, H, W] as float32, less the mean and over the deviation of each channel."""
-    mean, std = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (mean, std))
-    return (images.float() / 255 - mean) / std
+    shift, scale = (torch.tensor(v, device=images.device).view(-1, 1, 1) for v in (mean, std))
+    return (images.float() / 255 - shift) / scale
 
 
 def mix(

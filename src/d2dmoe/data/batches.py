@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from d2dmoe.data.splits import Raw, Split
 from d2dmoe.seeding import seed_for
@@ -57,7 +57,7 @@ def epoch_order(count: int, seed: int | None, epoch: int) -> torch.Tensor:
     return torch.randperm(count, generator=generator)
 
 
-class _Reader:
+class _Reader(Dataset[Raw]):
     """What a DataLoader worker needs: from the indices of a batch to the batch."""
 
     def __init__(self, split: Split):

@@ -139,10 +139,10 @@ def _torchvision(source: str, name: str, part: Part, root: Path) -> Images:
             f"{source}: the dataset cannot be loaded ({error}). Check the network, or put the "
             f"files where torchvision expects them below {root / 'resources' / 'downloads'}."
         ) from error
-    labels = [getattr(data, a) for a in ("targets", "labels", "_labels") if hasattr(data, a)]
-    if not labels:
+    found = [getattr(data, a) for a in ("targets", "labels", "_labels") if hasattr(data, a)]
+    if not found:
         raise DataError(f"{source}: {name} has no class labels; choose a classification set.")
-    labels = torch.as_tensor(labels[0], dtype=torch.int64)
+    labels = torch.as_tensor(found[0], dtype=torch.int64)
     names = getattr(data, "classes", range(int(labels.max()) + 1))
     # ImageNet's classes are tuples of synonyms.
     classes = [", ".join(n) if isinstance(n, tuple) else str(n) for n in names]

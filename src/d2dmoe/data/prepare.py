@@ -7,6 +7,7 @@ only, never on a training seed.
 
 import json
 from pathlib import Path
+from typing import Any
 
 from d2dmoe.config.data import CorpusConfig, ImagesConfig, TextsConfig
 from d2dmoe.data.images import prepare_images
@@ -39,12 +40,13 @@ def prepare(
         DataError: the source or the tokenizer is missing, damaged or of another form.
         ConfigError: the sizes asked for do not fit the source.
     """
-    about = {"kind": cfg.kind, "source": cfg.source}
+    about: dict[str, Any] = {"kind": cfg.kind, "source": cfg.source}
     if cfg.kind == "images":
         splits, described = prepare_images(cfg, root, seed)
     else:
-        encode = prepare_texts if cfg.kind == "texts" else prepare_corpus
+        encode: Any = prepare_texts if cfg.kind == "texts" else prepare_corpus
         loaded = load_tokenizer(cfg, tokenizer)
+        assert tokenizer is not None  # refused by then
         splits, described = encode(cfg, root, loaded, seed)
         about |= {"tokenizer": sha256(tokenizer), "vocabulary_sha256": vocabulary_digest(loaded)}
     for name, tensors in splits.items():

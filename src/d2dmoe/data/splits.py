@@ -18,7 +18,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from d2dmoe.config.training import TrainingConfig
 from d2dmoe.data.augment import augment, mix, normalise
-from d2dmoe.data.image_sources import Images, load_images
+from d2dmoe.data.image_sources import Images, Part, load_images
 from d2dmoe.errors import DataError
 from d2dmoe.io.files import sha256
 from d2dmoe.io.tensors import load_tensors
@@ -32,7 +32,9 @@ Batch = tuple[dict[str, Tensor], Tensor]  # keyword arguments of the model's for
 class Split(Protocol):
     """The samples of one split, whatever their kind."""
 
-    about: dict[str, Any]  # dataset.json
+    @property
+    def about(self) -> dict[str, Any]:
+        """What dataset.json says."""
 
     def __len__(self) -> int:
         """Number of samples."""
@@ -171,9 +173,7 @@ class CorpusSplit:
         return self.batch(raw, device)
 
 
-def open_split(
-    folder: Path, name: str, root: Path = Path(".")
-) -> ImageSplit | TextSplit | CorpusSplit:
+def open_split(folder: Path, name: str, root: Path = Path(".")) -> Split:
     """Open the train, validation or test split that `prepare` wrote into `folder`.
 
     `root` is the repository root, as for `prepare`; it matters only for images that are not kept in
@@ -210,7 +210,7 @@ def _description(path: Path) -> dict[str, Any]:
     return about
 
 
-def _image_split(tensors: dict[str, Tensor], about: dict, part: str, root: Path) -> ImageSplit:
+def _image_split(tensors: dict[str, Tensor], about: dict, part: Part, root: Path) -> ImageSplit:
     if about["in_memory"]:
         decode = partial(Tensor.index_select, tensors["images"], 0)
     else:

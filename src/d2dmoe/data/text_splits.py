@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,10 +60,9 @@ def split_labelled(
         ConfigError: `cfg.validation` does not fit the classes.
     """
     tables = open_tables(cfg, root)
-    train = _labelled(tables, ("train",), cfg)
-    test = _labelled(tables, TEST_NAMES, cfg)
-    classes = _classes(tables["train"], train, cfg)
-    train, test = (_numbered(rows, classes, cfg) for rows in (train, test))
+    rows = [_labelled(tables, names, cfg) for names in (("train",), TEST_NAMES)]
+    classes = _classes(tables["train"], rows[0], cfg)
+    train, test = (_numbered(part, classes, cfg) for part in rows)
     seen = set(map(fingerprint, test.texts))
     pool = _without(train, seen)
     held_out = choose_validation(pool.labels, cfg.validation, classes, seed)
@@ -103,6 +103,7 @@ def split_documents(cfg: CorpusConfig, root: Path, seed: int = 0) -> dict[str, I
         test = list(islice(own_test.texts(cfg), cfg.test))
         pool.leave_out(test)
     else:
+        assert cfg.test is not None  # refused above
         test = pool.hold_out(cfg.test, "test")
     validation = pool.hold_out(cfg.validation, "validation")
     if not cfg.streaming:
@@ -163,7 +164,7 @@ def _labelled(
 ) -> list[tuple[str, str]]:
     """The rows of the first split of these names whose labels are not withheld."""
     for name in names:
-        rows = list(tables[name].labelled(cfg)) if name in tables else []
+        rows: list[Any] = list(tables[name].labelled(cfg)) if name in tables else []
         if rows and all(label is not None for _, label in rows):
             return rows
     raise DataError(

@@ -49,6 +49,7 @@ def train_tokenizer(cfg: TextsConfig | CorpusConfig, texts: Iterable[str]) -> st
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+    assert cfg.tokenizer.vocab_size is not None  # as of every tokenizer that is trained
     _use_one_thread()
     own = [cfg.tokenizer.end_of_text] if cfg.kind == "corpus" else [cfg.tokenizer.pad, START, END]
     tokenizer = Tokenizer(models.BPE())

@@ -67,7 +67,7 @@ def prepare_corpus(cfg: CorpusConfig, root: Path, tokenizer, seed: int) -> Prepa
     splits = {}
     for name, documents in split_documents(cfg, root, seed).items():
         # Training blocks are the first ones: no more documents are read than they need.
-        stop = most[name] * cfg.length + 1 if name == "train" and most[name] else None
+        stop = cfg.max_train * cfg.length + 1 if name == "train" and cfg.max_train else None
         tokens, sizes, count = _stream(documents, tokenizer, end, stop)
         starts = _block_starts(name, len(tokens), cfg.length, most[name])
         blocks = np.lib.stride_tricks.sliding_window_view(tokens, cfg.length + 1)[starts]
@@ -97,8 +97,8 @@ def byte_sizes(text: str, spans: list[tuple[int, int]]) -> np.ndarray:
     ends[-1] = len(text)
     if not text.isascii():
         points = np.frombuffer(text.encode("utf-32-le"), np.uint32)
-        lengths = 1 + sum((points >= least).astype(np.int64) for least in (0x80, 0x800, 0x10000))
-        ends = np.concatenate([[0], lengths.cumsum()])[ends]
+        more: Any = sum((points >= least).astype(np.int64) for least in (0x80, 0x800, 0x10000))
+        ends = np.concatenate([[0], (1 + more).cumsum()])[ends]
     return np.diff(ends, prepend=0).astype(np.int32)
 
 

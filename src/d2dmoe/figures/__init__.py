@@ -21,7 +21,7 @@ class Figure:
     draw: str
     request: str
     title: str = ""
-    key: str | None = None  # in a task's `figures`; None: of no task
+    key: str = ""  # in a task's `figures`; empty: of no task
     description: str = ""  # of the key
     options: str | None = None  # the model of the key's value; None: a list of variants
     check: str | None = None

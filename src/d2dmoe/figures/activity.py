@@ -3,6 +3,8 @@
 The spread between tokens is what a static choice of k cannot follow (claim C4).
 """
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -78,10 +80,11 @@ def _histogram(axes: Axes, rows: DataFrame, look: Look) -> None:
         return
     edges, shares, mean = histogram(rows)
     last = int(np.flatnonzero(shares)[-1]) + 1  # leave the empty right end out
-    bars = {"facecolor": (look.colour, 0.25), "edgecolor": look.colour, "linewidth": 0.8}
-    axes.stairs(shares[:last], edges[: last + 1], fill=True, linestyle=look.line, **bars)
+    bars: dict[str, Any] = {"facecolor": (look.colour, 0.25), "edgecolor": look.colour}
+    bars |= {"linestyle": look.line, "linewidth": 0.8}
+    axes.stairs(shares[:last], edges[: last + 1], fill=True, **bars)
     axes.axvline(mean, color=look.colour, linestyle=look.line, linewidth=1.0)
-    top = {"transform": axes.get_xaxis_transform(), "clip_on": False, "zorder": 5}
+    top: dict[str, Any] = {"transform": axes.get_xaxis_transform(), "clip_on": False, "zorder": 5}
     axes.plot(mean, 1, color=look.colour, marker=look.marker, **top)
 
 

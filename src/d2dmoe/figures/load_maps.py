@@ -46,14 +46,14 @@ def draw(tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Figure:
         axes.imshow(pixels)
         axes.set_title(about["classes"][int(tensors["labels"][index])], fontsize=7, pad=2)
         scale = _overlay(beside, pixels, loads[index], limits)
-    bar = figure.colorbar(scale, ax=panels, location="bottom", aspect=40, shrink=0.9, pad=0.02)
+    bar: Any = figure.colorbar(scale, ax=panels, location="bottom", aspect=40, shrink=0.9, pad=0.02)
     bar.solids.set_alpha(1)
     bar.set_label("experts executed by the patch's token, %")
     return figure
 
 
 def _overlay(
-    axes: Axes, pixels: np.ndarray, load: np.ndarray, limits: dict[str, float]
+    axes: Axes, pixels: np.ndarray, load: np.ndarray, limits: Mapping[str, Any]
 ) -> AxesImage:
     """The map [grid, grid] over the grey image [H, W, 3]; each patch covers its own pixels."""
     height, width, _ = pixels.shape

@@ -5,6 +5,7 @@ replaces them, and between them what happens to each map.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -173,7 +174,7 @@ def _box(axes: Axes, centre: Place, width: float, height: float, face, edge) -> 
 
 
 def _arrow(axes: Axes, start: Place, end: Place, color: str = style.INK) -> None:
-    look = {"color": color, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
+    look: dict[str, Any] = {"color": color, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
     axes.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=6, **look))
 
 

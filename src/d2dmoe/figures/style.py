@@ -4,6 +4,7 @@ Figures are made by the object-oriented interface; nothing here touches pyplot's
 a user's own matplotlibrc has no influence.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def handle(label: str, look: Look) -> Line2D:
     return Line2D([], [], label=label, color=look.colour, marker=look.marker, linestyle=look.line)
 
 
-def legend(figure: Figure, handles: list[Artist]) -> None:
+def legend(figure: Figure, handles: Sequence[Artist]) -> None:
     """A legend below the panels, where it hides nothing; the figure grows by its height."""
     longest = max(len(str(entry.get_label())) for entry in handles)
     columns = (2 if longest <= 24 else 1) * round(figure.get_figwidth() / WIDTH)

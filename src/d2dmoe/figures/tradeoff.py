@@ -32,7 +32,7 @@ DENSE = dict(  # the two dense models, which every panel shows
     )
 )
 INVERTED = ("loss", "perplexity")  # metrics that the table relates as dense / converted
-REFERENCES = {  # %: how the line is drawn
+REFERENCES: dict[int, dict[str, Any]] = {  # %: how the line is drawn
     100: {"linestyle": "--", "linewidth": 0.9, "label": "better dense (100 %)"},
     99: {"linestyle": "-", "linewidth": 0.5, "label": "99 % of it"},
 }
@@ -79,7 +79,8 @@ def draw(tradeoff: DataFrame, panels: list[Panel], title: str) -> Figure:
         axes.set_title(f"{title}\n{panel['task']}, {seeds}" if columns == 1 else measured)
     if columns > 1:
         figure.suptitle(title, fontsize=9)
-        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # inches: keep panels apart
+        engine: Any = figure.get_layout_engine()
+        engine.set(w_pad=0.08, h_pad=0.08)  # inches: keep panels apart
     style.legend(figure, _handles(looks, _curved(tradeoff, panels)))
     return figure
 
@@ -180,7 +181,7 @@ def _curve(axes: Axes, rows: DataFrame, label: str, look: Look) -> None:
     ratios, mean, deviation = mean_curve(rows)
     axes.plot(ratios, mean, color=look.colour, linestyle=look.line, label=label)
     if rows["seed"].nunique() > 1:
-        band = {"color": look.colour, "alpha": 0.18, "linewidth": 0}
+        band: dict[str, Any] = {"color": look.colour, "alpha": 0.18, "linewidth": 0}
         axes.fill_between(ratios, mean - deviation, mean + deviation, **band)
     points = _points(rows)
     axes.plot(points["flops_ratio"], 100 * points["relative_value"], **_marker(look))

@@ -18,7 +18,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary neighbour of `path`, flush it to disk, then rename it to `path`.
 
     Whatever goes wrong before the rename, an earlier `path` stays as it was and no debris remains.

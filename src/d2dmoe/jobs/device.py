@@ -3,12 +3,13 @@
 import fcntl
 import time
 from pathlib import Path
+from typing import TextIO
 
 import torch
 
 from d2dmoe.jobs.progress import logger
 
-_held = []  # open lock files; the system releases them when the process ends
+_held: list[TextIO] = []  # open lock files; the system releases them when the process ends
 
 
 def claim_device(locks: Path, wants_gpu: bool, poll_s: float = 1.0) -> torch.device:
@@ -40,7 +41,8 @@ def make_deterministic(threads: int) -> None:
     """The same inputs give the same bytes: fixed thread count, deterministic kernels."""
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, and slow
+    # A debugging aid, and slow.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.set_flush_denormal(True)

@@ -59,7 +59,7 @@ class TrainingState:
         remedy = "Delete it, and the training starts from its beginning."
         tensors, metadata = load_tensors(self.path, remedy)
         try:
-            split = {"model": {}, "optimizer": {}}
+            split: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}}
             for name, tensor in tensors.items():
                 kind, _, key = name.partition("/")
                 split[kind][key] = tensor

@@ -43,7 +43,7 @@ class Method:
 
     name: str
     role: str  # ours, baseline, or reference
-    plan: str | None = None  # None: no variant has the method
+    plan: str = ""  # empty: no variant has the method
     options: str | None = None  # the model of a variant's options
     section: str | None = None  # the model of the task's section that is called like the method
     knob: Knob | None = None

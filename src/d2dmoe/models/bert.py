@@ -64,10 +64,11 @@ def separate_projections(model: nn.Module) -> nn.Module:
     return model
 
 
-def _with_ffns(model: nn.Module) -> nn.Module:
+def _with_ffns(model: BertForSequenceClassification) -> nn.Module:
     activation = pretrained.activation_name(model.config.hidden_act)
     for layer in find(model, BertLayer).values():
         up, output = layer.intermediate.dense, layer.output
-        layer.intermediate = FFN(up, output.dense, activation, dropout=output.dropout.p)
-        layer.output = AddAndNorm(output.LayerNorm)
+        ffn = FFN(up, output.dense, activation, dropout=output.dropout.p)
+        layer.set_submodule("intermediate", ffn)
+        layer.set_submodule("output", AddAndNorm(output.LayerNorm))
     return model

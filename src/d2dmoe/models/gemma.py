@@ -45,7 +45,7 @@ def separate_projections(model: nn.Module) -> nn.Module:
     return model
 
 
-def _with_ffns(model: nn.Module) -> nn.Module:
+def _with_ffns(model: GemmaForCausalLM) -> nn.Module:
     activation = pretrained.activation_name(model.config.hidden_act)
 
     def to_ffn(mlp: GemmaMLP, _: int) -> FFN:

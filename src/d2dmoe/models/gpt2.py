@@ -43,12 +43,12 @@ def separate_projections(model: nn.Module) -> nn.Module:
     """See `models.build.separate_projections`; the attentions hold Q, K and V fused."""
     for attention in find(model, GPT2Attention).values():
         fused, out = attention.c_attn, attention.c_proj
-        attention.c_attn = FusedProjections(fused.weight.T, fused.bias)
-        attention.c_proj = Projection.of("o", out.weight.T, out.bias)
+        attention.set_submodule("c_attn", FusedProjections(fused.weight.T, fused.bias))
+        attention.set_submodule("c_proj", Projection.of("o", out.weight.T, out.bias))
     return model
 
 
-def _with_ffns(model: nn.Module) -> nn.Module:
+def _with_ffns(model: GPT2LMHeadModel) -> nn.Module:
     activation = pretrained.activation_name(model.config.activation_function)
 
     def to_ffn(mlp: GPT2MLP, _: int) -> FFN:

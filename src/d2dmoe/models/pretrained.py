@@ -3,7 +3,7 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
@@ -14,6 +14,8 @@ from d2dmoe.config.model import LanguageConfig
 from d2dmoe.errors import CheckpointError, ConfigError
 from d2dmoe.models import ARCHITECTURES
 
+Model = TypeVar("Model", bound=PreTrainedModel)
+
 logging.disable_progress_bar()  # it would fill the jobs' logs
 logging.set_verbosity_error()
 
@@ -21,10 +23,10 @@ logging.set_verbosity_error()
 def create(
     cfg: LanguageConfig,
     about: dict[str, Any],
-    model_class: type[PreTrainedModel],
+    model_class: type[Model],
     sizes: dict[str, Any],
     others: dict[str, Any],
-) -> tuple[dict[str, Any], PreTrainedModel]:
+) -> tuple[dict[str, Any], Model]:
     """A model of transformers as it is there, with fresh or pretrained weights, and its options.
 
     Args:
@@ -41,7 +43,7 @@ def create(
     """
     if cfg.weights == "scratch":
         options = sizes | {"vocab_size": about["vocab_size"]} | others
-        config = model_class.config_class(**options, initializer_range=initial_std(cfg.d_model))
+        config = _config_class(model_class)(**options, initializer_range=initial_std(cfg.d_model))
         model = model_class(config)
     else:
         config = _checked_config(cfg, sizes)
@@ -57,9 +59,13 @@ def create(
     return json.loads(config.to_json_string(use_diff=False)), model
 
 
-def build(model_class: type[PreTrainedModel], options: dict[str, Any]) -> PreTrainedModel:
+def build(model_class: type[Model], options: dict[str, Any]) -> Model:
     """The class's modules with fresh weights."""
-    return model_class(model_class.config_class.from_dict(options))
+    return model_class(_config_class(model_class).from_dict(options))
+
+
+def _config_class(model_class: type[Model]) -> Any:
+    return model_class.config_class
 
 
 def initial_std(d_model: int) -> float:
@@ -88,13 +94,13 @@ def activation_name(name: str) -> str:
 
 def linear(weight: nn.Parameter, bias: nn.Parameter | None) -> nn.Linear:
     """A linear map that uses a given weight [out, in] and bias [out]."""
-    layer = nn.Linear(1, 1, bias=bias is not None, device="meta")
+    layer: Any = nn.Linear(1, 1, bias=bias is not None, device="meta")
     layer.out_features, layer.in_features = weight.shape
     layer.weight, layer.bias = weight, bias
     return layer
 
 
-def _place(weights: str) -> tuple[str, dict[str, str]]:
+def _place(weights: str) -> tuple[str, dict[str, Any]]:
     """What `from_pretrained` is called with."""
     kind, _, name = weights.partition(":")
     if kind == "path":
@@ -114,9 +120,10 @@ def _checked_config(cfg: LanguageConfig, sizes: dict[str, Any]) -> PretrainedCon
     except (OSError, ValueError) as error:
         raise _not_loaded(cfg.weights, error) from error
     if config.model_type != cfg.architecture:
+        described = [name for name, about in ARCHITECTURES.items() if about.data != "images"]
         raise CheckpointError(
             f"{cfg.weights} is a checkpoint of the architecture '{config.model_type}', but "
-            f"model.architecture is {cfg.architecture}. Described are {', '.join(ARCHITECTURES)}."
+            f"model.architecture is {cfg.architecture}. Described are {', '.join(described)}."
         )
     found = {key: getattr(config, key) for key in sizes}
     if found.get("n_inner", 0) is None:  # GPT-2's own configurations leave it out
@@ -164,12 +171,11 @@ def _check_vocabulary(weights: str, about: dict[str, Any]) -> None:
         )
 
 
-def _load(
-    model_class: type[PreTrainedModel], weights: str, config: PretrainedConfig
-) -> PreTrainedModel:
+def _load(model_class: type[Model], weights: str, config: PretrainedConfig) -> Model:
+    load: Any = model_class.from_pretrained  # of several kinds of results
     place, options = _place(weights)
     try:
-        model, found = model_class.from_pretrained(
+        model, found = load(
             place, config=config, use_safetensors=True, dtype="float32", **options,
             ignore_mismatched_sizes=True,  # a classifier of another number of classes
             output_loading_info=True,

@@ -31,6 +31,7 @@ def masks(plan: Plan, table: str, entry: str) -> list[str]:
 def masks_line(plan: Plan) -> Lineage:
     """The model whose masks are recorded."""
     options = plan.config.benchmarks.masks
+    assert options is not None
     return plan.line(SUITES[0], options.task, options.variant)
 
 

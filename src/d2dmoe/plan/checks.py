@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from d2dmoe.config.benchmarks import BenchmarksConfig
 from d2dmoe.config.compression import DistillConfig
@@ -61,7 +62,7 @@ def check_task(task: TaskConfig) -> None:
         method_plan(variant).check(task, name, variant)
         _check_knob(task, name)
     _check_rates(task)
-    if not task.figures.tradeoff:
+    if "tradeoff" not in task.figures.of_figures():
         raise ValueError("figures.tradeoff is missing: name the variants of figure 4")
     _check_figures(task, "figures", task.figures, list(task.variants))
     for suite, own in task.suites.items():
@@ -98,7 +99,7 @@ def check_masks(benchmarks: BenchmarksConfig, tasks: Mapping[str, TaskConfig]) -
             f"benchmarks.masks.variant = {masks.variant}; defined: {list(task.variants)}"
         )
     need_points(task, "benchmarks.masks.values", [masks.variant], masks.values)
-    variant = task.variants[masks.variant]
+    variant: Any = task.variants[masks.variant]  # a conversion
     d_ff = ffn_width(task, masks.variant, variant)
     recorded = d_ff // conversion(task, variant).clustering.expert_size
     for key, entry in followers.items():
@@ -123,17 +124,18 @@ def _check_data(task: TaskConfig) -> None:
 
 def _check_input(task: TaskConfig, place: str, model: TransformerConfig) -> None:
     """The model at the key `place` can read the task's samples."""
-    if task.data.kind != model.data_kind:
+    data: Any = task.data
+    if data.kind != model.data_kind:
         raise ValueError(
             f"{place}.architecture {model.architecture} takes data of the kind "
-            f"{model.data_kind}, but data.kind is {task.data.kind}"
+            f"{model.data_kind}, but data.kind is {data.kind}"
         )
     if isinstance(model, ViTConfig):
-        _check_grid(task, place, model)
+        _check_grid(data.image_size, place, model)
     positions = getattr(model, "positions", None)
-    if positions is not None and task.data.length > positions:
+    if positions is not None and data.length > positions:
         raise ValueError(
-            f"data.length = {task.data.length} tokens exceeds {place}.positions = "
+            f"data.length = {data.length} tokens exceeds {place}.positions = "
             f"{positions}, the longest sequence of the model"
         )
 
@@ -144,8 +146,8 @@ def _check_no_image_options(task: TaskConfig, stage: str, cfg: TrainingConfig) -
             raise ValueError(f"{stage}.{key} changes images; data.kind is {task.data.kind}")
 
 
-def _check_grid(task: TaskConfig, place: str, model: ViTConfig) -> None:
-    side, patch = task.data.image_size, model.patch_size
+def _check_grid(side: int, place: str, model: ViTConfig) -> None:
+    patch = model.patch_size
     if side % patch:
         raise ValueError(
             f"{place}.patch_size = {patch} must divide data.image_size = {side}; "
@@ -164,7 +166,7 @@ def _check_grid(task: TaskConfig, place: str, model: ViTConfig) -> None:
 def _check_names(task: TaskConfig) -> None:
     seen = {name: "the dense reference" for name in DENSE_VARIANTS}
     seen |= {f"{base}{FINETUNED}": f"bases.{base}, trained on" for base in task.bases}
-    sections = {"bases": task.bases, "variants": task.variants}
+    sections: dict[str, Mapping[str, Any]] = {"bases": task.bases, "variants": task.variants}
     sections |= {f"{suite}.variants": own.variants for suite, own in task.suites.items()}
     for section, names in sections.items():
         for name in names:
@@ -235,7 +237,7 @@ def _check_tuning(task: TaskConfig) -> None:
                 f"tuning.{name} = {rates} must list different rates, and among them the one that "
                 f"the variant has: {rate(task, name)}"
             )
-    needed = {*task.figures.tradeoff, reference} & {*allowed}
+    needed = {*task.figures.of_figures()["tradeoff"], reference} & {*allowed}
     if missing := needed - task.tuning.keys():
         raise ValueError(f"tuning lacks variants that figure 4 compares: {sorted(missing)}")
     counts = {name: len(rates) for name, rates in task.tuning.items()}

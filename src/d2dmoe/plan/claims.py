@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from d2dmoe.config.task import SUITES
+from d2dmoe.config.task import SUITES, Suite
 from d2dmoe.config.variant import FINETUNED
 from d2dmoe.methods import METHODS
 from d2dmoe.plan.figures import table_path
@@ -12,14 +12,14 @@ from d2dmoe.plan.tables import task_tables
 from d2dmoe.plan.variants import bases_of, has_experts, variants_of
 
 
-def claim_tables(plan: Plan, suite: str) -> dict[str, str]:
+def claim_tables(plan: Plan, suite: Suite) -> dict[str, str]:
     """The tables by their names."""
     names = {name for task in plan.tasks_of(suite) for name in task_tables(plan, suite, task)}
     names -= {"summary", "reference", "fairness"}
     return {name: table_path(suite, name) for name in sorted(names)}
 
 
-def claim_options(plan: Plan, suite: str) -> dict[str, dict[str, Any]]:
+def claim_options(plan: Plan, suite: Suite) -> dict[str, dict[str, Any]]:
     """Which variants the claims compare, by task; see `claims.evidence_of`."""
     return {
         task: {
@@ -33,14 +33,14 @@ def claim_options(plan: Plan, suite: str) -> dict[str, dict[str, Any]]:
     }
 
 
-def _with_projections(plan: Plan, suite: str, task: str) -> list[str]:
+def _with_projections(plan: Plan, suite: Suite, task: str) -> list[str]:
     """The variants whose attention projections are converted."""
     cfg = plan.task(task)
     names = variants_of(cfg, suite)
     return [x for x in names if getattr(cfg.all_variants[x], "projections", None) is not None]
 
 
-def _compressed_bases(plan: Plan, suite: str, task: str) -> dict[str, dict[str, Any]]:
+def _compressed_bases(plan: Plan, suite: Suite, task: str) -> dict[str, dict[str, Any]]:
     """By compressed model: the variant that converts it, and the models that it stands beside."""
     cfg = plan.task(task)
     variants = {name: cfg.all_variants[name] for name in variants_of(cfg, suite)}
@@ -63,7 +63,7 @@ def _compressed_bases(plan: Plan, suite: str, task: str) -> dict[str, dict[str, 
     return found
 
 
-def _drawn_elsewhere(plan: Plan, suite: str, task: str) -> dict[str, list[str]]:
+def _drawn_elsewhere(plan: Plan, suite: Suite, task: str) -> dict[str, list[str]]:
     """By other suite: the keys of the figures that it draws of a task."""
     figures = {other: plan.task(task).figures_of(other) for other in SUITES if other != suite}
     return {

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from d2dmoe.config.figure_options import LayersConfig, LoadMapsConfig
-from d2dmoe.config.task import SUITES, TaskConfig
+from d2dmoe.config.task import SUITES, Suite, TaskConfig
 from d2dmoe.figures import Figure, by_key
 from d2dmoe.methods.conversion.plan import conversion
 from d2dmoe.plan.variants import has_experts, knob_of, labels
@@ -23,12 +23,12 @@ class Request:
     arguments: dict[str, Any] = field(default_factory=dict)
 
 
-def folder_of(suite: str) -> str:
+def folder_of(suite: Suite) -> str:
     """A suite's own folder with its slash; the main one's is empty."""
     return "" if suite == SUITES[0] else f"{suite}/"
 
 
-def table_path(suite: str, table: str, task: str | None = None) -> str:
+def table_path(suite: Suite, table: str, task: str | None = None) -> str:
     """Path of a task's table, or of that of all tasks."""
     return f"results/tables/{folder_of(suite)}{f'{task}/' if task else ''}{table}.csv"
 
@@ -36,7 +36,7 @@ def table_path(suite: str, table: str, task: str | None = None) -> str:
 # What figures are drawn of; the task is None for a figure of all tasks.
 
 
-def tradeoff(plan: "Plan", suite: str, task: str | None, figure: Figure) -> Request:
+def tradeoff(plan: "Plan", suite: Suite, task: str | None, figure: Figure) -> Request:
     """Curves of cost and quality: a panel for the task, or one for each."""
     tasks = [task] if task else plan.tasks_of(suite)
     panels = [
@@ -46,7 +46,7 @@ def tradeoff(plan: "Plan", suite: str, task: str | None, figure: Figure) -> Requ
     return Request(inputs, {"panels": panels, "title": figure.title})
 
 
-def layers(plan: "Plan", suite: str, task: str, figure: Figure) -> Request:
+def layers(plan: "Plan", suite: Suite, task: str, figure: Figure) -> Request:
     """Executed experts per layer at some operating points."""
     options = _options(plan, suite, task, figure)
     panel = _panel(plan, suite, task, figure, options.variants)
@@ -54,13 +54,13 @@ def layers(plan: "Plan", suite: str, task: str, figure: Figure) -> Request:
     return Request(inputs, _compared(panel) | {"values": options.values})
 
 
-def activity(plan: "Plan", suite: str, task: str, figure: Figure) -> Request:
+def activity(plan: "Plan", suite: Suite, task: str, figure: Figure) -> Request:
     """Histograms of active neurons."""
     panel = _panel(plan, suite, task, figure, _options(plan, suite, task, figure))
     return Request({"activity": table_path(suite, "activity", task)}, _compared(panel))
 
 
-def load_maps(plan: "Plan", suite: str, task: str, figure: Figure) -> Request:
+def load_maps(plan: "Plan", suite: Suite, task: str, figure: Figure) -> Request:
     """Images and where in them the experts run."""
     options = _options(plan, suite, task, figure)
     line = plan.line(suite, task, options.variant)
@@ -68,17 +68,17 @@ def load_maps(plan: "Plan", suite: str, task: str, figure: Figure) -> Request:
     return Request(inputs | {"about": f"{line.last.data}/dataset.json"})
 
 
-def nothing(plan: "Plan", suite: str, task: str | None, figure: Figure) -> Request:
+def nothing(plan: "Plan", suite: Suite, task: str | None, figure: Figure) -> Request:
     """A figure that shows no result."""
     return Request()
 
 
-def _options(plan: "Plan", suite: str, task: str, figure: Figure) -> Any:
+def _options(plan: "Plan", suite: Suite, task: str, figure: Figure) -> Any:
     return getattr(plan.task(task).figures_of(suite), figure.key)
 
 
 def _panel(
-    plan: "Plan", suite: str, task: str, figure: Figure, variants: Sequence[str]
+    plan: "Plan", suite: Suite, task: str, figure: Figure, variants: Sequence[str]
 ) -> dict[str, Any]:
     """A task's variants and their names in the legend."""
     cfg = plan.task(task)
@@ -142,7 +142,7 @@ def need_points(
                 )
 
 
-def task_figures(plan: "Plan", suite: str, task: str) -> list[str]:
+def task_figures(plan: "Plan", suite: Suite, task: str) -> list[str]:
     """Names of a task's figures: those that its configuration describes."""
     drawn = plan.task(task).figures_of(suite).of_figures()
     return [figure.name for key, figure in by_key().items() if key in drawn]

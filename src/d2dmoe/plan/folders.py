@@ -27,7 +27,7 @@ def plain(cfg: Strict) -> dict[str, Any]:
 
 def data_folder(task: str, cfg: Any) -> str:
     """Where a task's prepared dataset lies."""
-    source = cfg.source.partition(":")[2]
+    source = cfg.source.partition(":")[2].rstrip("/")
     return f"results/data/{task}/{_name([source.rpartition('/')[2]], [plain(cfg)])}"
 
 
@@ -43,7 +43,8 @@ def _name(parts: Sequence[str], content: Any) -> str:
     text = json.dumps(content, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:DIGEST]
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts)).strip("._-")
-    return f"{readable[: LONGEST - DIGEST - 1]}-{digest}"
+    cut = readable[: LONGEST - DIGEST - 1].rstrip("._-")
+    return f"{cut}-{digest}" if cut else digest
 
 
 def _text(value: Any) -> str:

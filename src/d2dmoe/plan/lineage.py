@@ -145,11 +145,12 @@ class _Maker:
         """The steps of a chain; `knob` of a model with one operating point is the dense model's."""
         data = data_folder(self.name, self.task.data)
         options: list[tuple[str, Any]] = [("data", plain(self.task.data))]
-        step = None
+        step: Step | None = None
         for stage, cfg in chain:
             options.append((stage, plain(cfg)))
             folder = stage_folder(self.name, self.seed, options)
             step = Step(self.name, self.seed, STAGES[stage], cfg, data, folder, step)
+        assert step is not None  # the dense model's at least
         return Lineage(self.name, self.seed, METHODS[method], variant, step, knob)
 
     def with_finetuned(self, method: str, variant: str, chain: Chain) -> Iterator[Lineage]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from d2dmoe.activations import ACTIVATIONS
 from d2dmoe.config.experiment import Config, parse_config
-from d2dmoe.config.task import SUITES, TaskConfig
+from d2dmoe.config.task import SUITES, Suite, TaskConfig
 from d2dmoe.errors import ConfigError
 from d2dmoe.lookup import module_of
 from d2dmoe.methods import Evaluation
@@ -62,23 +62,34 @@ class Plan:
             )
         return self.steps[folder]
 
-    def lines(self, suite: str, task: str) -> list[Lineage]:
+    def lines(self, suite: Suite, task: str) -> list[Lineage]:
         """The lineages of a task in a suite."""
         return [line for line in self.lineages[suite] if line.task == task]
 
-    def line(self, suite: str, task: str, variant: str) -> Lineage:
+    def line(self, suite: Suite, task: str, variant: str) -> Lineage:
         """A variant's lineage, of the first seed."""
         seed = self.config.seeds[0]
         found = self.lines(suite, task)
         return next(x for x in found if (x.variant, x.seed) == (variant, seed))
 
-    def tasks_of(self, suite: str) -> list[str]:
+    def tasks_of(self, suite: Suite) -> list[str]:
         """The tasks that have a part in a suite."""
         return [name for name, task in self.config.tasks.items() if variants_of(task, suite)]
 
     def data_folder(self, task: str) -> str:
         """Where a task's prepared dataset lies."""
         return data_folder(task, self.task(task).data)
+
+    def dataset(self, folder: str) -> Any:
+        """The options of the dataset that lies in a folder.
+
+        Raises:
+            ConfigError: no task of the configuration reads it.
+        """
+        for name, task in self.config.tasks.items():
+            if folder == self.data_folder(name):
+                return task.data
+        raise ConfigError(f"no task of this configuration reads {folder}")
 
     def data_files(self, folder: str, splits: Iterable[str] = SPLITS) -> list[str]:
         """The description and some splits of the dataset in a folder."""

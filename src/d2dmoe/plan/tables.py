@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from d2dmoe.config.task import SUITES
+from d2dmoe.config.task import SUITES, Suite
 from d2dmoe.config.variant import DENSE_VARIANTS
 from d2dmoe.figures import FIGURES
 from d2dmoe.plan.figures import folder_of, table_path, task_figures
@@ -20,36 +20,36 @@ Entry = dict[str, Any]  # the path of a table, and what its rows belong to
 # Tables of a task.
 
 
-def points(plan: Plan, suite: str, task: str, split: str = "test") -> list[Entry]:
+def points(plan: Plan, suite: Suite, task: str, split: str = "test") -> list[Entry]:
     """Every table of operating points."""
     return [_points(plan, line, split) for line in plan.lines(suite, task)]
 
 
 def _points(plan: Plan, line: Lineage, split: str) -> Entry:
     cfg = plan.task(line.task)
-    about = {"model": cfg.model.name, "dataset": cfg.data.source.partition(":")[2]}
+    about: Entry = {"model": cfg.model.name, "dataset": cfg.data.source.partition(":")[2]}
     about["reference"] = line.variant in DENSE_VARIANTS
     return {"path": line.evaluation(split)} | about | line.labels
 
 
-def dense_points(plan: Plan, suite: str, task: str) -> list[Entry]:
+def dense_points(plan: Plan, suite: Suite, task: str) -> list[Entry]:
     """The dense models' test tables; those of the main suite serve all."""
     dense = [line for line in plan.lines(MAIN, task) if line.variant in DENSE_VARIANTS]
     return [{"path": line.evaluation("test")} | line.labels for line in dense]
 
 
-def conversions(plan: Plan, suite: str, task: str) -> list[Lineage]:
+def conversions(plan: Plan, suite: Suite, task: str) -> list[Lineage]:
     """The lineages that lead to experts."""
     return [line for line in plan.lines(suite, task) if line.method.experts]
 
 
-def layers(plan: Plan, suite: str, task: str) -> list[Entry]:
+def layers(plan: Plan, suite: Suite, task: str) -> list[Entry]:
     """Every table of executed experts per layer."""
     found = conversions(plan, suite, task)
     return [{"path": line.layers("test")} | line.labels for line in found]
 
 
-def activity(plan: Plan, suite: str, task: str) -> list[Entry]:
+def activity(plan: Plan, suite: Suite, task: str) -> list[Entry]:
     """Every histogram of active neurons."""
     return [
         {"path": f"{line.step_of('sparsify').folder}/activity/test.csv"} | line.labels
@@ -57,7 +57,7 @@ def activity(plan: Plan, suite: str, task: str) -> list[Entry]:
     ]
 
 
-def patch_load(plan: Plan, suite: str, task: str) -> list[Entry]:
+def patch_load(plan: Plan, suite: Suite, task: str) -> list[Entry]:
     """The table of load per patch, of the variant whose load maps are drawn."""
     options = plan.task(task).figures_of(suite).load_maps
     line = plan.line(suite, task, options.variant)
@@ -103,7 +103,7 @@ def tuning(plan: Plan, task: str) -> list[Entry]:
 # Tables of all tasks, and targets.
 
 
-def task_tables(plan: Plan, suite: str, task: str) -> list[str]:
+def task_tables(plan: Plan, suite: Suite, task: str) -> list[str]:
     """Names of a task's tables."""
     cfg = plan.task(task)
     names = ["tradeoff", "summary", "layers", "activity"]
@@ -117,7 +117,7 @@ def task_tables(plan: Plan, suite: str, task: str) -> list[str]:
     return names
 
 
-def of_tasks(plan: Plan, suite: str, table: str) -> list[Entry]:
+def of_tasks(plan: Plan, suite: Suite, table: str) -> list[Entry]:
     """A table of every task that has one."""
     if table == "tuning":
         tasks = [name for name, task in plan.config.tasks.items() if task.tuning]
@@ -139,7 +139,7 @@ def models(plan: Plan) -> list[Entry]:
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
-def task_results(plan: Plan, suite: str, task: str) -> list[str]:
+def task_results(plan: Plan, suite: Suite, task: str) -> list[str]:
     """All tables and figures of one task: its own target."""
     paths = [table_path(suite, name, task) for name in task_tables(plan, suite, task)]
     return paths + [
@@ -149,7 +149,7 @@ def task_results(plan: Plan, suite: str, task: str) -> list[str]:
     ]
 
 
-def suite_results(plan: Plan, suite: str) -> list[str]:
+def suite_results(plan: Plan, suite: Suite) -> list[str]:
     """All tables and figures of a suite."""
     tasks = plan.tasks_of(suite)
     names = {name for task in tasks for name in task_tables(plan, suite, task)} | {"claims"}
@@ -166,7 +166,7 @@ def all_results(plan: Plan) -> list[str]:
     return suite_results(plan, MAIN) + results
 
 
-def figure_path(suite: str, figure: str, ending: str, task: str | None = None) -> str:
+def figure_path(suite: Suite, figure: str, ending: str, task: str | None = None) -> str:
     """Path of a task's figure, or of one of all tasks."""
     folder = f"results/figures/{folder_of(suite)}{f'{task}/' if task else ''}"
     return f"{folder}{figure}.{ending}"
@@ -191,7 +191,9 @@ def boolq(plan: Plan) -> list[Entry]:
 
 def boolq_inputs(plan: Plan, step: Step, knob: str) -> dict[str, Any]:
     """What BoolQ reads: a model, its and the dense model's operating points, and the questions."""
-    kind, _, name = plan.task(step.task).boolq.source.partition(":")
+    options = plan.task(step.task).boolq
+    assert options is not None
+    kind, _, name = options.source.partition(":")
     return {
         "model": step.model,
         "tokenizer": f"{step.data}/tokenizer.json",
@@ -205,6 +207,7 @@ def boolq_inputs(plan: Plan, step: Step, knob: str) -> dict[str, Any]:
 def boolq_options(plan: Plan, step: Step, knob: str) -> dict[str, Any]:
     """Budgets and questions; a dense model has its own cost only."""
     task = plan.task(step.task)
+    assert task.boolq is not None
     return {
         "batch_size": task.eval_batch_size,
         "budgets": task.boolq.budgets if knob in RULES else [1.0],

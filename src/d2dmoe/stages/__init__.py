@@ -29,7 +29,7 @@ class Stage:
     trains: bool = True  # false: it has no data, no history and no learning rate
     tuned: bool = False  # whether its learning rate is the variant's: its longest training
     dense: bool = True  # whether FFNs are dense and weights floats afterwards
-    method: str | None = None  # in the tables, of a compressed model that is a variant of its own
+    method: str = ""  # in the tables, of a compressed model that is a variant of its own
     hint: Mapping[str, str] = field(default_factory=dict)  # options in its folder's name: prefixes
     named: Mapping[str, tuple[Mapping[str, Any], str]] = field(default_factory=dict)
     """Options that name a record: its table, and which of its references the stage uses."""

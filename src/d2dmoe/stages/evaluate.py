@@ -43,7 +43,7 @@ def evaluate(
     model, _spec = load_model(model_path)
     model.to(run.device)
     samples = open_split(run.data, cfg["split"])
-    how = {"batch_size": cfg["batch_size"], "log_every_s": run.log_every_s}
+    how: dict[str, Any] = {"batch_size": cfg["batch_size"], "log_every_s": run.log_every_s}
     return evaluate_routed(model, samples, rule, cfg["values"], device=run.device, **how)
 
 
@@ -70,6 +70,7 @@ def load_maps(
     model.to(run.device)
     set_selection(model, rule, cfg["value"])
     samples = open_split(run.data, "test")
+    assert isinstance(samples, ImageSplit)  # `plan.figures.check_load_maps`
     indices = torch.arange(min(MEASURED, len(samples)))
     pixels = samples.pixels(indices)
     loads = _patch_loads(model, samples, len(indices), run)

@@ -1,6 +1,7 @@
 """Attention projections into MLPs: each learns by imitation of its original (paper section 3.5)."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,7 @@ def _error(
     mlps: dict[str, FFN], seen: dict[str, tuple[Tensor, Tensor]], real: Tensor | None
 ) -> Tensor:
     """Sum over the MLPs of their mean squared errors on real tokens, a scalar."""
-    total = 0.0
+    total: Any = 0.0
     for name, mlp in mlps.items():
         z, out = seen[name] if real is None else (x[real] for x in seen[name])
         total = total + imitation_loss(mlp, z, out)

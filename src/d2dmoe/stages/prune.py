@@ -3,6 +3,7 @@ heads and neurons, trained on."""
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -47,7 +48,7 @@ def prune(parent: Path, cfg: PruneConfig, run: Run) -> Trained:
     return model, spec.with_part("prune", **kept), fit_task(model, cfg, run, "prune")
 
 
-def _sizes(model: nn.Module, spec: ModelSpec, cfg: PruneConfig) -> dict[str, int | None]:
+def _sizes(model: nn.Module, spec: ModelSpec, cfg: PruneConfig) -> dict[str, Any]:
     """What stays of each layer: heads of an attention (None: all, still fused), and d_ff."""
     d_ff = remaining(next(iter(find(model, FFN).values())).d_ff, cfg.neurons)
     if cfg.heads == 0:

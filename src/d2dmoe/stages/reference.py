@@ -50,6 +50,7 @@ def reference(
 def _tfidf(cfg: TextsConfig, root: Path) -> float:
     train, train_labels = load_texts(cfg, "train", root)
     test, test_labels = load_texts(cfg, "test", root)
+    assert train_labels is not None and test_labels is not None  # as of all labelled texts
     return tfidf_accuracy(train, train_labels.tolist(), test, test_labels.tolist())
 
 

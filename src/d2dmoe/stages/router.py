@@ -1,6 +1,7 @@
 """Stage 4: routers, all layers in one pass over the data, the model frozen (paper section 3.3)."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,16 +50,17 @@ def train_routers(parent: Path, cfg: RouterConfig, run: Run) -> Trained:
     return model, spec.with_part("router", **shape), history
 
 
-def _detached_routers(model: nn.Module, cfg: RouterConfig) -> nn.ModuleList:
-    """Fresh routers that the model does not use yet, so that all its experts run."""
+def _detached_routers(model: nn.Module, cfg: RouterConfig) -> Any:
+    """An `nn.ModuleList` of fresh routers that the model does not use yet, so that all its
+    experts run."""
     moes = find(add_routers(model, cfg.kind, cfg.width, cfg.projection_width), MoE).values()
-    routers = nn.ModuleList(moe.router for moe in moes)
+    routers = nn.ModuleList(moe.router for moe in moes if moe.router)
     for moe in moes:
         moe.router = None
     return routers
 
 
-def _loss(moes: dict[str, MoE], routers: nn.ModuleList, tokens: dict[str, Tensor]) -> Tensor:
+def _loss(moes: dict[str, MoE], routers: Any, tokens: dict[str, Tensor]) -> Tensor:
     """Sum over the layers of each router's loss for the layer's tokens [..., d_model]; the routers
     share no weights."""
     total = torch.zeros((), device=routers[0].layers[0].weight.device)

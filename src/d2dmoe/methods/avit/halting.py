@@ -10,6 +10,7 @@ no later work on patches can change the output: the sample ends there and costs 
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +84,7 @@ class MeanField(nn.Module):
 class HaltingEncoder(nn.Module):
     """torchvision's ViT encoder with halting tokens; its weights keep their names."""
 
-    def __init__(self, encoder: nn.Module, gamma: float, beta: float):
+    def __init__(self, encoder: Any, gamma: float, beta: float):
         super().__init__()
         self.pos_embedding, self.dropout = encoder.pos_embedding, encoder.dropout
         self.layers, self.ln = encoder.layers, encoder.ln
@@ -96,7 +97,7 @@ class HaltingEncoder(nn.Module):
         Blocks compute all tokens and mask those that have halted: exact, not faster.
         """
         x = self.dropout(x + self.pos_embedding)
-        halting = Halting(*x.shape[:2], x.device)
+        halting = Halting(x.shape[0], x.shape[1], x.device)
         states = []
         for index, block in enumerate(self.layers):
             if index:
@@ -110,7 +111,7 @@ class HaltingEncoder(nn.Module):
         return torch.sigmoid(self.gamma * x[..., CHANNEL].float() + self.beta)
 
 
-def run_block(block: nn.Module, x: Tensor, alive: Tensor) -> Tensor:
+def run_block(block: Any, x: Tensor, alive: Tensor) -> Tensor:
     """torchvision's encoder block on the tokens that are alive.
 
     A masked key weighs exactly 0 in a softmax, so the others fare as if it had been removed.
@@ -130,7 +131,7 @@ def run_block(block: nn.Module, x: Tensor, alive: Tensor) -> Tensor:
     return (x + block.mlp(block.ln_2(x))) * alive.unsqueeze(-1)
 
 
-def add_halting(model: nn.Module, gamma: float, beta: float) -> nn.Module:
+def add_halting(model: Any, gamma: float, beta: float) -> nn.Module:
     """Let the tokens of a torchvision `VisionTransformer` halt, in place; returns the model."""
     model.encoder = HaltingEncoder(model.encoder, gamma, beta)
     return model
@@ -143,7 +144,7 @@ def rebuild(
     return add_halting(model, gamma, beta)
 
 
-def quiet_channel(model: nn.Module) -> None:
+def quiet_channel(model: Any) -> None:
     """Set to 0, in place, all weights of a ViT that write to the halting channel.
 
     Its values in a trained model say nothing of halting, yet would halt tokens at random. At 0
@@ -188,7 +189,7 @@ def prior_loss(trace: Trace, prior: Tensor) -> Tensor:
     return (torch.xlogy(prior, prior) - prior * shares.log()).sum()
 
 
-def halting_flops(model: nn.Module, dense: float, running: Tensor) -> float:
+def halting_flops(model: Any, dense: float, running: Tensor) -> float:
     """Mean FLOPs per sample, when blocks compute the running tokens only.
 
     Args:
@@ -204,7 +205,7 @@ def halting_flops(model: nn.Module, dense: float, running: Tensor) -> float:
     return dense - saved / samples
 
 
-def _block_flops(model: nn.Module) -> Iterator[tuple[int, int]]:
+def _block_flops(model: Any) -> Iterator[tuple[int, int]]:
     """FLOPs of each block, per token and per pair of tokens: those of n tokens are a n + b n²."""
     embedding = model.encoder.pos_embedding  # [1, tokens, d_model]
     for block in model.encoder.layers:

@@ -8,7 +8,7 @@ from d2dmoe.models import ARCHITECTURES
 
 def chains(task: TaskConfig, variant: AViTVariant) -> list[Chain]:
     """A training for every target depth."""
-    options = task.avit.model_dump()
+    options = getattr(task, variant.method).model_dump()
     return [[("avit", AViTConfig(**options, depth=depth))] for depth in variant.depths]
 
 

@@ -1,6 +1,7 @@
 """A ViT fine-tuned to halt its tokens."""
 
 from pathlib import Path
+from typing import Any
 
 from d2dmoe.checkpoint import Trained, load_dense_model
 from d2dmoe.data.splits import Batch
@@ -36,7 +37,8 @@ def train_avit(parent: Path, cfg: AViTConfig, run: Run) -> Trained:
         )
     quiet_channel(model)
     add_halting(model, cfg.gamma, cfg.beta)
-    prior = depth_prior(len(model.encoder.layers), cfg.depth, cfg.prior_std).to(run.device)
+    encoder: Any = model.encoder
+    prior = depth_prior(len(encoder.layers), cfg.depth, cfg.prior_std).to(run.device)
     with watch(find(model, MeanField), lambda _module, trace, _output: trace) as traces:
 
         def losses(batch: Batch, _progress: float) -> Losses:

@@ -90,7 +90,7 @@ def check(task: TaskConfig, name: str, variant: ConversionVariant) -> None:
             f"{d_ff // size} experts; allowed: 1 to {d_ff // size}"
         )
     if stages.projections:
-        _check_projections(name, stages, rule.name)
+        _check_projections(name, stages, stages.projections.multiple, rule.name)
     need_epochs(task, name, stages.epochs, "projections + sparsify + router epochs")
 
 
@@ -118,8 +118,8 @@ def ffn_width(task: TaskConfig, name: str, variant: ConversionVariant) -> int:
     return remaining(task.model.d_ff, base.neurons)
 
 
-def _check_projections(name: str, stages: Conversion, rule: str) -> None:
-    size, multiple = stages.clustering.projection_expert_size, stages.projections.multiple
+def _check_projections(name: str, stages: Conversion, multiple: int, rule: str) -> None:
+    size = stages.clustering.projection_expert_size
     if size is None or stages.router.projection_width is None:
         raise ValueError(
             f"variant '{name}' converts attention projections: give "

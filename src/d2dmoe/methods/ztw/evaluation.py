@@ -45,7 +45,7 @@ def evaluate_exits(
     samples = open_split(run.data, cfg["split"])
     outcomes = _outcomes(model, blocks, samples, cfg["batch_size"], run)
     costs = exit_costs(model, blocks, samples, run.device)
-    counted = {"params": count_parameters(model)}
+    counted: dict[str, float] = {"params": count_parameters(model)}
     counted["tokens"] = cost_on(model, samples, run.device).tokens
     points = []
     for value in cfg["values"]:
@@ -89,7 +89,7 @@ def _outcomes(
     with torch.inference_mode(), watch_states(blocks) as states:
         for index, (inputs, targets) in enumerate(batches_of(samples, batch_size, run.device), 1):
             end = logits_of(model, inputs).float()
-            _, ensembles = model.exits(states.values())
+            _, ensembles = model.get_submodule("exits")(states.values())
             batches.append(_outcomes_of(torch.cat([ensembles, end[None]]), targets))
             progress.update(index)
     return _Outcomes(*(torch.cat(parts, 1).cpu() for parts in zip(*batches, strict=True)))
@@ -128,4 +128,5 @@ def exit_costs(
     def of_length(length: int) -> Tensor:
         return costs({"input_ids": torch.zeros(1, length, dtype=torch.int64, device=device)})
 
-    return at_lengths(*map(of_length, (1, 2, 3)), samples.lengths)
+    one, two, three = map(of_length, (1, 2, 3))
+    return at_lengths(one, two, three, samples.lengths)

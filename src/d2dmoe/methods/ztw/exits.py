@@ -44,6 +44,7 @@ class Head(nn.Module):
         if self.hidden is not None:
             z = self.hidden(z)
         if self.cascade_norm is not None:
+            assert previous is not None  # the first head has no cascade
             z = torch.cat([z, self.cascade_norm(previous.detach())], -1)
         return self.out(z)
 
@@ -157,7 +158,7 @@ class UpTo(nn.Module):
         """Logits [batch, classes] of the exit's ensemble, or at the end of the model."""
         with watch_states(self.passed) as states:
             logits = self._run(inputs)
-        _, ensembles = self.model.exits(states.values())
+        _, ensembles = self.model.get_submodule("exits")(states.values())
         return ensembles[-1] if logits is None else logits
 
     def _run(self, inputs: dict[str, Tensor]) -> Tensor | None:

@@ -8,7 +8,7 @@ from d2dmoe.models import ARCHITECTURES
 
 def chains(task: TaskConfig, variant: ZTWVariant) -> list[Chain]:
     """One training."""
-    return [[("ztw", task.ztw)]]
+    return [[("ztw", getattr(task, variant.method))]]
 
 
 def knob(task: TaskConfig, variant: ZTWVariant) -> str:

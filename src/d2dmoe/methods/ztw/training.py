@@ -32,7 +32,8 @@ def train_ztw(parent: Path, cfg: ZTWConfig, run: Run) -> Trained:
     spec = spec.with_part("ztw", every=cfg.every, width=cfg.width)
     torch.manual_seed(seed_for("exits", run.seed))
     add_exits(model, spec, cfg.every, cfg.width).to(run.device).requires_grad_(False)
-    exits, blocks = model.exits.requires_grad_(True), exit_blocks(model, spec, cfg.every)
+    exits = model.get_submodule("exits").requires_grad_(True)
+    blocks = exit_blocks(model, spec, cfg.every)
     last = UpTo(model, blocks, len(blocks) - 1)
     with watch_states(blocks) as states:
 

@@ -1,0 +1,890 @@
+"""Laws of the plan: what tables, figures, claims and benchmarks read, and which edit repeats what.
+
+All of it without Snakemake, which only asks.
+"""
+
+import inspect
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from small_config import RATES, with_everything, with_language
+
+from d2dmoe.claims import CLAIMS
+from d2dmoe.claims.evidence import evidence_of
+from d2dmoe.config.task import SUITES
+from d2dmoe.config.variant import DENSE_VARIANTS
+from d2dmoe.errors import ConfigError
+from d2dmoe.figures import FIGURES, by_key
+from d2dmoe.lookup import module_of, resolve
+from d2dmoe.methods import EVALUATIONS, METHODS
+from d2dmoe.plan import benchmarks, claims, digest, tables
+from d2dmoe.plan.digest import imported_modules
+from d2dmoe.plan.figures import Request, folder_of, table_path, task_figures
+from d2dmoe.plan.lineage import Lineage, Step
+from d2dmoe.plan.plan import LIBRARIES, Plan, load_plan
+from d2dmoe.plan.variants import rate
+from d2dmoe.stages import STAGES
+
+ROOT = Path(__file__).parents[2]
+MAIN, ABLATIONS, COMPATIBILITY = SUITES
+CONVERTED = {
+    "sparse",
+    "sparser",
+    "static",
+    "random",
+    "moefication",
+    "attention",
+}  # of the main suite
+
+
+@pytest.fixture
+def plan(raw, root) -> Plan:
+    """Of every method, suite, compressed model and trial, with two seeds."""
+    return load_plan(with_everything(raw), root)
+
+
+@pytest.fixture
+def of_language(raw, root) -> Plan:
+    """Of a language model, with BoolQ, beside a task of images."""
+    language = with_language(raw, "gpt2")["tasks"]["tiny"]
+    language["boolq"] = {"variants": ["sparse"], "budgets": [1.0, 0.5], "limit": 7}
+    raw["tasks"]["text"] = language
+    return load_plan(raw, root)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Plan:
+    """Of the configuration that the workflow's tests run."""
+    return load_plan(yaml.safe_load((ROOT / "tests/workflow/tiny.yaml").read_text()), ROOT)
+
+
+def lines_of(plan: Plan) -> list[Lineage]:
+    suites = [line for suite in SUITES for line in plan.lineages[suite]]
+    return suites + [line for _rate, line in plan.trials]
+
+
+# The plan itself.
+
+
+def test_a_folder_that_no_variant_leads_to_is_an_error_that_names_the_remedy(plan):
+    with pytest.raises(ConfigError) as caught:
+        plan.step("results/models/tiny/seed-0/dense-e1-00000000")
+    message = str(caught.value)
+    assert "results/models/tiny/seed-0/dense-e1-00000000" in message
+    assert "results/models.csv" in message and "`snakemake models`" in message
+
+
+def test_every_stage_is_found_by_its_folder(plan):
+    for line in lines_of(plan):
+        for step in line.steps:
+            assert plan.step(step.folder) == step
+
+
+def test_a_dataset_is_found_by_its_folder(of_language):
+    for name, task in of_language.config.tasks.items():
+        assert of_language.dataset(of_language.data_folder(name)) == task.data
+    with pytest.raises(ConfigError, match="results/data/tiny/other"):
+        of_language.dataset("results/data/tiny/other")
+
+
+def test_a_variant_stands_for_its_first_seed(raw, root):
+    raw["seeds"] = [3, 1]
+    plan = load_plan(raw, root)
+    assert plan.line(MAIN, "tiny", "sparse").seed == 3
+    assert {line.seed for line in plan.lines(MAIN, "tiny")} == {1, 3}
+
+
+def test_files_of_a_dataset_are_its_description_and_the_splits_asked_for(plan):
+    folder = plan.data_folder("tiny")
+    files = [f"{folder}/{name}.safetensors" for name in ("train", "validation", "test")]
+    assert plan.data_files(folder) == [f"{folder}/dataset.json", *files]
+    assert plan.data_files(folder, ["test"]) == [f"{folder}/dataset.json", files[-1]]
+
+
+def test_the_plan_needs_neither_torch_nor_figures_nor_snakemake():
+    """So that a call of the workflow begins in a second."""
+    code = (
+        "import sys, yaml; from pathlib import Path\n"
+        "from d2dmoe.plan import benchmarks, claims, tables\n"
+        "from d2dmoe.plan.plan import load_plan\n"
+        f"root = Path({str(ROOT)!r})\n"
+        "plan = load_plan(yaml.safe_load((root / 'tests/workflow/tiny.yaml').read_text()), root)\n"
+        "tables.all_results(plan), claims.claim_options(plan, 'main'), benchmarks.results(plan)\n"
+        "[plan.stage_code(step) for step in plan.steps.values()]\n"
+        "heavy = ('torch', 'numpy', 'pandas', 'matplotlib', 'transformers', 'snakemake')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "[]\n", result.stderr
+
+
+# Tables.
+
+
+def about(line: Lineage) -> tuple:
+    return line.task, line.method.name, line.variant, line.seed
+
+
+def named(entries: Iterable[dict[str, Any]]) -> list[tuple]:
+    """What the rows of entries belong to."""
+    return [tuple(e[key] for key in ("task", "method", "variant", "seed")) for e in entries]
+
+
+@pytest.mark.parametrize("suite", SUITES)
+@pytest.mark.parametrize("split", ["test", "validation"])
+def test_the_tradeoff_has_the_points_of_every_variant_and_seed(plan, suite, split):
+    entries = tables.points(plan, suite, "tiny", split)
+    lines = plan.lines(suite, "tiny")
+    assert named(entries) == [about(line) for line in lines] and len(lines) > 4
+    for entry, line in zip(entries, lines, strict=True):
+        assert entry["path"] == f"{line.folder}/evaluate/{split}/{line.knob}.csv"
+        assert (entry["model"], entry["dataset"]) == ("vit-2x16", "images")
+        assert entry["reference"] == (line.variant in DENSE_VARIANTS)
+    of_one_seed = [e for e in entries if e["seed"] == 0]
+    assert sum(entry["reference"] for entry in of_one_seed) == 2
+
+
+def test_what_is_measured_of_a_variant_is_how_its_knob_is_measured(plan):
+    hows = {line.variant: line.how.name for line in lines_of(plan)}
+    assert {hows[x] for x in CONVERTED} == {"evaluate"}
+    of_others = [hows[x] for x in ("dense", "dense_finetuned", "pruned", "int8", "ztw", "avit")]
+    assert of_others == ["evaluate_dense"] * 4 + ["evaluate_exits", "evaluate_halting"]
+    for line in lines_of(plan):
+        assert line.knob in line.how.knobs
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_the_dense_points_are_those_of_the_main_suite(plan, suite):
+    entries = tables.dense_points(plan, suite, "tiny")
+    dense = ("dense", "dense_finetuned")
+    assert named(entries) == [("tiny", "dense", x, seed) for seed in (0, 1) for x in dense]
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_layers_and_activity_are_of_models_with_experts(plan, suite):
+    lines = [line for line in plan.lines(suite, "tiny") if METHODS[line.method.name].experts]
+    if suite == MAIN:
+        assert {line.variant for line in lines} == CONVERTED
+    layers, activity = (f(plan, suite, "tiny") for f in (tables.layers, tables.activity))
+    assert named(layers) == named(activity) == [about(line) for line in lines]
+    for line, of_layers, of_activity in zip(lines, layers, activity, strict=True):
+        assert of_layers["path"] == f"{line.folder}/evaluate/test/{line.knob}_layers.csv"
+        sparsified = line.step_of("sparsify").folder
+        assert of_activity["path"] == f"{sparsified}/activity/test.csv"
+
+
+def test_the_load_of_patches_is_of_the_variant_that_is_drawn(plan):
+    line = plan.line(MAIN, "tiny", "sparse")
+    (entry,) = tables.patch_load(plan, MAIN, "tiny")
+    assert entry == {"path": f"{line.folder}/load_maps/dynamic_k.csv"} | line.labels
+    assert entry["seed"] == 0
+
+
+def test_fairness_counts_every_training_after_the_dense_model(plan):
+    entries = tables.fairness(plan, "tiny")
+    lines = [line for line in plan.lines(MAIN, "tiny") if line.variant != "dense"]
+    assert named(entries) == [about(line) for line in lines]
+    task = plan.task("tiny")
+    for entry, line in zip(entries, lines, strict=True):
+        assert entry["lr"] == rate(task, line.variant)
+        assert entry["rates"] == task.tuning.get(line.variant, [entry["lr"]])
+        assert entry["about"] == f"{plan.data_folder('tiny')}/dataset.json"
+        assert [s["stage"] for s in entry["stages"]] == [s.stage.name for s in line.steps[1:]]
+        assert sum(stage["epochs"] for stage in entry["stages"]) == task.epochs
+    tuned, own = (next(e for e in entries if e["variant"] == x) for x in ("sparse", "static"))
+    assert tuned["rates"] == RATES and own["rates"] == [0.001]
+    clustering = {"epochs": 0.0, "batch_size": 1}  # it trains nothing
+    (stage,) = (s for s in own["stages"] if s["stage"] == "clustering")
+    assert clustering.items() <= stage.items()
+
+
+def test_fairness_reads_the_record_of_every_job_that_it_counts(plan):
+    records = tables.job_records(plan, "tiny")
+    counted = {s["record"] for entry in tables.fairness(plan, "tiny") for s in entry["stages"]}
+    assert records == sorted(counted)
+    made = {
+        tables.job_record(step.folder, step.stage.name)
+        for line in plan.lines(MAIN, "tiny")
+        for step in line.steps[1:]
+    }
+    assert set(records) == made
+
+
+def test_logs_and_records_lie_as_their_results_do():
+    folder = "results/models/tiny/seed-0/dense-e1-0a1b2c3d"
+    place = "models/tiny/seed-0/dense-e1-0a1b2c3d/dense"
+    assert tables.job_log(folder, "dense") == f"results/logs/{place}.log"
+    assert tables.job_record(folder, "dense") == f"results/benchmarks/jobs/{place}.jsonl"
+
+
+def test_trials_are_told_by_their_rates_on_validation_samples(plan):
+    entries = tables.tuning(plan, "tiny")
+    assert named(entries) == [about(line) for _rate, line in plan.trials]
+    for entry, (tried, line) in zip(entries, plan.trials, strict=True):
+        assert entry["path"] == line.evaluation("validation") and entry["lr"] == tried
+        assert entry["chosen"] == (tried == rate(plan.task("tiny"), line.variant))
+    tried = [e["lr"] for e in entries if e["variant"] == "sparse" and e["seed"] == 0]
+    assert tried == RATES
+
+
+def test_tables_of_all_tasks_are_of_the_tasks_that_have_them(plan, of_language):
+    path = "results/tables/tiny/tradeoff.csv"
+    assert tables.of_tasks(plan, MAIN, "tradeoff") == [{"path": path}]
+    assert tables.of_tasks(plan, MAIN, "tuning") == [{"path": "results/tables/tiny/tuning.csv"}]
+    path = "results/tables/ablations/tiny/layers.csv"
+    assert tables.of_tasks(plan, ABLATIONS, "layers") == [{"path": path}]
+    assert tables.of_tasks(of_language, MAIN, "tuning") == []
+    assert tables.of_tasks(of_language, ABLATIONS, "layers") == []
+    for table in ("tradeoff", "validation", "layers", "activity", "summary", "fairness"):
+        paths = [f"results/tables/{task}/{table}.csv" for task in ("tiny", "text")]
+        assert [e["path"] for e in tables.of_tasks(of_language, MAIN, table)] == paths
+    for task, table in {"tiny": "patch_load", "text": "reference"}.items():
+        (entry,) = tables.of_tasks(of_language, MAIN, table)
+        assert entry == {"path": f"results/tables/{task}/{table}.csv"}
+
+
+def test_a_corpus_that_is_streamed_is_too_large_to_count_words_in(raw, root):
+    raw = with_language(raw, "gpt2")
+    assert "reference" in tables.task_tables(load_plan(raw, root), MAIN, "tiny")
+    raw["tasks"]["tiny"]["data"] |= {"streaming": True, "tokenizer": {"source": "hub:some/set"}}
+    assert "reference" not in tables.task_tables(load_plan(raw, root), MAIN, "tiny")
+
+
+# Targets.
+
+
+TABLES = {"tradeoff", "summary", "layers", "activity", "patch_load", "fairness"}
+DRAWN = {  # of tiny.yaml, by suite
+    MAIN: {"figure_4", "figure_2a", "figure_2b", "figure_2c", "figure_8a", "figure_8b"}
+    | {"figure_9a", "figure_9b"},
+    ABLATIONS: {"ablation_routers", "ablation_clusterings", "ablation_router_widths", "figure_9d"},
+    COMPATIBILITY: {"figure_6", "figure_7", "figure_12"},
+}
+
+
+def tables_and_figures(suite: str, names: Iterable[str], task: str = "") -> set[str]:
+    folder = f"{folder_of(suite)}{task and task + '/'}"
+    figures = DRAWN[suite] if task else ()
+    return {f"results/tables/{folder}{name}.csv" for name in names} | {
+        f"results/figures/{folder}{name}.{end}" for name in figures for end in ("png", "pdf")
+    }
+
+
+def test_all_makes_the_main_suite_the_list_of_models_and_the_figures_of_all_tasks(tiny):
+    found = tables.all_results(tiny)
+    expected = tables_and_figures(MAIN, TABLES | {"claims"})
+    expected |= tables_and_figures(MAIN, TABLES, "tiny") | {"results/models.csv"}
+    for figure in ("figure_3", "figure_4", "figure_10"):
+        expected |= {f"results/figures/{figure}.{end}" for end in ("png", "pdf")}
+    assert set(found) == expected and len(found) == len(expected)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_suite_makes_its_tables_figures_and_claims(tiny, suite):
+    found = tables.suite_results(tiny, suite)
+    names = TABLES if suite == MAIN else {"tradeoff", "summary", "layers", "activity"}
+    expected = tables_and_figures(suite, names | {"claims"})
+    expected |= tables_and_figures(suite, names, "tiny")
+    assert set(found) == expected and len(found) == len(expected)
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_a_task_makes_its_own_part_of_a_suite(tiny, suite):
+    found = set(tables.task_results(tiny, suite, "tiny"))
+    assert found == {path for path in tables.suite_results(tiny, suite) if "tiny" in path}
+
+
+def test_a_suite_that_no_task_has_a_part_in_makes_nothing_of_tasks(of_language):
+    for suite in SUITES[1:]:
+        assert of_language.tasks_of(suite) == [] and of_language.lineages[suite] == []
+
+
+# Figures.
+
+
+def requests(plan: Plan) -> Iterator[tuple[Any, str, str | None, Request]]:
+    """Every figure that is drawn, for its suite and task, and what it asks for."""
+    for suite in SUITES:
+        for task in plan.tasks_of(suite):
+            for name in task_figures(plan, suite, task):
+                figure = FIGURES[name]
+                yield figure, suite, task, resolve(figure.request)(plan, suite, task, figure)
+    for figure in FIGURES.values():
+        if figure.overall:
+            yield figure, MAIN, None, resolve(figure.request)(plan, MAIN, None, figure)
+
+
+def test_every_figure_is_drawn_of_what_is_made_and_gets_what_its_function_takes(tiny, plan):
+    asked = 0
+    for of in (tiny, plan):
+        made = {f"{x.folder}/load_maps/{x.knob}.safetensors" for x in of.lineages[MAIN]}
+        made |= {f"{of.data_folder(task)}/dataset.json" for task in of.config.tasks}
+        for suite in SUITES:
+            made |= {path for path in tables.suite_results(of, suite) if path.endswith(".csv")}
+        for figure, _suite, _task, request in requests(of):
+            assert set(request.inputs.values()) <= made, figure.name
+            inspect.signature(resolve(figure.draw)).bind(**request.inputs, **request.arguments)
+            assert yaml.safe_load(yaml.safe_dump(request.arguments)) == request.arguments
+            asked += 1
+    assert asked > 30
+
+
+def test_the_tiny_configuration_draws_every_figure_of_the_table(tiny):
+    drawn = {figure.name for figure, *_ in requests(tiny)}
+    assert FIGURES.keys() - drawn == {"figure_16", "figure_9c"}  # further panels, further bases
+
+
+def test_a_curve_is_of_the_variants_that_the_task_names_in_the_tasks_words(raw, root):
+    raw["tasks"]["tiny"]["figures"]["labels"] = {"base_sparsity": {"sparser": "α = 0.2"}}
+    plan = load_plan(raw, root)
+    figure = FIGURES["figure_2a"]
+    request = resolve(figure.request)(plan, MAIN, "tiny", figure)
+    assert request.inputs == {"tradeoff": "results/tables/tiny/tradeoff.csv"}
+    panel = {
+        "labels": {"sparse": "D2DMoE", "sparser": "α = 0.2"},
+        "metric": "accuracy",
+        "task": "tiny",
+        "variants": ["sparse", "sparser"],
+    }
+    assert request.arguments == {"panels": [panel], "title": "Sparsity of the base model"}
+
+
+def test_the_figure_of_all_tasks_has_a_panel_for_each(of_language):
+    figure = FIGURES["figure_4"]
+    request = resolve(figure.request)(of_language, MAIN, None, figure)
+    assert request.inputs == {"tradeoff": "results/tables/tradeoff.csv"}
+    panels = [(panel["task"], panel["metric"]) for panel in request.arguments["panels"]]
+    assert panels == [("tiny", "accuracy"), ("text", "loss")]
+
+
+def test_figures_of_a_suite_read_its_own_tables(plan):
+    figure = FIGURES["figure_6"]
+    request = resolve(figure.request)(plan, COMPATIBILITY, "tiny", figure)
+    assert request.inputs == {"tradeoff": "results/tables/compatibility/tiny/tradeoff.csv"}
+    (panel,) = request.arguments["panels"]
+    assert panel["variants"] == ["sparse", "pruned", "pruned_sparse"]
+    assert panel["labels"]["pruned"] == "pruned"
+    assert panel["labels"]["pruned_sparse"] == "pruned, ours"
+
+
+def test_panels_of_layers_are_of_the_operating_points_asked_for(plan):
+    figure = FIGURES["figure_8a"]
+    request = resolve(figure.request)(plan, MAIN, "tiny", figure)
+    assert request.inputs == {"layers": "results/tables/tiny/layers.csv"}
+    labels = {"sparse": "D2DMoE"}
+    compared = {"labels": labels, "task": "tiny", "variants": ["sparse"]}
+    assert request.arguments == compared | {"values": [0.0, 0.5]}
+
+
+def test_load_maps_are_drawn_of_a_models_own_file(plan):
+    figure = FIGURES["figure_8b"]
+    request = resolve(figure.request)(plan, MAIN, "tiny", figure)
+    folder = plan.line(MAIN, "tiny", "sparse").folder
+    assert request == Request(
+        {
+            "tensors": f"{folder}/load_maps/dynamic_k.safetensors",
+            "about": f"{plan.data_folder('tiny')}/dataset.json",
+        }
+    )
+
+
+def test_a_task_draws_the_figures_that_it_describes_in_the_tables_order(plan):
+    for suite in SUITES:
+        drawn = plan.task("tiny").figures_of(suite).of_figures()
+        names = [figure.name for key, figure in by_key().items() if key in drawn]
+        assert task_figures(plan, suite, "tiny") == names and names
+
+
+def test_tables_of_suites_lie_apart():
+    assert table_path(MAIN, "layers") == "results/tables/layers.csv"
+    assert table_path(ABLATIONS, "layers", "tiny") == "results/tables/ablations/tiny/layers.csv"
+    assert len({table_path(suite, "layers", task) for suite in SUITES for task in ("", "x")}) == 6
+
+
+# Claims.
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_claims_are_decided_by_tables_that_the_suite_makes(plan, suite):
+    found = claims.claim_tables(plan, suite)
+    assert {"tradeoff", "layers", "activity"} <= found.keys()
+    assert ("patch_load" in found) == (suite == MAIN)
+    assert set(found.values()) <= set(tables.suite_results(plan, suite))
+    assert found == {name: table_path(suite, name) for name in sorted(found)}
+
+
+def test_claims_get_what_makes_their_evidence(plan):
+    for suite in SUITES:
+        options = claims.claim_options(plan, suite)
+        assert list(options) == ["tiny"]
+        signature = inspect.signature(evidence_of)
+        signature.bind("tiny", claims.claim_tables(plan, suite), **options["tiny"])
+        assert options["tiny"]["metric"] == "accuracy"
+        assert yaml.safe_load(yaml.safe_dump(options)) == options
+
+
+def test_claims_know_the_variants_that_convert_attention_projections(plan):
+    found = {suite: claims.claim_options(plan, suite)["tiny"]["projections"] for suite in SUITES}
+    assert found == {MAIN: ["attention"], ABLATIONS: [], COMPATIBILITY: []}
+
+
+def test_a_compressed_model_stands_beside_its_conversion(plan):
+    bases = {suite: claims.claim_options(plan, suite)["tiny"]["bases"] for suite in SUITES}
+    assert bases[MAIN] == bases[ABLATIONS] == {}
+    assert bases[COMPATIBILITY] == {
+        "pruned": {"converted": "pruned_sparse", "references": ["pruned", "pruned_finetuned"]},
+        "student": {"converted": "student_sparse", "references": ["student", "student_finetuned"]},
+        "int8": {"converted": "sparse_int8", "references": ["int8"]},
+    }
+
+
+def test_only_the_papers_method_is_what_a_compressed_model_is_converted_by(raw, root):
+    raw = with_everything(raw)
+    other = {"method": "moefication", "label": "x", "base": "pruned", "select": "coverage"}
+    raw["tasks"]["tiny"]["compatibility"]["variants"]["z_last"] = other
+    bases = claims.claim_options(load_plan(raw, root), COMPATIBILITY)["tiny"]["bases"]
+    assert bases["pruned"]["converted"] == "pruned_sparse"
+
+
+def test_claims_know_what_other_suites_draw(plan):
+    elsewhere = claims.claim_options(plan, ABLATIONS)["tiny"]["elsewhere"]
+    assert elsewhere.keys() == {MAIN, COMPATIBILITY}
+    assert elsewhere[COMPATIBILITY] == ["distilled", "pruned", "quantized"]
+    assert elsewhere[MAIN] == sorted(plan.task("tiny").figures.of_figures())
+
+
+def test_a_suite_without_a_task_has_no_claims(of_language):
+    assert claims.claim_options(of_language, ABLATIONS) == {}
+    assert claims.claim_tables(of_language, ABLATIONS) == {}
+
+
+# Benchmarks.
+
+
+LAYER = {"tokens": 9, "d_model": 16, "num_experts": 8, "expert_size": 2}
+
+
+@pytest.fixture
+def timed(raw, root) -> Plan:
+    """With benchmarks of every table, one of which follows a model's selections."""
+    layers = {"cpu": {"small": LAYER}, "gpu": {"a": LAYER, "b": LAYER | {"masks": ["converted"]}}}
+    own = {"num_experts": 8, "batches": [1]}
+    model = {"vit": own | {"model": raw["tasks"]["tiny"]["model"], "size": 8}}
+    decode = {"ffn": own | {"kind": "ffn", "layers": 2, "d_model": 16, "d_ff": 32}}
+    masks = {"task": "tiny", "variant": "static", "values": [8], "samples": 2}
+    raw["benchmarks"] = layers | {"models": model, "decode": decode, "masks": masks}
+    return load_plan(raw, root)
+
+
+def test_every_benchmark_has_a_table_of_its_entries(timed):
+    assert benchmarks.configured(timed) == ["cpu", "layer", "model", "decode"]
+    paths = [f"results/benchmarks/layer/{entry}.csv" for entry in ("a", "b")]
+    assert [entry["path"] for entry in benchmarks.entries(timed, "layer")] == paths
+    assert benchmarks.entries(timed, "cpu") == [{"path": "results/benchmarks/cpu/small.csv"}]
+
+
+def test_masks_are_read_where_an_entry_follows_them_and_made_of_the_variant(timed):
+    assert benchmarks.masks(timed, "layer", "a") == benchmarks.masks(timed, "cpu", "small") == []
+    path = "results/benchmarks/masks.safetensors"
+    assert benchmarks.masks(timed, "layer", "b") == [path]
+    line = benchmarks.masks_line(timed)
+    assert (line.variant, line.knob, line.seed) == ("static", "top_k", 0)
+    assert line == timed.line(MAIN, "tiny", "static")
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_what_needs_a_gpu_is_left_out_where_there_is_none(timed, monkeypatch, gpu):
+    monkeypatch.setattr(shutil, "which", lambda name: "/bin/nvidia-smi" if gpu else None)
+    tables_ = ["cpu", "layer", "model", "decode"] if gpu else ["cpu"]
+    assert benchmarks.timed_here(timed) == tables_
+    layers = [f"results/benchmarks/{name}.csv" for name in tables_ if name in ("cpu", "layer")]
+    assert benchmarks.timed_layers(timed) == layers
+    figures = [f"results/figures/benchmarks/{name}.png" for name in tables_]
+    assert benchmarks.results(timed) == [*figures, "results/benchmarks/claims.csv"]
+
+
+def test_layers_of_other_shapes_have_a_figure_of_their_own(raw, root, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    other = LAYER | {"expert_size": 4}
+    raw["benchmarks"] = {"gpu": {"a": LAYER, "b": other}}
+    results = benchmarks.results(load_plan(raw, root))
+    names = ("figures/benchmarks/layer", "figures/benchmarks/layer_appendix")
+    assert results == [f"results/{x}.png" for x in names] + ["results/benchmarks/claims.csv"]
+
+
+def test_without_benchmarks_nothing_is_timed(plan, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    assert benchmarks.configured(plan) == benchmarks.results(plan) == []
+
+
+# BoolQ.
+
+
+def test_boolq_is_asked_of_dense_models_and_the_variants_named(of_language):
+    entries = tables.boolq(of_language)
+    variants = ("dense", "dense_finetuned", "sparse")
+    assert [(e["task"], e["variant"], e["seed"]) for e in entries] == [
+        ("text", variant, seed) for seed in (0, 1) for variant in variants
+    ]
+    folder = of_language.line(MAIN, "text", "sparse").folder
+    assert entries[2]["path"] == f"{folder}/boolq/dynamic_k.csv"
+    assert tables.all_results(of_language).count("results/tables/boolq.csv") == 1
+
+
+def test_boolq_reads_the_model_and_its_and_the_dense_points_on_validation_samples(of_language):
+    line = of_language.line(MAIN, "text", "sparse")
+    data = of_language.data_folder("text")
+    assert tables.boolq_inputs(of_language, line.last, line.knob) == {
+        "model": f"{line.folder}/model.safetensors",
+        "tokenizer": f"{data}/tokenizer.json",
+        "points": f"{line.folder}/evaluate/validation/dynamic_k.csv",
+        "dense": f"{line.steps[0].folder}/evaluate/validation/dense.csv",
+        "data": [f"{data}/dataset.json", f"{data}/validation.safetensors"],
+        "questions": [],
+    }
+
+
+def test_boolq_of_a_dense_model_has_its_own_cost_only(of_language):
+    line = of_language.line(MAIN, "text", "sparse")
+    options = tables.boolq_options(of_language, line.last, line.knob)
+    same = {"batch_size": 250, "limit": 7, "source": "hub:google/boolq"}
+    assert options == same | {"budgets": [1.0, 0.5]}
+    dense = of_language.line(MAIN, "text", "dense")
+    assert tables.boolq_options(of_language, dense.last, dense.knob) == same | {"budgets": [1.0]}
+
+
+def test_questions_of_a_file_are_an_input(raw, root):
+    raw = with_language(raw, "gpt2")
+    (root / "mine.jsonl").touch()
+    raw["tasks"]["tiny"]["boolq"] = {"variants": ["sparse"], "source": "path:mine.jsonl"}
+    plan = load_plan(raw, root)
+    line = plan.line(MAIN, "tiny", "sparse")
+    assert tables.boolq_inputs(plan, line.last, line.knob)["questions"] == "mine.jsonl"
+
+
+# Which code a job depends on. Paths are relative to src/d2dmoe; one with a slash at its end is all
+# that lies there.
+
+
+JOB = {"errors.py", "extensions.py", "lookup.py", "io/", "jobs/"}
+OPTIONS = {f"config/{name}.py" for name in ("augment", "compression", "model", "named", "sources")}
+OPTIONS |= {f"config/{name}.py" for name in ("stages", "strict", "training", "variant")}
+MODEL = JOB | OPTIONS
+MODEL |= {"checkpoint.py", "spec.py", "stages/__init__.py", "models/__init__.py", "models/build.py"}
+MODEL |= {"activations.py", "attention.py", "ffn.py", "inputs.py", "router_kinds.py", "sparsity.py"}
+MODEL |= {"surgery.py"}
+DATA = {f"data/{name}.py" for name in ("augment", "batches", "image_sources", "splits", "vendored")}
+DATA |= {"quality.py", "seeding.py"}
+TRAINING = MODEL | DATA | {"stages/fitting.py", "training.py"}
+EXPERTS = {"backend.py", "conversion.py", "moe.py", "router.py", "selection.py", "weights.py"}
+EXPERTS |= {"selection_rules.py"}
+MAY = {  # what a stage may depend on, beside its architecture and what earlier stages left
+    "dense": TRAINING | {"stages/dense.py"},
+    "finetune": TRAINING | {"stages/dense.py"},
+    "prune": TRAINING | {"stages/prune.py", "compression/importance.py", "compression/prune.py"},
+    "distill": TRAINING | {"stages/distill.py", "compression/distill.py"},
+    "projections": TRAINING | {"stages/projections.py"},
+    "sparsify": TRAINING | {"stages/sparsify.py"},
+    "clustering": MODEL
+    | EXPERTS
+    | {"stages/clustering.py", "experts.py", "balanced_kmeans.py", "seeding.py"},
+    "router": TRAINING | EXPERTS | {"stages/router.py"},
+    "ztw": TRAINING | {f"methods/ztw/{name}.py" for name in ("exits", "options", "training")},
+    # Of a model without experts, what counts FLOPs knows them.
+    "avit": TRAINING
+    | EXPERTS - {"conversion.py"}
+    | {"flops.py"}
+    | {f"methods/avit/{name}.py" for name in ("halting", "options", "training")},
+    "quantize": MODEL | EXPERTS | {"stages/quantize.py", "compression/quantize.py"},
+}
+LEFT = {  # the code of what a stage leaves in models, for those after it
+    "prune": {"compression/prune.py"},
+    "projections": TRAINING | {"stages/projections.py"},
+    "sparsify": TRAINING | {"stages/sparsify.py"},
+    "clustering": EXPERTS,
+    "router": EXPERTS,
+}
+LOSSES = {"regression": set(), "classification": {"methods/moefication.py"}}
+NEVER = ("kernels/", "figures/", "claims/", "benchmark/", "plan/", "downstream.py", "evaluate.py")
+
+
+class Watched(Plan):
+    """A plan that gives the files behind a digest in its place."""
+
+    def code(self, script: str, modules: Iterable[str] = ()) -> set[str]:
+        own = [name for name in modules if name.split(".")[0] not in LIBRARIES]
+        src = self.root / "src"
+        found = imported_modules(self.root / "scripts" / f"{script}.py", src, own)
+        return {str(path.relative_to(src / "d2dmoe")) for path in found}
+
+
+@pytest.fixture
+def watched(plan) -> Watched:
+    return Watched(plan.config, ROOT)
+
+
+def outside(files: set[str], allowed: set[str]) -> set[str]:
+    """The files that are not allowed."""
+    return {x for x in files if x not in allowed and f"{x.rpartition('/')[0]}/" not in allowed}
+
+
+def allowed_of(step: Step) -> set[str]:
+    allowed = MAY[step.stage.name].union(*(LEFT.get(s.stage.name, ()) for s in step.steps[:-1]))
+    allowed |= {f"models/{name}.py" for name in step.architectures}
+    return allowed | LOSSES.get(getattr(step.cfg, "kind", ""), set())
+
+
+def test_a_stage_depends_on_no_more_than_it_may(watched):
+    """An edit of anything else does not train it anew."""
+    seen = set()
+    for step in watched.steps.values():
+        extra = outside(watched.stage_code(step), allowed_of(step))
+        assert not extra, f"{step.folder}: {sorted(extra)}"
+        seen.add(step.stage.name)
+    assert seen == STAGES.keys() == MAY.keys()
+
+
+def test_a_stage_depends_on_its_own_function_and_on_what_rebuilds_its_parents(watched):
+    for step in watched.steps.values():
+        files = watched.stage_code(step)
+        references = [*step.stage.references, *(s.stage.rebuild for s in step.steps)]
+        modules = [module_of(reference) for reference in references if reference]
+        assert {f"{name.replace('.', '/')}.py"[7:] for name in modules} <= files
+        assert {f"models/{name}.py" for name in step.architectures} <= files
+        assert LOSSES.get(getattr(step.cfg, "kind", ""), set()) <= files
+
+
+def others(method: str) -> tuple[str, ...]:
+    """Where the code of other methods lies."""
+    packages = {path.parent.name for path in (ROOT / "src/d2dmoe/methods").glob("*/plan.py")}
+    return tuple(f"methods/{name}/" for name in packages - {method})
+
+
+def test_no_training_depends_on_kernels_figures_claims_the_plan_or_another_method(watched):
+    for step in watched.steps.values():
+        files = watched.stage_code(step)
+        found = {x for x in files if x.startswith(NEVER + others(step.stage.name))}
+        assert not found, f"{step.folder}: {sorted(found)}"
+        whole = {f"config/{x}.py" for x in ("experiment", "task", "figures", "select", "explain")}
+        assert not files & whole  # what describes whole configurations
+
+
+def test_neither_do_activity_datasets_and_tokenizers(watched):
+    step = watched.line(MAIN, "tiny", "sparse").step_of("sparsify")
+    data = JOB | {"config/data.py", "config/sources.py", "config/strict.py", "data/"}
+    assert not outside(watched.model_code("activity", step), MAY["sparsify"] | {"models/vit.py"})
+    assert not outside(watched.code("dataset"), data)
+    assert not outside(watched.code("tokenizer"), data)
+
+
+def test_an_evaluation_depends_on_its_own_methods_code_alone(watched):
+    for line in lines_of(watched):
+        files = watched.evaluation_code(line.how, line.last, line.knob)
+        found = {x for x in files if x.startswith(("figures/", "claims/", "benchmark/", "plan/"))}
+        found |= {x for x in files if x.startswith(others(line.last.stage.name))}
+        assert not found, f"{line.variant}: {sorted(found)}"
+        assert f"{module_of(line.how.measure).replace('.', '/')}.py"[7:] in files
+        assert ("methods/moefication.py" in files) is False  # a loss measures nothing
+
+
+def test_only_the_architectures_on_a_models_way_count(raw, root):
+    raw = with_everything(raw)
+    raw["tasks"]["text"] = with_language(raw, "bert")["tasks"]["tiny"]
+    for key in ("bases", "compatibility", "avit", "tuning"):
+        del raw["tasks"]["text"][key]
+    del raw["tasks"]["text"]["variants"]["avit"]
+    raw["tasks"]["text"]["figures"]["tradeoff"].remove("avit")
+    plan = load_plan(raw, root)
+    watched = Watched(plan.config, ROOT)
+    for step in watched.steps.values():
+        own = {"models/vit.py"} if step.task == "tiny" else {"models/bert.py"}
+        found = {
+            x for x in watched.stage_code(step) if re.fullmatch(r"models/(?!_|build|pre).*", x)
+        }
+        assert found == own
+
+
+def test_an_activation_that_the_model_is_asked_to_have_counts(raw, root, tmp_path):
+    raw["tasks"]["tiny"]["model"]["activation"] = "quick_gelu"
+    watched = Watched(load_plan(raw, root).config, ROOT)
+    assert "activations.py" in watched.stage_code(watched.line(MAIN, "tiny", "dense").last)
+
+
+# Which edit repeats what: over all jobs of the configuration that the workflow's tests run.
+
+
+CLAIM_MODULES = sorted({module_of(claim.test) for claim in CLAIMS.values() if claim.test})
+WALL_CLOCK = "d2dmoe.figures.wall_clock"
+TIMED = ("benchmark_layer", "benchmark_model", "benchmark_decode")
+GATHERED = ("gather", "tradeoff", "summary", "reference", "fairness", "tuning", "models")
+MEASURED = {*EVALUATIONS, "load_maps", "boolq", "benchmark_masks"}  # what runs models with kernels
+Job = tuple[str, str]  # a rule, and what the job is of
+
+
+def jobs(plan: Plan) -> dict[Job, str]:
+    """The digest of every job's code, as the rules ask for it; BoolQ and masks of any conversion,
+    though the configuration asks for none."""
+    found = {(s.stage.name, s.folder): plan.stage_code(s) for s in plan.steps.values()}
+    for line in lines_of(plan):
+        knob = f"{line.folder}/{line.knob}"
+        found[line.how.name, knob] = plan.evaluation_code(line.how, line.last, line.knob)
+        if line.method.experts:
+            sparsified = line.step_of("sparsify")
+            found["activity", sparsified.folder] = plan.model_code("activity", sparsified)
+            for script in ("load_maps", "boolq", "benchmark_masks"):
+                found[script, knob] = plan.model_code(script, line.last)
+    for script in ("dataset", "tokenizer", "benchmark_claims", *TIMED, *GATHERED):
+        found[script, ""] = plan.code(script)
+    for name, figure in FIGURES.items():
+        found[name, ""] = plan.code("figure", [module_of(figure.draw)])
+    found["wall_clock", ""] = plan.code("figure", [WALL_CLOCK])
+    return found | {("claims", ""): plan.code("claims", CLAIM_MODULES)}
+
+
+def test_these_are_all_jobs_that_the_rules_know():
+    rules = "".join(path.read_text() for path in ROOT.glob("rules/*.smk"))
+    asked = set(re.findall(r'code\(\s*"(\w+)"', rules)) | {"train", "convert", "evaluate"}
+    known = {"train", "convert", "evaluate", "activity", "load_maps", "boolq", "benchmark_masks"}
+    known |= {"dataset", "tokenizer", "benchmark_claims", "figure", "claims", *TIMED, *GATHERED}
+    assert asked == known
+    assert {path.stem for path in ROOT.glob("scripts/*.py")} == known | {"unused"}
+
+
+class Copy:
+    """A copy of the code, in which files are edited for a while."""
+
+    def __init__(self, folder: Path, plan: Plan):
+        for part in ("src", "scripts"):
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / part, folder / part, ignore=ignored)
+        self.package, self.plan = folder / "src/d2dmoe", replace(plan, root=folder)
+        self.before = self.jobs()
+
+    def jobs(self) -> dict[Job, str]:
+        for function in vars(digest).values():
+            if hasattr(function, "cache_clear"):
+                function.cache_clear()
+        return jobs(self.plan)
+
+    def files(self, *patterns: str) -> list[Path]:
+        return [path for pattern in patterns for path in sorted(self.package.glob(pattern))]
+
+    @contextmanager
+    def edited(self, paths: Iterable[Path]) -> Iterator[None]:
+        texts = {path: path.read_text() for path in paths}
+        for path, text in texts.items():
+            path.write_text(f"{text}\nEDIT = 1\n")
+        yield
+        for path, text in texts.items():
+            path.write_text(text)
+
+    def repeated(self, *patterns: str) -> set[Job]:
+        """The jobs that an edit of all files of some patterns repeats."""
+        paths = self.files(*patterns)
+        assert paths, patterns
+        with self.edited(paths):
+            after = self.jobs()
+        return {job for job, code in after.items() if code != self.before[job]}
+
+    def of_rules(self, *rules: str) -> set[Job]:
+        return {job for job in self.before if job[0] in rules}
+
+
+@pytest.fixture(scope="module")
+def code(tiny, tmp_path_factory) -> Iterator[Copy]:
+    parse, known = digest._read.__wrapped__, {}
+
+    @cache
+    def read(path: Path) -> Any:
+        """As the digest does, but a text that was read before is not parsed again."""
+        text = path.read_text()
+        if text not in known:
+            known[text] = parse(path)
+        return known[text]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(digest, "_read", read)
+        yield Copy(tmp_path_factory.mktemp("code"), tiny)
+
+
+def test_a_copy_of_the_code_has_the_same_digests(code, tiny):
+    assert jobs(tiny) == code.before and len(code.before) > 100
+
+
+def test_an_edit_of_the_kernels_repeats_just_what_measures_models_and_layers(code):
+    assert code.repeated("kernels/*.py") == code.of_rules(*MEASURED, *TIMED)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "rules"),
+    [
+        ("methods/ztw/*.py", ("ztw", "evaluate_exits")),
+        ("methods/avit/*.py", ("avit", "evaluate_halting")),
+        ("methods/ztw/evaluation.py", ("evaluate_exits",)),
+        ("methods/avit/evaluation.py", ("evaluate_halting",)),
+        ("methods/*/plan.py", ()),
+        ("methods/checks.py", ()),
+        ("methods/quantized/*.py", ()),
+        ("methods/conversion/*.py", ("claims",)),  # which says what the methods' own rules are
+        ("plan/*.py", ()),
+        ("figures/__init__.py", ()),
+        ("claims/*.py", ("claims", "benchmark_claims")),
+        ("benchmark/*.py", TIMED),
+        ("models/gemma.py", ()),
+        ("models/gpt2.py", ()),
+        ("models/bert.py", ()),
+        ("models/pretrained.py", ()),
+        ("compression/distill.py", ("distill",)),
+        ("stages/downstream.py", ("boolq",)),
+        ("stages/masks.py", ("benchmark_masks",)),
+        ("stages/reference.py", ("reference",)),
+        ("fairness.py", ("fairness", "tuning")),
+        ("data/tokenizer.py", ("dataset", "tokenizer")),
+        ("experts.py", ("clustering",)),
+        ("balanced_kmeans.py", ("clustering",)),
+    ],
+)
+def test_an_edit_repeats_just_the_jobs_of_the_rules_that_use_it(code, pattern, rules):
+    assert code.repeated(pattern) == code.of_rules(*rules)
+
+
+def test_an_edit_of_moefications_loss_repeats_just_the_classification_routers(code):
+    routers = {s.folder for s in code.plan.steps.values() if s.stage.name == "router"}
+    kinds = {folder: code.plan.steps[folder].cfg.kind for folder in routers}
+    found = {folder for folder in routers if kinds[folder] == "classification"}
+    assert code.repeated("methods/moefication.py") == {("router", folder) for folder in found}
+    assert found and found < routers
+
+
+@pytest.mark.parametrize("module", sorted({module_of(f.draw) for f in FIGURES.values()}))
+def test_an_edit_of_a_figures_module_redraws_its_own_figures(code, module):
+    own = [name for name, figure in FIGURES.items() if module_of(figure.draw) == module]
+    path = f"{module.removeprefix('d2dmoe.').replace('.', '/')}.py"
+    assert code.repeated(path) == code.of_rules(*own)
+
+
+def test_an_edit_of_the_figures_style_redraws_all_and_repeats_nothing_else(code):
+    assert code.repeated("figures/style.py") == code.of_rules(*FIGURES, "wall_clock")
+
+
+def test_an_edit_of_an_architecture_repeats_all_jobs_of_its_models(code):
+    models = {*STAGES, "activity", *MEASURED}
+    assert code.repeated("models/vit.py") == code.of_rules(*models)
+
+
+def test_an_edit_of_what_a_stage_leaves_repeats_the_stage_and_what_reads_its_models(code):
+    """Models that it did not make stay as they are."""
+    steps = code.plan.steps.values()
+    pruned = {s.folder for s in steps if "prune" in [x.stage.name for x in s.steps]}
+    readers = {job for job in code.before if any(job[1].startswith(folder) for folder in pruned)}
+    assert code.repeated("compression/prune.py") == readers and readers

@@ -1,0 +1,66 @@
+"""Which jobs a call of snakemake would run, asked of Snakemake itself.
+
+Snakemake keeps state in its modules, and a Snakefile imports the workspace's own code. So each
+question is answered by a fresh process, which a server forks that has Snakemake imported already.
+"""
+
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+PROCESSES = get_context("forkserver")
+PROCESSES.set_forkserver_preload(["snakemake.api", "snakemake.workflow", "pandas"])
+
+
+class Job(NamedTuple):
+    """A job of the workflow."""
+
+    rule: str
+    outputs: tuple[str, ...]
+
+
+def planned_jobs(
+    folder: Path, config: Path, targets: Iterable[str], modules: Iterable[Path]
+) -> list[Job]:
+    """The jobs that `snakemake TARGETS` would run in a folder; rules that only name targets are
+    left out.
+
+    Args:
+        folder: holds the Snakefile, the profile and the results.
+        config: the configuration file.
+        targets: rules or files.
+        modules: folders in which Python finds the workspace's code.
+    """
+    with ProcessPoolExecutor(1, PROCESSES) as process:
+        return process.submit(_planned, folder, config, set(targets), list(modules)).result()
+
+
+def _planned(folder: Path, config: Path, targets: set[str], modules: list[Path]) -> list[Job]:
+    from snakemake.api import SnakemakeApi
+    from snakemake.settings.enums import Quietness, RerunTrigger
+    from snakemake.settings.types import (
+        ConfigSettings,
+        DAGSettings,
+        OutputSettings,
+        ResourceSettings,
+    )
+
+    sys.path[:0] = map(str, modules)
+    profile = yaml.safe_load((folder / "profiles/default/profile.yaml").read_text())
+    triggers = RerunTrigger.parse_choices_set(profile["rerun-triggers"])
+    with SnakemakeApi(OutputSettings(quiet={Quietness.ALL})) as api:
+        workflow = api.workflow(
+            ResourceSettings(cores=2),
+            ConfigSettings(configfiles=[config]),
+            snakefile=folder / "Snakefile",
+            workdir=folder,
+        )
+        dag = workflow.dag(DAGSettings(targets=targets, rerun_triggers=triggers))
+        dag.execute_workflow(executor="dryrun")
+        jobs = workflow._workflow.dag.needrun_jobs(exclude_finished=False)
+        return [Job(job.rule.name, tuple(map(str, job.output))) for job in jobs if job.output]
