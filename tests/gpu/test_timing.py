@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from d2dmoe.benchmark.timing import compare
 from d2dmoe.errors import UserError
+from d2dmoe.timing import compare
 
 pytestmark = [
     pytest.mark.gpu,

@@ -268,9 +268,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_depth_others(parent):
 
 
 def test_a_saved_model_comes_back(parent):
-    model, spec, _ = train_avit(
-        parent, AViTConfig(**TRAINING | {"depth": 2.0, "gamma": 4.0}), DATA, RUN
-    )
+    model, spec, _ = train_avit(parent, AViTConfig(**TRAINING | {"depth": 2.0, "gamma": 4.0}), RUN)
     save_model(parent.parent / "model", model, spec)
     loaded, its_spec = load_model(parent.parent / "model")
     assert its_spec == spec and not loaded.training

@@ -18,13 +18,13 @@ from d2dmoe.benchmark.masks import (
     selecting_router,
     with_choices,
 )
-from d2dmoe.benchmark.timing import ROUNDS, compare
 from d2dmoe.config.benchmarks import LayerBenchmark
 from d2dmoe.errors import CheckpointError
 from d2dmoe.figures.wall_clock import BACKENDS, draw
 from d2dmoe.io.csvfile import write_csv
 from d2dmoe.io.tensors import save_tensors
 from d2dmoe.selection import dynamic_k
+from d2dmoe.timing import ROUNDS, compare
 from d2dmoe.weights import RouterWeights, scores
 from d2dmoe.weights import dense as plain
 

@@ -17,10 +17,10 @@ from d2dmoe.config.data import ImagesConfig, check_source
 from d2dmoe.config.training import TrainingConfig
 from d2dmoe.data.augment import augment, mix, normalise
 from d2dmoe.data.batches import iterate
-from d2dmoe.data.prepare import prepare
-from d2dmoe.data.splits import open_split
 from d2dmoe.data.image_sources import load_images
 from d2dmoe.data.images import choose_validation, first_balanced
+from d2dmoe.data.prepare import prepare
+from d2dmoe.data.splits import open_split
 from d2dmoe.data.vendored import vendored_file
 from d2dmoe.errors import ConfigError, DataError
 from d2dmoe.io.files import sha256

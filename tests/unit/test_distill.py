@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import ABOUT, MODEL, SPEC, make_dense, make_images
+from small import ABOUT, MODEL, SPEC, make_dense, make_images, read_from
 from small_language import (
     TINY,
     language_spec,
@@ -17,22 +17,25 @@ from small_language import (
 )
 from torch import nn
 
-from d2dmoe.checkpoint import ModelSpec, fresh_model, load_dense_model, save_model
+from d2dmoe.activations import ACTIVATIONS
+from d2dmoe.checkpoint import fresh_model, load_dense_model, load_model, save_model
 from d2dmoe.compression.distill import distillation_loss
 from d2dmoe.config.compression import DistillConfig
-from d2dmoe.conversion import load_model
 from d2dmoe.data.splits import CorpusSplit
 from d2dmoe.errors import CheckpointError
+from d2dmoe.ffn import FFN
 from d2dmoe.flops import count
 from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.run import Run
 from d2dmoe.seeding import seed_for
-from d2dmoe.stages import dense, distill
+from d2dmoe.spec import ModelSpec
+from d2dmoe.stages import distill
+from d2dmoe.stages.fitting import fit_task
+from d2dmoe.surgery import find
 from d2dmoe.training import cross_entropy_loss
 
 CPU = torch.device("cpu")
 RUN = Run(seed=0, device=CPU)
-DATA = Path("unused")
 NAMES = ["vit", "bert", "gpt2"]
 SPLITS = {
     "vit": dataclasses.replace(make_images(12), about=ABOUT),
@@ -49,8 +52,7 @@ def teachers(monkeypatch, tmp_path):
     """Saves a dense model; every stage reads the small split of its name."""
 
     def save(name: str) -> Path:
-        for module in (dense, distill):
-            monkeypatch.setattr(module, "open_split", lambda _folder, _part: SPLITS[name])
+        read_from(SPLITS[name], monkeypatch)
         model = make_dense() if name == "vit" else make_language(name)
         save_model(tmp_path / name, model, SPEC if name == "vit" else language_spec(name))
         return tmp_path / name
@@ -60,7 +62,7 @@ def teachers(monkeypatch, tmp_path):
 
 def learn(path: Path, name: str, **options) -> tuple[nn.Module, ModelSpec, list[dict]]:
     cfg = DistillConfig(**TRAINING | {"model": STUDENTS[name]} | options)
-    return distill.distill(path, cfg, DATA, RUN)
+    return distill.distill(path, cfg, RUN)
 
 
 def test_the_loss_of_hand_computed_logits():
@@ -150,7 +152,7 @@ def test_without_imitation_it_is_the_task_alone(teachers, monkeypatch):
     cfg = DistillConfig(**TRAINING | {"model": STUDENTS["bert"]})
     torch.manual_seed(seed_for("student", 0))
     plain, _ = fresh_model(cfg.model, SPLITS["bert"].about)
-    dense.fit_task(plain, cfg, DATA, RUN, "plain")
+    fit_task(plain, cfg, RUN, "plain")
     for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
@@ -165,10 +167,13 @@ def test_the_same_seed_gives_the_same_bytes_and_another_temperature_others(teach
     assert files["first"] == files["second"] != files["other"]
 
 
-def test_a_student_with_relu_stays_so(teachers):
-    relu = STUDENTS["vit"].model_copy(update={"activation": "relu"})
-    _, spec, _ = learn(teachers("vit"), "vit", model=relu, epochs=0)
-    assert spec.activation == "relu"
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+def test_a_student_keeps_its_own_activation(teachers, activation):
+    cfg = STUDENTS["vit"].model_copy(update={"activation": activation})
+    model, spec, _ = learn(teachers("vit"), "vit", model=cfg, epochs=0)
+    assert spec.activation == activation
+    used = {ffn.activation_name for ffn in find(model, FFN).values()}
+    assert used == {activation or "gelu"}
 
 
 def test_a_teacher_of_other_classes_is_refused(teachers, monkeypatch):

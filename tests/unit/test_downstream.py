@@ -13,15 +13,14 @@ from pydantic import ValidationError
 from tokenizers import Tokenizer
 from tokenizers.processors import TemplateProcessing
 from torch import nn
-from unit.small import randomise
+from unit.small import randomise, with_experts, with_routers
 from unit.small_texts import make_texts
 
-from d2dmoe.checkpoint import ModelSpec, save_model
+from d2dmoe.checkpoint import load_model, save_model
 from d2dmoe.config.data import data_config
 from d2dmoe.config.downstream import BoolQConfig
-from d2dmoe.config.experiment import load_config
 from d2dmoe.config.model import GemmaConfig, GPT2Config
-from d2dmoe.conversion import add_routers, load_model, to_moe
+from d2dmoe.conversion import add_routers, to_moe
 from d2dmoe.data.prepare import prepare
 from d2dmoe.data.splits import open_split
 from d2dmoe.data.tokenizer import make_tokenizer
@@ -36,6 +35,9 @@ from d2dmoe.io.csvfile import write_rows
 from d2dmoe.jobs.run import Run
 from d2dmoe.models.build import create_model
 from d2dmoe.moe import set_selection
+from d2dmoe.plan.plan import load_plan
+from d2dmoe.selection_rules import RULES
+from d2dmoe.spec import ModelSpec
 from d2dmoe.stages.downstream import boolq
 from d2dmoe.surgery import find
 
@@ -46,7 +48,11 @@ MODELS = {
     "gpt2": GPT2Config(architecture="gpt2", **SIZES),
     "gemma": GemmaConfig(architecture="gemma", **SIZES, head_dim=8, key_value_heads=1),
 }
-VALUES = {"dynamic_k": [0.0, 0.3, 1.0], "top_k": [1, 4, 16], "coverage": [0.2, 0.6, 1.0]}
+EXPERTS = 16  # of a layer
+VALUES = {
+    name: [1, 4, EXPERTS] if rule.whole else [0.0, 0.2, 0.3, 0.6, 1.0]
+    for name, rule in RULES.items()
+}
 
 
 # Calibration
@@ -195,20 +201,20 @@ def language(raw, root) -> dict:
 
 
 def test_the_budgets_are_the_papers_by_default(language, root):
-    cfg = load_config(language, root).tasks["tiny"].boolq
+    cfg = load_plan(language, root).task("tiny").boolq
     assert cfg.budgets == [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.25, 0.1] and cfg.limit is None
 
 
 def test_boolq_of_images_is_refused(raw, root):
     raw["tasks"]["tiny"]["boolq"] = {"variants": ["sparse"]}
     with pytest.raises(ConfigError, match="boolq needs a language model"):
-        load_config(raw, root)
+        load_plan(raw, root)
 
 
 def test_an_unknown_variant_is_refused(language, root):
     language["tasks"]["tiny"]["boolq"]["variants"] = ["sprase"]
     with pytest.raises(ConfigError, match="boolq.variants names the variant 'sprase'; defined"):
-        load_config(language, root)
+        load_plan(language, root)
 
 
 @pytest.mark.parametrize("name", ["other.jsonl", "boolq.csv"])
@@ -216,7 +222,7 @@ def test_a_missing_set_is_found_before_any_job(language, root, name):
     (root / "boolq.csv").touch()
     language["tasks"]["tiny"]["boolq"]["source"] = f"path:{name}"
     with pytest.raises(DataError, match=r"no such .jsonl or .parquet file"):
-        load_config(language, root)
+        load_plan(language, root)
 
 
 # Models
@@ -231,7 +237,7 @@ def make(name: str, about: dict) -> tuple[nn.Module, ModelSpec]:
 def convert(model: nn.Module, kind: str = "regression") -> nn.Module:
     torch.manual_seed(0)
     ffns = find(model, FFN).values()
-    to_moe(model, [assign_neurons(f.up.weight, 16, "random", 0) for f in ffns])
+    to_moe(model, [assign_neurons(f.up.weight, EXPERTS, "random", 0) for f in ffns])
     return randomise_routers(add_routers(model, kind, 4).eval())
 
 
@@ -260,9 +266,8 @@ def world(tmp_path_factory) -> SimpleNamespace:
         model, spec = make(name, split.about)
         save_model(root / name / "dense.safetensors", model, spec)
         write_rows(root / name / "dense.csv", evaluate_dense(model, split, 8, CPU))
-        router = {"kind": "regression", "width": 4}
         routed = convert(model)
-        spec = spec.with_(num_experts=16, router=router)
+        spec = with_routers(with_experts(spec, EXPERTS), width=4)
         save_model(root / name / "routed.safetensors", routed, spec)
         for rule, values in VALUES.items():
             points, _ = evaluate_routed(routed, split, rule, values, 8, CPU)
@@ -390,14 +395,13 @@ def run_stage(world, name: str, model: str, knob: str, budgets: list[float]) -> 
         world.tokenizer,
         folder / f"{knob}.csv",
         folder / "dense.csv",
-        world.data,
         {
             "source": f"path:{world.root}/boolq.jsonl",
             "budgets": budgets,
             "limit": None,
             "batch_size": 8,
         },
-        Run(seed=0, device=CPU),
+        Run(seed=0, device=CPU, data=world.data),
     )
 
 
@@ -415,8 +419,8 @@ def test_budgets_are_kept_on_validation_data(lm_eval, world, name, knob):
         assert row["flops_ratio_validation"] == pytest.approx(measured, rel=1e-6)
         assert measured <= row["budget"] * (1 + 1e-9)
         assert row["samples"] == 6 and 0 < row["flops_ratio"] < 1.1
-        if knob == "top_k":
-            assert row["knob_value"] in VALUES["top_k"]
+        if RULES[knob].whole:
+            assert row["knob_value"] in VALUES[knob]
     values = [row["flops_ratio_validation"] for row in rows[:-1]]
     assert values == sorted(values, reverse=True)
 

@@ -16,8 +16,8 @@ from d2dmoe.kernels.launch import Entry, Launch, launch_for, shape_of, token_cla
 pytest.importorskip("triton", reason="this platform has no Triton")
 from triton.runtime.errors import OutOfResources  # noqa: E402
 
-from d2dmoe.benchmark.timing import Timing  # noqa: E402
 from d2dmoe.kernels import gpu, tuning  # noqa: E402
+from d2dmoe.timing import Timing  # noqa: E402
 
 WEIGHTS = make_weights("relu", 4, 16, d_model=24, d_out=32)
 GATED = make_weights("gelu_tanh glu", 4, 16, d_model=24, d_out=32)

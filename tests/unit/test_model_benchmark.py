@@ -14,7 +14,6 @@ from d2dmoe.benchmark.float8 import to_float8
 from d2dmoe.benchmark.masks import nearest
 from d2dmoe.benchmark.model import compile_blocks, dense_model, model_rows
 from d2dmoe.benchmark.routed import follow, route, to_routed
-from d2dmoe.benchmark.timing import Timing
 from d2dmoe.checkpoint import save_model
 from d2dmoe.config.benchmarks import ModelBenchmark, decode_benchmark
 from d2dmoe.figures.wall_clock import draw
@@ -24,6 +23,7 @@ from d2dmoe.kernels.ops import expert_ffn
 from d2dmoe.moe import MoE, set_selection, watch_selections
 from d2dmoe.stages import masks
 from d2dmoe.surgery import find
+from d2dmoe.timing import Timing
 
 CPU = torch.device("cpu")
 SIZES = {"layers": 2, "d_model": 16, "heads": 2, "d_ff": 64}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import ABOUT, MODEL, SPEC, make_dense, make_images, randomise
+from small import ABOUT, MODEL, SPEC, make_dense, make_images, read_from
 from small_language import (
     TINY,
     language_spec,
@@ -17,36 +17,31 @@ from small_language import (
 from torch import Tensor, nn
 
 from d2dmoe.attention import ROLES, Projection, find_projections
-from d2dmoe.checkpoint import (
-    ModelSpec,
-    PrunedSpec,
-    dense_model,
-    fresh_model,
-    load_dense_model,
-    save_model,
-)
+from d2dmoe.checkpoint import fresh_model, load_dense_model, load_model, save_model
 from d2dmoe.compression.importance import importance, most_important
-from d2dmoe.compression.prune import keep_units, resize, unit_widths
+from d2dmoe.compression.prune import keep_units, rebuild, unit_widths
 from d2dmoe.config.compression import PruneConfig, remaining
-from d2dmoe.config.stages import ProjectionsConfig, RouterConfig, SparsifyConfig, SplitConfig
-from d2dmoe.conversion import load_model
+from d2dmoe.config.stages import ClusteringConfig, ProjectionsConfig, RouterConfig, SparsifyConfig
 from d2dmoe.data.splits import Batch
 from d2dmoe.errors import CheckpointError
-from d2dmoe.evaluate import batches_of, evaluate_routed
+from d2dmoe.evaluate import evaluate_routed
 from d2dmoe.ffn import FFN
 from d2dmoe.flops import count, ffn_flops
 from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.run import Run
 from d2dmoe.models.build import count_heads, separate_projections
+from d2dmoe.quality import batches_of
 from d2dmoe.seeding import seed_for
-from d2dmoe.stages import dense, projections, prune, routers
+from d2dmoe.spec import ModelSpec, build
+from d2dmoe.stages.clustering import cluster
+from d2dmoe.stages.projections import convert_projections
+from d2dmoe.stages.prune import prune
+from d2dmoe.stages.router import train_routers
 from d2dmoe.stages.sparsify import sparsify
-from d2dmoe.stages.split import split
 from d2dmoe.surgery import find
 
 CPU = torch.device("cpu")
 RUN = Run(seed=0, device=CPU)
-DATA = Path("unused")
 WITH_HEADS = ["vit", "bert"]
 SPLITS = {
     "vit": dataclasses.replace(make_images(12), about=ABOUT),
@@ -62,8 +57,12 @@ def make_model(name: str) -> nn.Module:
     return make_dense() if name == "vit" else make_language(name)
 
 
-def spec_of(name: str, **changes) -> ModelSpec:
-    return SPEC.with_(**changes) if name == "vit" else language_spec(name, **changes)
+def spec_of(name: str) -> ModelSpec:
+    return SPEC if name == "vit" else language_spec(name)
+
+
+def resized(name: str, heads: int | None, d_ff: int) -> nn.Module:
+    return rebuild(make_model(name), spec_of(name), heads, d_ff)
 
 
 def samples(name: str, batch_size: int = 6) -> list[Batch]:
@@ -150,7 +149,7 @@ def test_at_least_one_unit_is_left(units, share, left):
 def test_flops_and_parameters_of_fewer_neurons_are_those_of_a_smaller_model(name):
     cfg = (MODEL if name == "vit" else TINY[name]).model_copy(update={"d_ff": 12})
     smaller, _ = fresh_model(cfg, SPLITS[name].about)
-    pruned = resize(name, make_model(name), None, 12)
+    pruned = resized(name, None, 12)
     inputs = {k: v[:1] for k, v in samples(name)[0][0].items()}
     assert count(pruned, inputs) == count(smaller, inputs)
     shapes = {k: v.shape for k, v in smaller.state_dict().items()}
@@ -161,7 +160,7 @@ def test_flops_and_parameters_of_fewer_neurons_are_those_of_a_smaller_model(name
 def test_flops_fall_by_those_of_the_heads(name):
     """Of each token and head 4 d_model d_head products in the maps, 2 tokens d_head in between."""
     inputs = {k: v[:1] for k, v in samples(name)[0][0].items()}
-    whole, half = make_model(name), resize(name, make_model(name), 1, 32)
+    whole, half = make_model(name), resized(name, 1, 32)
     tokens = 5 if name == "vit" else inputs["input_ids"].shape[1]
     saved = 2 * (4 * 16 + 2 * tokens) * 8 * tokens
     assert count(whole, inputs) - count(half, inputs) == 2 * saved  # in two layers
@@ -173,8 +172,7 @@ def parents(monkeypatch, tmp_path) -> Callable[[str], Path]:
     """Saves a dense model; every stage reads the small split of the model that it is given."""
 
     def save(name: str) -> Path:
-        for module in (dense, prune, projections, routers):
-            monkeypatch.setattr(module, "open_split", lambda _folder, _part: SPLITS[name])
+        read_from(SPLITS[name], monkeypatch)
         save_model(tmp_path / name, make_model(name), spec_of(name))
         return tmp_path / name
 
@@ -182,13 +180,13 @@ def parents(monkeypatch, tmp_path) -> Callable[[str], Path]:
 
 
 def half(path: Path, **options) -> tuple[nn.Module, ModelSpec, list[dict]]:
-    return prune.prune(path, PruneConfig(**HALF | options), DATA, RUN)
+    return prune(path, PruneConfig(**HALF | options), RUN)
 
 
 @pytest.mark.parametrize("name", WITH_HEADS)
 def test_a_saved_pruned_model_comes_back(parents, name, tmp_path):
     model, spec, history = half(parents(name), epochs=1)
-    assert spec == spec_of(name, pruned=PrunedSpec(heads=1, d_ff=16))
+    assert spec == spec_of(name).with_part("prune", heads=1, d_ff=16)
     assert len(history) == 1 and "validation_loss" in history[0]
     save_model(tmp_path / "pruned", model, spec)
     loaded, again = load_dense_model(tmp_path / "pruned")
@@ -203,7 +201,7 @@ def test_a_saved_pruned_model_comes_back(parents, name, tmp_path):
 def test_neurons_alone_can_leave_every_architecture(parents, name):
     path = parents(name)
     model, spec, _ = half(path, heads=0.0)
-    assert spec.pruned == PrunedSpec(heads=None, d_ff=16)
+    assert spec.parts == {"prune": {"heads": None, "d_ff": 16}}
     assert not find(model, Projection)
     kept, _ = load_dense_model(path)
     widths = unit_widths(name, kept, heads=False)
@@ -238,26 +236,30 @@ def test_a_pruned_model_goes_through_all_later_stages(parents, name, tmp_path):
     parent, path = parents(name), tmp_path / "stage"
     save_model(path, *half(parent)[:2])
     cfg = ProjectionsConfig(epochs=1, maps=list(ROLES), multiple=4, **TRAINING)
-    model, spec, _ = projections.convert_projections(path, cfg, DATA, RUN)
+    model, spec, _ = convert_projections(path, cfg, RUN)
     mlps = {f.role: f for f in find(model, FFN).values() if f.role != "ffn"}
     assert (mlps["o"].d_model, mlps["o"].d_out, mlps["q"].d_out) == (8, 16, 8)
     assert not find_projections(model, ROLES)
     save_model(path, model, spec)
     cfg = SparsifyConfig(epochs=1, mode="relu_hoyer", alpha=0.01, **TRAINING)
-    save_model(path, *sparsify(path, cfg, DATA, RUN)[:2])
+    save_model(path, *sparsify(path, cfg, RUN)[:2])
     whole, _ = load_dense_model(path)
-    cfg = SplitConfig(expert_size=4, projection_expert_size=2)
-    model, spec = split(path, cfg, 0)
-    assert spec.num_experts == 4
+    cfg = ClusteringConfig(expert_size=4, projection_expert_size=2)
+    model, spec, _ = cluster(path, cfg, RUN)
+    widths = spec.parts["projections"]["widths"]
+    experts = {"ffn": 4} | {role: width // 2 for role, width in widths.items()}
+    assert spec.parts["clustering"] == {"num_experts": experts}
     inputs, _ = samples(name)[0]
     with torch.no_grad():
         expected = logits_of(whole, inputs)
         torch.testing.assert_close(logits_of(model, inputs), expected, rtol=0, atol=1e-5)
     save_model(path, model, spec)
     cfg = RouterConfig(epochs=1, width=4, projection_width=2, **TRAINING)
-    save_model(path, *routers.train_routers(path, cfg, DATA, RUN)[:2])
+    save_model(path, *train_routers(path, cfg, RUN)[:2])
     model, spec = load_model(path)
-    assert spec.pruned == PrunedSpec(heads=1, d_ff=16)
+    assert spec.parts["prune"] == {"heads": 1, "d_ff": 16}
+    stages = ["prune", "projections", "sparsify", "clustering", "router"]
+    assert list(spec.parts) == stages
     points, layers = evaluate_routed(model, SPLITS[name], "dynamic_k", [0.0, 1.0], 4, CPU)
     assert points[0]["flops"] > points[1]["flops"] and len(layers) == 2 * 2 * 5
 
@@ -291,12 +293,14 @@ def test_a_model_is_pruned_once_and_before_its_conversion(parents, tmp_path):
 
 def test_weights_of_another_shape_are_refused(parents, tmp_path):
     model, spec, _ = half(parents("bert"))
-    save_model(tmp_path / "wrong", model, spec.with_(pruned=PrunedSpec(heads=1, d_ff=15)))
+    save_model(tmp_path / "wrong", model, spec.with_part("prune", heads=1, d_ff=15))
     with pytest.raises(CheckpointError, match="does not fit its own spec"):
         load_dense_model(tmp_path / "wrong")
 
 
 def test_the_rebuilt_model_is_pruned_before_anything_else():
-    spec = SPEC.with_(pruned=PrunedSpec(heads=1, d_ff=7), activation="relu")
-    model = randomise(dense_model(spec))
-    assert {(f.d_ff, f.activation_name) for f in find(model, FFN).values()} == {(7, "relu")}
+    spec = SPEC.with_part("prune", heads=1, d_ff=7).with_part("projections", widths={"q": 4})
+    model = build(spec.with_part("sparsify", activation="silu"))
+    shapes = {f.role: (f.d_model, f.d_ff, f.d_out) for f in find(model, FFN).values()}
+    assert shapes == {"ffn": (16, 7, 16), "q": (16, 4, 8)}
+    assert {f.activation_name for f in find(model, FFN).values()} == {"silu"}

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from d2dmoe.stages.split import split
 from small import ABOUT, MODEL, make_images
 from small_language import TINY, make_corpus_split, make_text_split
 
@@ -20,7 +21,6 @@ from d2dmoe.flops import router_flops
 from d2dmoe.jobs.run import Run
 from d2dmoe.moe import MoE
 from d2dmoe.stages import dense, evaluate, routers, sparsify
-from d2dmoe.stages.split import split
 from d2dmoe.surgery import find
 
 CPU = torch.device("cpu")

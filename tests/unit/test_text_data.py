@@ -17,8 +17,7 @@ from d2dmoe.config.training import TrainingConfig
 from d2dmoe.data.batches import iterate
 from d2dmoe.data.prepare import prepare
 from d2dmoe.data.splits import open_split
-from d2dmoe.data.text_splits import load_texts
-from d2dmoe.data.text_splits import choose_validation, fingerprint, first_proportional
+from d2dmoe.data.text_splits import choose_validation, fingerprint, first_proportional, load_texts
 from d2dmoe.data.tokenizer import load_tokenizer, make_tokenizer
 from d2dmoe.data.tokens import byte_sizes
 from d2dmoe.errors import ConfigError, DataError

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from d2dmoe.benchmark.common import DTYPES
 from d2dmoe.benchmark.model import dense_model, rows_of, time_backends
-from d2dmoe.benchmark.timing import Timing
 from d2dmoe.config.benchmarks import DecodeBenchmark, StackBenchmark, StepBenchmark
 from d2dmoe.ffn import FFN
+from d2dmoe.timing import Timing
 
 COLUMNS = [
     "device", "torch", "triton", "dtype", "model", "batch", "context", "num_experts",

@@ -24,10 +24,10 @@ from torch.nn.functional import linear
 from d2dmoe.activations import torch_function
 from d2dmoe.benchmark.common import DTYPES, machine, width
 from d2dmoe.benchmark.masks import MASKS, TAU, recorded, selecting_router, with_choices
-from d2dmoe.benchmark.timing import Timing, compare
 from d2dmoe.config.benchmarks import LayerBenchmark
 from d2dmoe.jobs.progress import logger
 from d2dmoe.kernels import ops
+from d2dmoe.timing import Timing, compare
 from d2dmoe.weights import ExpertWeights, RouterWeights
 
 COLUMNS = [

@@ -17,7 +17,6 @@ from d2dmoe.benchmark.common import DTYPES, machine, width
 from d2dmoe.benchmark.float8 import has_float8, to_float8
 from d2dmoe.benchmark.masks import nearest
 from d2dmoe.benchmark.routed import Routed, follow, route, to_routed
-from d2dmoe.benchmark.timing import Timing, compare
 from d2dmoe.compression.quantize import quantize_experts
 from d2dmoe.config.benchmarks import ModelBenchmark, Timed
 from d2dmoe.config.model import TransformerConfig
@@ -25,6 +24,7 @@ from d2dmoe.ffn import FFN
 from d2dmoe.jobs.progress import logger
 from d2dmoe.models.build import create_model
 from d2dmoe.surgery import find
+from d2dmoe.timing import Timing, compare
 
 COLUMNS = [
     "device", "torch", "triton", "dtype", "model", "batch", "tokens", "num_experts", "expert_size",

@@ -25,9 +25,9 @@ def find_unused(results: Path, used: Iterable[str]) -> list[Path]:
 
 
 def remove(folders: Iterable[Path]) -> None:
-    """Delete folders with all that is in them."""
+    """Delete folders with all that is in them; of one that is a link, the link alone."""
     for folder in folders:
-        shutil.rmtree(folder)
+        folder.unlink() if folder.is_symlink() else shutil.rmtree(folder)
 
 
 def report(folders: Iterable[Path], removed: bool) -> str:

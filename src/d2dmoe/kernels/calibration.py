@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from d2dmoe.backend import Choice
-from d2dmoe.benchmark.timing import compare
 from d2dmoe.inputs import Inputs
 from d2dmoe.moe import MoE, watch_inputs
 from d2dmoe.surgery import find
+from d2dmoe.timing import compare
 
 ROUND_S = 0.01  # of a backend, in each of the rounds that `compare` makes
 

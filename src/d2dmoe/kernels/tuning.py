@@ -15,7 +15,6 @@ from pathlib import Path
 from torch import Tensor
 from triton.errors import TritonError
 
-from d2dmoe.benchmark.timing import compare
 from d2dmoe.errors import UserError
 from d2dmoe.io.files import write_atomically
 from d2dmoe.jobs.progress import logger
@@ -32,6 +31,7 @@ from d2dmoe.kernels.launch import (
     token_class,
     user_table,
 )
+from d2dmoe.timing import compare
 from d2dmoe.weights import ExpertWeights
 
 ROUND_S = 0.01  # of a candidate, in each of the rounds that `compare` makes
