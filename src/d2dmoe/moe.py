@@ -17,7 +17,7 @@ from d2dmoe.ffn import FFN
 from d2dmoe.router import Router
 from d2dmoe.selection import Selection
 from d2dmoe.surgery import find, watch
-from d2dmoe.weights import ExpertWeights, dense, hidden_neurons
+from d2dmoe.weights import ExpertWeights, activation_function, dense, hidden_neurons
 
 _ops: ModuleType | None = None
 
@@ -38,6 +38,13 @@ class MoE(nn.Module):
     for some attention projections.
     """
 
+    up: Tensor
+    up_bias: Tensor | None
+    gate: Tensor | None
+    gate_bias: Tensor | None
+    down: Tensor
+    down_bias: Tensor | None
+
     def __init__(self, ffn: FFN, num_experts: int):
         """A layer of the FFN's shape, activation, device and dtype, its weights uninitialised."""
         super().__init__()
@@ -49,6 +56,7 @@ class MoE(nn.Module):
             self.register_parameter(name, weight)
             self.register_parameter(f"{name}_bias", bias)
         self.activation_name = ffn.activation_name
+        activation_function(self.activation_name)
         self.router: Router | None = None
         self.selection = Selection()
         self.backend = Backend()
@@ -56,6 +64,7 @@ class MoE(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # of one that was pickled
         super().__setstate__(state)
+        activation_function(self.activation_name)
         _operators()
 
     def _empty(self, name: str, layer: nn.Linear | None) -> tuple:
@@ -72,7 +81,7 @@ class MoE(nn.Module):
     @property
     def weights(self) -> ExpertWeights:
         """The weights as the kernels take them."""
-        values = {"activation": self.activation_name}
+        values: dict[str, Any] = {"activation": self.activation_name}
         for name in ("up", "gate", "down"):
             values[name], values[f"{name}_scale"] = self._stored(name)
             values[f"{name}_bias"] = getattr(self, f"{name}_bias")
@@ -82,7 +91,8 @@ class MoE(nn.Module):
         """A weight as it is stored: itself, or int8 values and their scales."""
         if not is_parametrized(self, name):
             return getattr(self, name), None
-        int8 = self.parametrizations[name]
+        parametrizations: Any = self.parametrizations
+        int8 = parametrizations[name]
         return int8.original0, int8.original1
 
     def forward(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., d_out]
@@ -99,7 +109,7 @@ class MoE(nn.Module):
         if self.router is None:
             return dense(z, None, self.weights)
         tokens = z.flatten(0, -2)
-        if backend == "dynamic_k" and self._fusible():
+        if backend == "dynamic_k" and self._fusible(self.router):
             out = _operators().dynamic_k_ffn(
                 tokens, self.router.weights, self.selection.value, self.weights
             )
@@ -112,10 +122,10 @@ class MoE(nn.Module):
         out = _operators().expert_ffn(tokens, mask.flatten(0, -2), self.weights)
         return out.unflatten(0, z.shape[:-1])
 
-    def _fusible(self) -> bool:
+    def _fusible(self, router: Router) -> bool:
         """Whether nothing but the layer itself needs to see the mask."""
         selection = self.selection
-        watched = selection._forward_hooks or self.router._forward_hooks
+        watched = selection._forward_hooks or router._forward_hooks
         return selection.fused and selection.real_tokens is None and not watched
 
     @property
@@ -156,7 +166,7 @@ def split_ffn(ffn: FFN, neurons: Tensor) -> MoE:
     neurons = neurons.to(ffn.up.weight.device)
     with torch.no_grad():
         moe.down.copy_(ffn.down.weight.T[neurons])  # [n, e, d_out]
-        if ffn.down.bias is not None:
+        if moe.down_bias is not None:
             moe.down_bias.copy_(ffn.down.bias)  # [d_out]
         for name, layer in (("up", ffn.up), ("gate", ffn.gate)):
             if layer is not None:

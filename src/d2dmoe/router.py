@@ -1,6 +1,6 @@
 """Routers that predict the L2 norm of each expert's output (paper section 3.3, equation 3)."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,8 @@ class Router(nn.Module):
     @property
     def weights(self) -> RouterWeights:
         """The weights as the kernels take them."""
-        first, last = self.layers[0], self.layers[2]
+        layers: Any = self.layers
+        first, last = layers[0], layers[2]
         return RouterWeights(first.weight, first.bias, last.weight, last.bias, self.kind)
 
     def logits(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., n]

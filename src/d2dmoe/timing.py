@@ -48,7 +48,7 @@ def compare(
             times[name] += _times_ms(function, device, round_s)
     peaks = {name: _peak_mb(function, device) for name, function in functions.items()}
     return {
-        name: Timing(*(float(q) for q in np.quantile(ms, (0.5, 0.2, 0.8))), peaks[name])
+        name: Timing._make([*map(float, np.quantile(ms, (0.5, 0.2, 0.8))), peaks[name]])
         for name, ms in times.items()
     }
 
@@ -81,7 +81,8 @@ def _times_ms(function: Callable[[], object], device: torch.device, round_s: flo
 
         ms = int(1e3 * round_s)
         return do_bench(function, warmup=ms // 4, rep=ms, return_mode="all")
-    times, end = [], time.perf_counter() + round_s
+    times: list[float] = []
+    end = time.perf_counter() + round_s
     while not times or time.perf_counter() < end:
         start = time.perf_counter()
         function()

@@ -1,18 +1,30 @@
 """The weights of experts and routers, as layers hold and kernels take them, and the plain layer."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from d2dmoe.activations import ACTIVATIONS, torch_function
+from d2dmoe.activations import torch_function
 from d2dmoe.errors import UserError
 from d2dmoe.lookup import look_up, resolve
 from d2dmoe.router_kinds import ROUTER_KINDS
 
-# Resolved ahead: torch.compile, which traces the layer, follows no import.
-FUNCTIONS = {name: torch_function(name) for name in ACTIVATIONS}
+_functions: dict[str, Callable[[Tensor], Tensor]] = {}  # of activations that a layer has had
+
+
+def activation_function(name: str) -> Callable[[Tensor], Tensor]:
+    """The activation `name`. Layers ask once when they are made: torch.compile, which traces their
+    forward, follows no import.
+
+    Raises:
+        UnknownName: there is no such activation.
+    """
+    if name not in _functions:
+        _functions[name] = torch_function(name)
+    return _functions[name]
 
 
 class ExpertWeights(NamedTuple):
@@ -36,9 +48,9 @@ class ExpertWeights(NamedTuple):
         if self.up_scale is None:
             return self
         return self._replace(
-            up=self.up * self.up_scale,
-            gate=None if self.gate is None else self.gate * self.gate_scale,
-            down=self.down * self.down_scale,
+            up=_scaled(self.up, self.up_scale),
+            gate=_scaled(self.gate, self.gate_scale),
+            down=_scaled(self.down, self.down_scale),
             up_scale=None,
             gate_scale=None,
             down_scale=None,
@@ -64,6 +76,10 @@ class ExpertWeights(NamedTuple):
     @property
     def d_out(self) -> int:
         return self.down.shape[2]
+
+
+def _scaled(weight: Any, scale: Any) -> Any:
+    return None if weight is None else weight * scale
 
 
 class RouterWeights(NamedTuple):
@@ -101,7 +117,7 @@ def hidden_neurons(z: Tensor, weights: ExpertWeights) -> Tensor:
         UnknownName: there is no such activation.
     """
     n, e = weights.num_experts, weights.expert_size
-    weights, activate = weights.dequantized(), look_up(FUNCTIONS, weights.activation, "activation")
+    weights, activate = weights.dequantized(), activation_function(weights.activation)
 
     def mapped(weight: Tensor, bias: Tensor | None) -> Tensor:
         out = linear(z, weight.flatten(0, 1), None if bias is None else bias.flatten())
@@ -142,7 +158,7 @@ def check_tokens(z: Tensor, weights: ExpertWeights) -> None:
             f"tokens are on {z.device}, the experts on {weights.up.device}: "
             "they must share a device"
         )
-    look_up(ACTIVATIONS, weights.activation, "activation")
+    activation_function(weights.activation)
 
 
 def _check_dtypes(weights: ExpertWeights) -> None:

@@ -458,6 +458,23 @@ def test_parts_of_epochs_add_up_to_the_tasks_total_but_for_rounding(
         assert "sparsify.epochs + router.epochs is 0.3; every variant must get the same" in line
 
 
+@pytest.mark.parametrize(
+    ("rule", "variant"), [("dynamic_k", "sparse"), ("top_k", "static"), ("coverage", "shares")]
+)
+def test_a_rule_that_a_variant_selects_by_needs_operating_points(raw, root, rule, variant):
+    shares = {"method": "d2dmoe", "label": "shares", "select": "coverage"}
+    raw = put(raw, T + "variants.shares", shares)
+    for changed in (put(raw, f"{T}select.{rule}", []), copy.deepcopy(raw)):
+        changed["tasks"]["tiny"]["select"].pop(rule, None)
+        line = fault(changed, root)
+        assert line == f"tasks.tiny: variant '{variant}': select.{rule} is missing"
+
+
+def test_points_of_rules_that_no_variant_selects_by_may_be_left_out(raw, root):
+    del raw["tasks"]["tiny"]["select"]["coverage"]
+    assert load(raw, root).tasks["tiny"].select.coverage == []
+
+
 UNKNOWN = [  # key, and the table that holds what is allowed
     (T + "model.activation", "activation", ACTIVATIONS),
     (B + "cpu.small.activation", "activation", ACTIVATIONS),

@@ -39,25 +39,26 @@ def decode_rows(
         Milliseconds are those of one layer for a stack, of the step for a model.
     """
     stack = isinstance(cfg, StackBenchmark)
-    d_ff = cfg.d_ff if stack else cfg.model.d_ff
+    own: Any = cfg  # of either kind
+    d_ff = own.d_ff if stack else own.model.d_ff
     rows = []
     for dtype in cfg.dtypes:
         for batch in cfg.batches:
             torch.manual_seed(seed)
-            parts = (_stack if stack else _step)(cfg, batch, device, DTYPES[dtype])
-            options = {"compiled": stack, "eight_bits": stack and cfg.eight_bits}
-            timings = time_backends(cfg, d_ff, *parts, device, **options)
+            build, bind = (_stack if stack else _step)(own, batch, device, DTYPES[dtype])
+            options: dict[str, Any] = {"compiled": stack, "eight_bits": stack and own.eight_bits}
+            timings = time_backends(cfg, d_ff, build, bind, device, **options)
             if stack:
-                timings = {key: per_layer(t, cfg.layers) for key, t in timings.items()}
+                timings = {key: per_layer(t, own.layers) for key, t in timings.items()}
             about = {"model": name, "batch": batch, "mask": "router"}
-            about["context"] = 0 if stack else cfg.context
+            about["context"] = 0 if stack else own.context
             rows += rows_of(timings, cfg, d_ff, dtype, device, about)
     return rows
 
 
 def per_layer(timing: Timing, layers: int) -> Timing:
     """A layer's share of a stack's time; the memory stays the stack's."""
-    return Timing(*(ms / layers for ms in timing[:3]), timing.peak_mb)
+    return Timing._make([*(ms / layers for ms in timing[:3]), timing.peak_mb])
 
 
 class Block(nn.Module):

@@ -16,6 +16,10 @@ class Float8Linear(nn.Module):
     about that magnitude: to find one in every call would take as long as the product.
     """
 
+    weight: Tensor
+    scale: Tensor
+    one: Tensor
+
     def __init__(self, linear: nn.Linear):
         super().__init__()
         weight = linear.weight.detach()
@@ -25,8 +29,9 @@ class Float8Linear(nn.Module):
         self.register_buffer("one", torch.ones_like(scale))
 
     def forward(self, x: Tensor) -> Tensor:  # [tokens, d_in] -> [tokens, d_out]
-        scales = {"scale_a": self.one, "scale_b": self.scale}
-        return torch._scaled_mm(x.to(FORMAT), self.weight.T, out_dtype=x.dtype, **scales)
+        return torch._scaled_mm(
+            x.to(FORMAT), self.weight.T, scale_a=self.one, scale_b=self.scale, out_dtype=x.dtype
+        )
 
 
 def has_float8(device: torch.device) -> bool:

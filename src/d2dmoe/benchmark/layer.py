@@ -137,7 +137,7 @@ def _layer(
     biases = (None, gate, None, None) if cfg.gated else (draw(n, e), None, None, draw(d))
     weights = ExpertWeights(draw(n, e, d), draw(n, e, d), cfg.activation, *biases)
     *maps, kind = selecting_router(n, cfg.router_width, d, generator)
-    router = RouterWeights(*(x.to(device, dtype) for x in maps), kind)
+    router = RouterWeights._make([*(x.to(device, dtype) for x in maps), kind])
     z = torch.randn(cfg.tokens, d, generator=generator).to(device, dtype)
     return Layer(z, weights, router, (draw(d, d), draw(d)) if cfg.projection else None)
 
@@ -166,14 +166,15 @@ def _deterministic(function: Function) -> Tensor:
     """Its output under torch's deterministic algorithms, set as the stages of the workflow do."""
     before = torch.are_deterministic_algorithms_enabled()
     warns = torch.is_deterministic_algorithms_warn_only_enabled()
-    fills = torch.utils.deterministic.fill_uninitialized_memory
+    settings: Any = torch.utils.deterministic
+    fills = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # a debugging aid, and slow
+    settings.fill_uninitialized_memory = False  # a debugging aid, and slow
     try:
         return function()
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warns)
-        torch.utils.deterministic.fill_uninitialized_memory = fills
+        settings.fill_uninitialized_memory = fills
 
 
 def _dense(layer: Layer) -> dict[str, Function]:
@@ -181,7 +182,8 @@ def _dense(layer: Layer) -> dict[str, Function]:
     if layer.projection is None:
         forms = _mlp(layer.z, layer.weights)
     else:
-        forms = {"eager": lambda: linear(layer.z, *layer.projection)}
+        weight, bias = layer.projection
+        forms = {"eager": lambda: linear(layer.z, weight, bias)}
     return forms | ({"compiled": _compiled(forms["eager"])} if layer.z.is_cuda else {})
 
 
@@ -202,7 +204,7 @@ def _mlp(z: Tensor, weights: ExpertWeights) -> dict[str, Function]:
     # The weights as a dense layer has them: [d_ff, d_model] and [d_out, d_ff].
     up, down = weights.up.flatten(0, 1), weights.down.flatten(0, 1).T.contiguous()
     gate = None if weights.gate is None else weights.gate.flatten(0, 1)
-    up_bias = None if weights.up_bias is None else weights.up_bias.flatten()
+    up_bias: Any = None if weights.up_bias is None else weights.up_bias.flatten()
     activate, down_bias = torch_function(weights.activation), weights.down_bias
 
     def eager() -> Tensor:
@@ -226,7 +228,7 @@ def _mlp(z: Tensor, weights: ExpertWeights) -> dict[str, Function]:
 def _narrowed(weights: ExpertWeights, neurons: int) -> ExpertWeights:
     """A dense layer of the first neurons, as one expert."""
 
-    def cut(weight: Tensor | None) -> Tensor | None:
+    def cut(weight: Any) -> Any:
         return None if weight is None else weight.flatten(0, 1)[None, :neurons].contiguous()
 
     x = weights

@@ -6,6 +6,7 @@ Real masks lie between the first two: neighbouring tokens often choose alike.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,7 +50,7 @@ def load_points(paths: Sequence[str]) -> dict[str, Tensor]:
     Raises:
         CheckpointError: the file is missing or damaged.
     """
-    points = {}
+    points: dict[str, Tensor] = {}
     for path in paths:
         points |= load_tensors(Path(path), "Delete it and run the same command again.")[0]
     return points
@@ -72,7 +73,7 @@ def recorded(points: Mapping[str, Tensor], tokens: int, fraction: float) -> Tens
     return repeated(mask[mask.any(1)], tokens)
 
 
-def nearest(masks: Mapping[object, Tensor], fraction: float) -> Tensor:
+def nearest(masks: Mapping[Any, Tensor], fraction: float) -> Tensor:
     """That of the masks whose executed share is nearest."""
     return min(masks.values(), key=lambda mask: abs(mask.float().mean().item() - fraction))
 

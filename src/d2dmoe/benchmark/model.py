@@ -73,11 +73,14 @@ def model_rows(
             def by_masks(model, _run, fraction, tokens=tokens) -> float:
                 return follow(model, nearest(points, fraction), tokens)
 
+            def bind(model: nn.Module, inputs=inputs) -> Callable[[], object]:
+                return lambda: model(**inputs)
+
             timings = time_backends(
                 cfg,
                 cfg.model.d_ff,
                 build,
-                lambda model, inputs=inputs: lambda: model(**inputs),
+                bind,
                 device,
                 share=by_masks if cfg.mask == "converted" else route,
             )
@@ -98,6 +101,7 @@ def dense_model(
     for texts without padding."""
     about = {"image_size": size, "classes": [str(i) for i in range(1000)]}
     about |= {"length": size, "vocab_size": vocab_size, "pad_id": None, "end_of_text_id": None}
+    model: Any
     with device:
         _options, model = create_model(cfg.model_copy(update={"d_ff": d_ff}), about)
     if cfg.data_kind == "corpus":
@@ -109,12 +113,14 @@ def _inputs(
     cfg: ModelBenchmark, batch: int, device: torch.device, dtype: torch.dtype
 ) -> tuple[dict[str, Any], int]:
     """Random arguments of the model, and their tokens."""
-    if cfg.model.data_kind == "images":
-        grid = cfg.size // cfg.model.patch_size
+    model: Any = cfg.model
+    if model.data_kind == "images":
+        grid = cfg.size // model.patch_size
         x = torch.randn(batch, 3, cfg.size, cfg.size, device=device, dtype=dtype)
         return {"x": x}, batch * (grid**2 + 1)
-    inputs = {"input_ids": torch.randint(cfg.vocab_size, (batch, cfg.size), device=device)}
-    if cfg.model.data_kind == "corpus":
+    ids = torch.randint(cfg.vocab_size, (batch, cfg.size), device=device)
+    inputs: dict[str, Any] = {"input_ids": ids}
+    if model.data_kind == "corpus":
         inputs["use_cache"] = False
     else:  # as texts of several lengths need; ready made, or some versions look into it
         shape = (batch, 1, cfg.size, cfg.size)

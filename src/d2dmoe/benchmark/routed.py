@@ -1,6 +1,7 @@
 """Models whose FFNs run a wanted share of their experts, chosen by random routers or by masks."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ class Routed(nn.Module):
 
     def __init__(self, moe: MoE):
         super().__init__()
-        self.moe = moe
+        self.moe: Any = moe  # has a router
         self.mask: Tensor | None = None  # bool [tokens, n]
 
     @torch.compiler.disable
@@ -63,7 +64,7 @@ def route(model: nn.Module, run: Callable[[], object], fraction: float) -> float
         The executed share, mean over layers.
     """
 
-    def set_threshold(moe: MoE, inputs: tuple[Tensor]) -> None:  # the earlier layers have theirs
+    def set_threshold(moe: Any, inputs: tuple[Tensor]) -> None:  # the earlier layers have theirs
         found = moe.router(inputs[0]).float()
         relative = (found / found.amax(-1, keepdim=True)).flatten()
         moe.selection.value = relative.quantile(1 - fraction).item() if fraction < 1 else 0.0
@@ -88,8 +89,9 @@ def follow(model: nn.Module, masks: Tensor, tokens: int) -> float:
     Returns:
         The executed share, mean over layers.
     """
-    layers = list(find(model, Routed).values())
-    for index, layer in enumerate(layers):
+    shares = []
+    for index, layer in enumerate(find(model, Routed).values()):
         mask = repeated(masks[index % len(masks)], tokens)
         layer.mask = mask.to(layer.moe.up.device)
-    return torch.stack([layer.mask.float().mean() for layer in layers]).mean().item()
+        shares.append(layer.mask.float().mean())
+    return torch.stack(shares).mean().item()

@@ -3,7 +3,7 @@
 import fcntl
 import time
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 
@@ -41,8 +41,8 @@ def make_deterministic(threads: int) -> None:
     """The same inputs give the same bytes: fixed thread count, deterministic kernels."""
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # A debugging aid, and slow.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    settings: Any = torch.utils.deterministic
+    settings.fill_uninitialized_memory = False  # a debugging aid, and slow
     torch.backends.cudnn.benchmark = False
     torch.backends.cuda.matmul.allow_tf32 = True
     torch.set_flush_denormal(True)

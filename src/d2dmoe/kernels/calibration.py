@@ -32,12 +32,13 @@ def calibrate(model: nn.Module, inputs: Inputs) -> dict[str, Choice]:
     Returns:
         The choices by layer.
     """
-    layers = {name: moe for name, moe in find(model, MoE).items() if moe.router is not None}
     choices = {}
     with torch.inference_mode():
         with watch_inputs(model) as seen:
             model(**inputs)
-        for name, moe in layers.items():
+        for name, moe in find(model, MoE).items():
+            if moe.router is None:
+                continue
             z = seen[name]
             mask = moe.selection(moe.router(z))
             if z.is_cuda:
@@ -67,7 +68,7 @@ def _measure(moe: MoE, z: Tensor, mask: Tensor) -> Choice:
     backends = {name: partial(moe.run, z, name) for name in ("dense", "dynamic_k")}
     ms = {name: timing.median_ms for name, timing in compare(backends, z.device, ROUND_S).items()}
     return Choice(
-        backend=min(ms, key=ms.get),
+        backend=min(ms, key=ms.__getitem__),
         tokens=z[..., 0].numel(),
         density=mask.float().mean().item(),
         dense_ms=ms["dense"],

@@ -21,7 +21,7 @@ def grouped(z: Tensor, mask: Tensor, weights: ExpertWeights) -> Tensor:
     for expert in by_expert.any(1).nonzero().flatten().tolist():
         tokens = by_expert[expert].nonzero().squeeze(-1)
         one = (x[expert, None] if isinstance(x, Tensor) else x for x in weights)
-        hidden = hidden_neurons(z[tokens], ExpertWeights(*one)).squeeze(-2)  # [tokens, e]
+        hidden = hidden_neurons(z[tokens], ExpertWeights._make(one)).squeeze(-2)  # [tokens, e]
         out.index_add_(0, tokens, hidden @ weights.down[expert])
     return out
 

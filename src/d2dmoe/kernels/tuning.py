@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 from triton.errors import TritonError
@@ -38,7 +39,7 @@ ROUND_S = 0.01  # of a candidate, in each of the rounds that `compare` makes
 
 # Changes to the default. The stages of the first product take up to 192 KiB of shared memory, at
 # 128 neurons, which an H100 has (227 KB).
-UNGATED = (
+UNGATED: tuple[dict[str, Any], ...] = (
     {},
     {"num_warps": 4, "registers": None},
     {"tile": 64, "num_warps": 4, "per_processor": 3, "registers": 168},
@@ -46,7 +47,7 @@ UNGATED = (
     {"block_n": 128},
     {"tma": False},
 )
-GATED = (
+GATED: tuple[dict[str, Any], ...] = (
     {},
     {"num_stages": 2},
     {"num_stages": 4, "per_processor": 1},
@@ -82,7 +83,7 @@ def tune(z: Tensor, weights: ExpertWeights, mask: Tensor, again: bool = False) -
         _name(shape, tokens),
     )
     ms = {launch: t.median_ms for launch, t in compare(runs, z.device, ROUND_S).items()}
-    launch = min(ms, key=ms.get)
+    launch = min(ms, key=ms.__getitem__)
     logger.info(
         "%d of them ran, in %.0f s; the fastest takes %.3g ms, the slowest %.3g: %s",
         len(runs),
