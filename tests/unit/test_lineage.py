@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_config import RATES, with_everything
 
@@ -38,6 +38,7 @@ from d2dmoe.stages import STAGES
 ROOT = Path(__file__).parents[2]
 SHIPPED = [ROOT / "config.yaml", *ROOT.glob("configs/*.yaml"), ROOT / "tests/workflow/tiny.yaml"]
 CONVERSION = ["dense", "sparsify", "clustering", "router"]
+drawn = settings(deadline=None, derandomize=True)
 
 
 @pytest.fixture
@@ -246,6 +247,7 @@ def chains(draw) -> list[tuple[str, dict[str, Any]]]:
     return found
 
 
+@drawn
 @given(chains(), st.integers(min_value=0, max_value=2**63))
 def test_whatever_the_options_a_stages_folder_is_short_and_safe(options, seed):
     place, name = stage_folder("tiny", seed, options).rsplit("/", 1)
@@ -254,6 +256,7 @@ def test_whatever_the_options_a_stages_folder_is_short_and_safe(options, seed):
     assert name.startswith(f"{options[-1][0]}-")
 
 
+@drawn
 @given(chains(), chains())
 def test_stages_share_a_folder_just_if_all_options_up_to_them_are_equal(one, other):
     same = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
@@ -270,6 +273,7 @@ DATA |= {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}
 letters = st.characters(exclude_characters="\n")
 
 
+@drawn
 @given(st.one_of(st.text(letters, min_size=1), st.text("/ .-_ä~", min_size=1, max_size=200)))
 def test_whatever_its_source_a_datasets_folder_is_short_and_safe(source):
     folder = data_folder("tiny", data_config(DATA | {"source": f"path:{source}"}))

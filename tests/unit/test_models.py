@@ -155,6 +155,24 @@ def test_the_options_rebuild_the_model():
     assert torch.equal(rebuilt(make_inputs()), model(make_inputs()))
 
 
+class Read(dict):
+    """Options that remember which of them were read."""
+
+    def __init__(self, *values):
+        super().__init__(*values)
+        self.read = set()
+
+    def __getitem__(self, name):
+        self.read.add(name)
+        return super().__getitem__(name)
+
+
+def test_a_model_is_rebuilt_by_every_option_that_it_is_saved_with():
+    options = Read(OPTIONS)
+    build_model("vit", options)
+    assert options.read == OPTIONS.keys()
+
+
 def test_an_architecture_that_is_not_described_is_refused_with_those_that_are():
     message = f"unknown architecture 'llama'; allowed: {', '.join(ARCHITECTURES)}"
     with pytest.raises(UnknownName, match=message):

@@ -1,30 +1,33 @@
 """Laws of the stages one after the other, the same for every architecture."""
 
 import dataclasses
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from d2dmoe.stages.split import split
-from small import ABOUT, MODEL, make_images
+from pydantic import BaseModel
+from small import ABOUT, MODEL, make_images, make_inputs, read_from
 from small_language import TINY, make_corpus_split, make_text_split
 
-from d2dmoe.checkpoint import read_model, save_model
+from d2dmoe.activations import ACTIVATIONS
+from d2dmoe.checkpoint import load_dense_model, load_model, read_model, save_model
 from d2dmoe.config.model import TransformerConfig
-from d2dmoe.config.stages import RouterConfig, SparsifyConfig, SplitConfig
-from d2dmoe.config.training import TrainingConfig
-from d2dmoe.conversion import load_model
-from d2dmoe.data.splits import Split
+from d2dmoe.config.stages import ClusteringConfig, DenseConfig, RouterConfig, SparsifyConfig
+from d2dmoe.errors import CheckpointError
 from d2dmoe.ffn import FFN
 from d2dmoe.flops import router_flops
 from d2dmoe.jobs.run import Run
+from d2dmoe.lookup import resolve
 from d2dmoe.moe import MoE
-from d2dmoe.stages import dense, evaluate, routers, sparsify
+from d2dmoe.stages import STAGES
+from d2dmoe.stages.clustering import cluster
+from d2dmoe.stages.dense import train_dense
+from d2dmoe.stages.evaluate import evaluate, evaluate_dense
+from d2dmoe.stages.router import train_routers
+from d2dmoe.stages.sparsify import activity, sparsify
 from d2dmoe.surgery import find
 
 CPU = torch.device("cpu")
-DATA = Path("unused")
 RUN = Run(seed=0, device=CPU)
 MODELS = {"vit": MODEL} | TINY
 SPLITS = {
@@ -33,40 +36,36 @@ SPLITS = {
     "gpt2": make_corpus_split(6),
     "gemma": make_corpus_split(6),
 }
-OPTIONS = {"epochs": 1.5, "lr": 0.01, "batch_size": 3}
-STAGES = ["dense", "sparsify", "split", "router"]
-
-
-def read_from(samples: Split, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every stage read these samples in place of prepared files."""
-    for module in (dense, sparsify, routers, evaluate):
-        monkeypatch.setattr(module, "open_split", lambda _folder, _name: samples)
+TRAINING = {"epochs": 1.5, "lr": 0.01, "batch_size": 3}
+CHAIN = ["dense", "sparsify", "clustering", "router"]
+MEASURE = {"split": "test", "batch_size": 4, "values": []}
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def chain(request, tmp_path_factory) -> SimpleNamespace:
     """A conversion from the dense model to the routers."""
     name, folder = request.param, tmp_path_factory.mktemp(request.param)
-    paths = {stage: folder / stage for stage in STAGES}
+    paths = {stage: folder / stage for stage in CHAIN}
     history = {}
 
-    def save(stage: str, model, spec, rows=None) -> None:
+    def save(stage: str, model, spec, rows) -> None:
         save_model(paths[stage], model, spec)
         history[stage] = rows
 
     with pytest.MonkeyPatch.context() as monkeypatch:
         read_from(SPLITS[name], monkeypatch)
-        save("dense", *dense.train_dense(MODELS[name], TrainingConfig(**OPTIONS), DATA, RUN))
-        cfg = SparsifyConfig(mode="relu_hoyer", alpha=0.01, **OPTIONS)
-        save("sparsify", *sparsify.sparsify(paths["dense"], cfg, DATA, RUN))
-        save("split", *split(paths["sparsify"], SplitConfig(expert_size=4), seed=0))
-        cfg = RouterConfig(width=6, **OPTIONS)
-        save("router", *routers.train_routers(paths["split"], cfg, DATA, RUN))
-        active = sparsify.activity(paths["sparsify"], DATA, "test", 4, RUN)
-        (plain,) = evaluate.evaluate_dense_model(paths["sparsify"], DATA, "test", 4, RUN)
-        points, layers = evaluate.evaluate(
-            paths["router"], "dynamic_k", [0.0, 1.0], DATA, "test", 4, RUN
+        save("dense", *train_dense(None, DenseConfig(model=MODELS[name], **TRAINING), RUN))
+        cfg = SparsifyConfig(mode="relu_hoyer", alpha=0.01, **TRAINING)
+        save("sparsify", *sparsify(paths["dense"], cfg, RUN))
+        save("clustering", *cluster(paths["sparsify"], ClusteringConfig(expert_size=4), RUN))
+        cfg = RouterConfig(width=6, **TRAINING)
+        save("router", *train_routers(paths["clustering"], cfg, RUN))
+        active = activity(paths["sparsify"], "test", 4, RUN)
+        (plain,), none = evaluate_dense(paths["sparsify"], "dense", MEASURE, RUN)
+        points, layers = evaluate(
+            paths["router"], "dynamic_k", MEASURE | {"values": [0.0, 1.0]}, RUN
         )
+    assert none is None and len(layers) == 2 * len(points)
     return SimpleNamespace(
         name=name, paths=paths, history=history, active=active, dense=plain, points=points
     )
@@ -90,7 +89,7 @@ def test_at_tau_0_the_last_model_is_the_sparsified_one_and_costs_its_routers_mor
 
 
 def test_training_the_routers_changes_nothing_else(chain):
-    _, before = read_model(chain.paths["split"])
+    _, before = read_model(chain.paths["clustering"])
     _, after = read_model(chain.paths["router"])
     assert all(torch.equal(after[name], weight) for name, weight in before.items())
     assert all(".router." in name for name in after.keys() - before.keys())
@@ -116,19 +115,138 @@ def test_histories_have_a_row_for_each_epoch_begun(chain):
         rows = chain.history[stage]
         assert [row["epoch"] for row in rows] == [1, 1.5]
         assert all(list(row) == names for row in rows)
+    assert chain.history["clustering"] == []  # nothing is trained
 
 
-@pytest.mark.parametrize("activation", ["gelu", "relu"])
+OWN = {"vit": "gelu", "bert": "gelu", "gpt2": "gelu_tanh", "gemma": "gelu_tanh"}
+
+
+@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
 @pytest.mark.parametrize("cfg", MODELS.values(), ids=MODELS)
 def test_the_dense_model_has_the_configured_activation_and_is_rebuilt_with_it(
     cfg: TransformerConfig, activation, monkeypatch, tmp_path
 ):
     read_from(SPLITS[cfg.architecture], monkeypatch)
     cfg = cfg.model_copy(update={"activation": activation})
-    untrained = TrainingConfig(epochs=0, lr=0.01)
-    model, spec, _ = dense.train_dense(cfg, untrained, DATA, RUN)
+    model, spec, _ = train_dense(None, DenseConfig(model=cfg, epochs=0, lr=0.01), RUN)
     save_model(tmp_path / "model", model, spec)
-    own = "gelu_tanh" if cfg.architecture in ("gpt2", "gemma") else "gelu"
+    assert spec.activation == activation
     for made in (model, load_model(tmp_path / "model")[0]):
         names = {ffn.activation_name for ffn in find(made, FFN).values()}
-        assert names == {own if activation == "gelu" else "relu"}
+        assert names == {activation or OWN[cfg.architecture]}
+
+
+# Every stage of the table, on a ViT: the one architecture that all of them take.
+
+BASE = {"lr": 0.01, "epochs": 1, "batch_size": 6}
+STEPS = {  # parent, and options
+    "dense": (None, BASE | {"model": MODEL.model_dump()}),
+    "finetune": ("dense", BASE),
+    "prune": ("dense", BASE | {"kind": "prune", "heads": 0.5, "neurons": 0.5}),
+    "distill": ("dense", BASE | {"kind": "distill", "model": MODEL.model_dump()}),
+    "projections": ("dense", BASE | {"multiple": 4}),
+    "sparsify": ("projections", BASE | {"mode": "relu_hoyer", "alpha": 0.01}),
+    "clustering": ("sparsify", {"expert_size": 4, "projection_expert_size": 2}),
+    "router": ("clustering", BASE | {"width": 6, "projection_width": 3}),
+    "ztw": ("dense", BASE),
+    "avit": ("dense", BASE | {"depth": 1.5}),
+    "quantize": ("router", {"weights": "int8"}),
+}
+ELSEWHERE = {  # options, of one stage or of all, that the stage does not read, and what does
+    "threads": "the rule, which gives them to the job",
+    "prune.kind": "the configuration, which tells the kinds of bases apart by it",
+    "distill.kind": "the configuration, as for prune",
+}
+
+
+def noting(options: BaseModel, read: set[str], place: str = "") -> BaseModel:
+    """The same options; the dotted name of each that is read is added to `read`."""
+    kind = type(options)
+
+    class Noting(kind):
+        def __getattribute__(self, name):
+            if name in kind.model_fields:
+                read.add(place + name)
+            return super().__getattribute__(name)
+
+        def model_dump(self, **how):
+            values = super().model_dump(**how)
+            read.update(place + name for name in values)
+            return values
+
+    inner = {
+        name: noting(value, read, f"{place}{name}.") if isinstance(value, BaseModel) else value
+        for name, value in options
+    }
+    return Noting.model_construct(**inner)
+
+
+def names_of(options: BaseModel, place: str = "") -> set[str]:
+    """The dotted names of all options."""
+    names = {place + name for name, _ in options}
+    inner = [(name, value) for name, value in options if isinstance(value, BaseModel)]
+    return names.union(*(names_of(value, f"{place}{name}.") for name, value in inner))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> dict[str, SimpleNamespace]:
+    """What every stage made of its parent, the path of its model, and which options it read."""
+    folder, found = tmp_path_factory.mktemp("stages"), {}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        read_from(SPLITS["vit"], monkeypatch)
+        for name, stage in STAGES.items():
+            parent, values = STEPS[name]
+            options, read = resolve(stage.options).model_validate(values), set()
+            path = found[parent].path if parent else None
+            run = RUN if stage.trains else Run(seed=0, device=CPU)
+            model, spec, history = resolve(stage.make)(path, noting(options, read), run)
+            save_model(folder / name, model, spec)
+            found[name] = SimpleNamespace(
+                path=folder / name, model=model, spec=spec, history=history, options=options
+            )
+            found[name].read = read
+    return found
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_option_of_a_stage_is_read(made, stage):
+    step, names = made[stage], names_of(made[stage].options)
+    elsewhere = {name for name in names if {name, f"{stage}.{name}"} & ELSEWHERE.keys()}
+    assert names - step.read == elsewhere
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_option_of_an_architecture_is_read(name, monkeypatch):
+    read_from(SPLITS[name], monkeypatch)
+    options, read = DenseConfig(model=MODELS[name], epochs=0, lr=0.01), set()
+    train_dense(None, noting(options, read), RUN)
+    assert {x for x in names_of(options) if x.startswith("model.")} <= read
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_a_stage_made_comes_back(made, stage):
+    step = made[stage]
+    model, spec = load_model(step.path)
+    assert spec == step.spec and list(spec.parts) == list(step.spec.parts)
+    with torch.no_grad():
+        assert torch.equal(model(make_inputs()), step.model.eval()(make_inputs()))
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_leaves_a_part_of_its_name_after_those_of_its_parent_or_none(made, stage):
+    parent, _ = STEPS[stage]
+    before = list(made[parent].spec.parts) if parent else []
+    own = [stage] if STAGES[stage].rebuild else []
+    assert list(made[stage].spec.parts) == before + own
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_stage_has_a_history_where_it_trains_and_leaves_dense_models_where_it_says_so(
+    made, stage
+):
+    assert bool(made[stage].history) == STAGES[stage].trains
+    if STAGES[stage].dense:
+        load_dense_model(made[stage].path)
+        return
+    with pytest.raises(CheckpointError, match="a dense one is needed"):
+        load_dense_model(made[stage].path)

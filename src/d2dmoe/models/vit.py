@@ -30,7 +30,7 @@ def create(cfg: ViTConfig, about: dict[str, Any]) -> tuple[dict[str, Any], nn.Mo
     Raises:
         CheckpointError: the weights cannot be had, or are not those of this model.
     """
-    options = cfg.model_dump(exclude={"weights", "architecture"})
+    options = cfg.model_dump(exclude={"weights", "architecture", "activation"})
     options |= {"image_size": about["image_size"], "num_classes": len(about["classes"])}
     model = build(options)
     if cfg.weights != "scratch":

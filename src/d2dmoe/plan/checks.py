@@ -22,8 +22,10 @@ from d2dmoe.methods.conversion.plan import conversion, ffn_width
 from d2dmoe.plan.figures import need_points
 from d2dmoe.plan.variants import chains, has_experts, knob_of, method_plan, rate, with_rate
 
-TARGETS = ("all", "validation", "tuning", "benchmarks", "models", "clean_unused", "remove_unused")
-TARGETS += SUITES
+TARGETS = (
+    *("all", "validation", "tuning", "benchmarks", "models", "clean_unused", "remove_unused"),
+    *SUITES,
+)
 """Targets of the workflow, beside the tasks."""
 
 
