@@ -1,7 +1,11 @@
 # Wall-clock time: of layers (claim C9, figures 5 and 11), of whole models and of decoding.
 
+import sys
+
 TIMED = benchmarks.tables(PLAN)
-WALL_CLOCK = "d2dmoe.figures.wall_clock:draw"
+
+if "benchmarks" in sys.argv and benchmarks.timed_here(PLAN) != benchmarks.configured(PLAN):
+    print("no NVIDIA driver here: benchmarks of the GPU are left out", file=sys.stderr)
 
 
 rule benchmark_cpu:
@@ -101,7 +105,7 @@ if PLAN.config.benchmarks.masks:
         params:
             cfg=plain(PLAN.config.benchmarks.masks),
             knob=masks_line.knob,
-            code=PLAN.model_code("benchmark_masks", masks_line.last),
+            code=PLAN.model_code("benchmark_masks", masks_line.last, masks_line.knob),
         script:
             "../scripts/benchmark_masks.py"
 
@@ -141,8 +145,8 @@ rule figure_5:
         name="cpu|layer",
     params:
         cfg=lambda w: {"layers": "first" if w.name == "layer" else "all"},
-        draw=WALL_CLOCK,
-        code=PLAN.code("figure", [module_of(WALL_CLOCK)]),
+        draw=WALL_CLOCK.draw,
+        code=PLAN.figure_code(WALL_CLOCK),
     script:
         "../scripts/figure.py"
 
@@ -161,8 +165,8 @@ use rule figure_5 as figure_11 with:
         name="layer",
     params:
         cfg={"layers": "others", "subject": "Other layers"},
-        draw=WALL_CLOCK,
-        code=PLAN.code("figure", [module_of(WALL_CLOCK)]),
+        draw=WALL_CLOCK.draw,
+        code=PLAN.figure_code(WALL_CLOCK),
 
 
 use rule figure_5 as figure_wall_clock with:
@@ -177,5 +181,5 @@ use rule figure_5 as figure_wall_clock with:
         name="model|decode",
     params:
         cfg=lambda w: {"subject": {"model": "Whole models", "decode": "Decoding"}[w.name]},
-        draw=WALL_CLOCK,
-        code=PLAN.code("figure", [module_of(WALL_CLOCK)]),
+        draw=WALL_CLOCK.draw,
+        code=PLAN.figure_code(WALL_CLOCK),

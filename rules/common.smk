@@ -5,10 +5,9 @@ from d2dmoe.extensions import import_extensions
 
 import_extensions(config)  # first: they add records to the tables that the plan is made of
 
-from d2dmoe.claims import CLAIMS
 from d2dmoe.config.task import SUITES
-from d2dmoe.figures import FIGURES
-from d2dmoe.lookup import module_of, resolve
+from d2dmoe.figures import FIGURES, WALL_CLOCK
+from d2dmoe.lookup import resolve
 from d2dmoe.methods import EVALUATIONS
 from d2dmoe.plan import benchmarks, claims, tables
 from d2dmoe.plan.figures import folder_of
@@ -20,8 +19,6 @@ from d2dmoe.stages import STAGES
 
 ROOT = Path(workflow.basedir)
 PLAN = load_plan(config, ROOT)  # ends the run with one message if anything is wrong
-
-CLAIM_MODULES = sorted({module_of(claim.test) for claim in CLAIMS.values() if claim.test})
 
 DATA = "results/data/{task}/{dataset}"
 FOLDER = "results/models/{task}/seed-{seed}/{folder}"  # of a stage, for one variant or several
@@ -74,4 +71,4 @@ def split_of(wildcards):
 
 def model_code(script):
     """Digest of a script that reads a stage's model."""
-    return lambda wildcards: PLAN.model_code(script, step_of(wildcards))
+    return lambda w: PLAN.model_code(script, step_of(w), w.get("knob"))

@@ -17,7 +17,7 @@ def drawing(figure, request):
     return {
         "cfg": lambda wildcards: request(wildcards).arguments,
         "draw": figure.draw,
-        "code": PLAN.code("figure", [module_of(figure.draw)]),
+        "code": PLAN.figure_code(figure),
     }
 
 

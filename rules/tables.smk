@@ -95,7 +95,7 @@ rule claims:
     localrule: True
     params:
         cfg=lambda w: claims.claim_options(PLAN, suite_of(w)),
-        code=PLAN.code("claims", CLAIM_MODULES),
+        code=PLAN.claims_code(),
     script:
         "../scripts/claims.py"
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 from d2dmoe.io.csvfile import write_rows
 from d2dmoe.jobs.run import stage_run
-from d2dmoe.stages.sparsify import activity
+from d2dmoe.stages.activity import activity
 
 with stage_run(snakemake) as run:
     batch_size = snakemake.params.cfg["batch_size"]

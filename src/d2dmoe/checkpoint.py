@@ -10,11 +10,11 @@ from torch import Tensor, nn
 
 from d2dmoe.config.model import TransformerConfig
 from d2dmoe.errors import CheckpointError, UnknownName
+from d2dmoe.ffn import set_activation
 from d2dmoe.io.csvfile import write_csv
 from d2dmoe.io.files import write_atomically
 from d2dmoe.io.tensors import distinct, load_distinct, load_tensors, save_tensors
 from d2dmoe.models.build import create_model
-from d2dmoe.sparsity import set_activation
 from d2dmoe.spec import ModelSpec, build
 
 REBUILD = "Delete it and run the same command again: the step that makes it is then repeated."

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from d2dmoe.activations import ACTIVATIONS, Activation, torch_function
 from d2dmoe.lookup import look_up
+from d2dmoe.surgery import find
 
 
 class ActivationLayer(nn.Module):
@@ -93,3 +94,13 @@ class FFN(nn.Module):
         if self.gate is not None:
             hidden = hidden * self.up(z)
         return self.dropout(self.down(self.hidden_dropout(hidden)))
+
+
+def set_activation(model: nn.Module, name: str) -> None:
+    """Give every FFN of the model the activation `name`, a key of `activations.ACTIVATIONS`.
+
+    Raises:
+        UnknownName: there is no such activation.
+    """
+    for ffn in find(model, FFN).values():
+        ffn.set_activation(name)

@@ -8,9 +8,9 @@ from torch import nn
 
 from d2dmoe.config.strict import Strict
 from d2dmoe.errors import CheckpointError
+from d2dmoe.ffn import set_activation
 from d2dmoe.lookup import look_up, resolve
 from d2dmoe.models.build import build_model
-from d2dmoe.sparsity import set_activation
 from d2dmoe.stages import STAGES
 
 

@@ -8,10 +8,9 @@ from d2dmoe.config.model import BertConfig, GemmaConfig, GPT2Config
 from d2dmoe.conversion import add_routers, to_moe
 from d2dmoe.data.splits import CorpusSplit, TextSplit
 from d2dmoe.experts import assign_neurons
-from d2dmoe.ffn import FFN
+from d2dmoe.ffn import FFN, set_activation
 from d2dmoe.models.build import create_model
 from d2dmoe.moe import set_selection
-from d2dmoe.sparsity import set_activation
 from d2dmoe.spec import ModelSpec
 from d2dmoe.surgery import find
 

@@ -29,6 +29,7 @@ from small_language import (
 from torch import nn
 from torch.nn.functional import pad
 
+from d2dmoe.activity import count_active
 from d2dmoe.attention import (
     ROLES,
     Projection,
@@ -51,7 +52,7 @@ from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.run import Run
 from d2dmoe.models.build import separate_projections
 from d2dmoe.moe import MoE, set_selection
-from d2dmoe.sparsity import count_active, penalty, watch_activations
+from d2dmoe.sparsity import penalty, watch_activations
 from d2dmoe.spec import ModelSpec, build
 from d2dmoe.stages.clustering import cluster
 from d2dmoe.stages.projections import convert_projections

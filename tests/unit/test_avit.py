@@ -14,7 +14,7 @@ from d2dmoe.checkpoint import load_dense_model, load_model, save_model
 from d2dmoe.errors import CheckpointError
 from d2dmoe.flops import count
 from d2dmoe.jobs.run import Run
-from d2dmoe.methods.avit.evaluation import evaluate_halting
+from d2dmoe.methods.avit.evaluation import evaluate_halting, halting_flops
 from d2dmoe.methods.avit.halting import (
     CHANNEL,
     Halting,
@@ -22,7 +22,6 @@ from d2dmoe.methods.avit.halting import (
     Trace,
     add_halting,
     depth_prior,
-    halting_flops,
     ponder_loss,
     prior_loss,
     quiet_channel,

@@ -34,14 +34,13 @@ from small_language import (
 from d2dmoe.activations import ACTIVATIONS
 from d2dmoe.checkpoint import load_dense_model, load_model, read_model, save_model
 from d2dmoe.errors import CheckpointError, UnknownName
-from d2dmoe.ffn import FFN
+from d2dmoe.ffn import FFN, set_activation
 from d2dmoe.io.tensors import load_tensors, save_tensors
 from d2dmoe.models import ARCHITECTURES
 from d2dmoe.moe import MoE, set_selection
 from d2dmoe.quality import quality
 from d2dmoe.router_kinds import ROUTER_KINDS
 from d2dmoe.selection_rules import RULES
-from d2dmoe.sparsity import set_activation
 from d2dmoe.spec import ModelSpec, build
 from d2dmoe.stages import STAGES
 from d2dmoe.surgery import find

@@ -4,17 +4,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from d2dmoe.claims import (
-    COLUMNS,
-    CONTRADICTED,
-    NOT_TESTED,
-    PAPER_SAYS,
-    SUPPORTED,
-    evidence_of,
-    ledger,
-    wall_clock_ledger,
-)
+from d2dmoe.claims import CLAIMS
+from d2dmoe.claims.evidence import evidence_of
+from d2dmoe.claims.findings import CONTRADICTED, NOT_TESTED, SUPPORTED, Finding
+from d2dmoe.claims.ledger import COLUMNS, ledger, wall_clock_ledger
 from d2dmoe.config.figures import FiguresConfig
+from d2dmoe.figures import by_key
+from d2dmoe.lookup import resolve
+from d2dmoe.methods import METHODS
 
 SHARES = [0.1, 0.3, 0.5, 0.7, 0.9, 1.0]  # executed experts at each operating point
 D_FF = 100
@@ -78,7 +75,8 @@ def verdicts(tables: dict, metric: str = "accuracy", more=None, **figures) -> di
 
 def test_every_claim_has_a_row_and_those_without_an_experiment_say_so():
     rows = verdicts(tables())
-    assert list(rows) == list(PAPER_SAYS) == [f"C{i}" for i in range(1, 12)]
+    assert list(rows) == list(CLAIMS) == [f"C{i}" for i in range(1, 12)]
+    assert all(row["paper_says"] == CLAIMS[claim].paper_says for claim, row in rows.items())
     others = {"C9": "snakemake benchmarks tests it"}
     for claim in ("C9", "C11"):
         assert rows[claim]["verdict"] == NOT_TESTED and rows[claim]["where"] == "-"
@@ -86,6 +84,26 @@ def test_every_claim_has_a_row_and_those_without_an_experiment_say_so():
         assert rows[claim]["evidence"] == missing
     for claim in ("C3", "C4", "C5", "C6", "C7", "C8", "C10"):  # no figure names variants for them
         assert rows[claim]["verdict"] == NOT_TESTED and rows[claim]["where"] == "t"
+
+
+@pytest.mark.parametrize("claim", [name for name, claim in CLAIMS.items() if claim.test])
+def test_a_claim_that_a_suite_tests_gives_findings_and_names_figures_of_tasks(claim):
+    cfg = FiguresConfig(tradeoff=["sparse", "moefication"]).model_dump(mode="json")
+    found = resolve(CLAIMS[claim].test)(evidence_of("t", tables(), cfg, "accuracy"))
+    assert found and all(isinstance(finding, Finding) for finding in found)
+    assert {finding.verdict for finding in found} <= {SUPPORTED, CONTRADICTED, NOT_TESTED}
+    assert CLAIMS[claim].figures and set(CLAIMS[claim].figures) <= by_key().keys()
+
+
+def test_a_variant_plays_the_part_of_its_methods_role_in_the_legends_order():
+    names = ["halting", "static", "moefication", "absent", "sparse", "exits"]
+    cfg = FiguresConfig(tradeoff=names).model_dump(mode="json")
+    found = evidence_of("t", tables(), cfg, "accuracy")
+    for role in ("ours", "baseline", "reference"):
+        methods = [name for name, method in METHODS.items() if method.role == role]
+        expected = [v for v in names if v in VARIANTS and VARIANTS[v][0] in methods]
+        assert found.of_role("tradeoff", role) == expected
+    assert found.of_role("routers", "ours") == []  # a figure that is not drawn
 
 
 @pytest.mark.parametrize("without", ["layers", "activity", "both"])
@@ -295,6 +313,7 @@ def test_c3_takes_the_levels_of_alpha_before_the_two_bases_of_figure_2a():
     ("names", "verdict"),
     [
         (["sparse", "static"], SUPPORTED),
+        (["static", "sparse"], SUPPORTED),  # whatever the legend's order
         (["poor", "static"], CONTRADICTED),
         (["denser", "static"], CONTRADICTED),  # neither better nor more varied
         (["sparse"], NOT_TESTED),

@@ -14,8 +14,8 @@ from d2dmoe.io.csvfile import write_rows
 from d2dmoe.tables import quality_at
 
 SAMPLES = 100
-STAGES = [("sparsify", 1.5, 8), ("split", 0.0, 1), ("router", 0.25, 4)]  # stage, epochs, batch
-WALLS = {"sparsify": 10.0, "split": 1.0, "router": 2.0}  # seconds
+STAGES = [("sparsify", 1.5, 8), ("clustering", 0.0, 1), ("router", 0.25, 4)]  # stage, epochs, batch
+WALLS = {"sparsify": 10.0, "clustering": 1.0, "router": 2.0}  # seconds
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def entry(tmp_path, about):
             made.append(path)
             path.write_text(json.dumps({"s": factor * WALLS[stage], "max_rss": 5}) + "\n")
             given = {"stage": stage, "epochs": epochs, "batch_size": batch_size}
-            stages.append(given | {"benchmark": str(path)})
+            stages.append(given | {"record": str(path)})
         entry = {"task": "t", "method": "d2dmoe", "variant": variant, "seed": seed, "lr": 0.001}
         entry |= {"rates": [0.0005, 0.001], "about": str(about), "stages": stages}
         return entry | changes
@@ -51,7 +51,7 @@ def test_a_training_has_the_steps_epochs_and_samples_of_its_stages_together(entr
         stage: TrainingConfig(epochs=epochs, lr=1.0, batch_size=size).steps(SAMPLES)
         for stage, epochs, size in STAGES
     }
-    assert steps == {"sparsify": 18, "split": 0, "router": 6}
+    assert steps == {"sparsify": 18, "clustering": 0, "router": 6}
     assert row["stages"] == "sparsify:18 router:6"  # what is not trained is not listed
     assert row["steps"] == 24 and row["epochs"] == 1.75
     assert row["samples"] == 18 * 8 + 6 * 4
@@ -100,7 +100,7 @@ def test_of_seeds_with_unequal_trainings_the_most_are_told(entry):
 
 def test_the_last_attempt_of_a_job_counts(entry):
     attempt = entry()
-    path = Path(attempt["stages"][0]["benchmark"])
+    path = Path(attempt["stages"][0]["record"])
     path.write_text('{"s": 99.0}\n{"s": 4.0}\n')
     (row,) = fairness([attempt])
     assert row["wall_s_mean"] == 4.0 + 1.0 + 2.0
@@ -152,6 +152,7 @@ def trials(tmp_path):
                 method = "dense" if variant.startswith("dense") else "d2dmoe"
                 own = {"task": "t", "model": "m", "dataset": "d", "method": method}
                 own |= {"variant": variant, "seed": seed, "lr": lr, "path": str(path)}
+                own |= {"reference": method == "dense"}
                 entries.append(own | {"chosen": chosen.get(variant) == lr})
         return entries
 

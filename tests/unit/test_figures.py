@@ -7,8 +7,18 @@ from matplotlib.collections import PolyCollection
 from pandas import DataFrame, concat
 
 from d2dmoe.errors import UserError
-from d2dmoe.figures import activity, cost_formula, layers, load_maps, projections, style, tradeoff
+from d2dmoe.figures import (
+    activity,
+    cost_formula,
+    layers,
+    load_maps,
+    projections,
+    style,
+    tradeoff,
+    wall_clock,
+)
 from d2dmoe.flops import layer_ratio
+from d2dmoe.selection_rules import RULES
 
 LABELS = {"a": "D2DMoE", "b": "MoEf."}
 
@@ -307,6 +317,12 @@ def test_layers_have_a_panel_per_operating_point(executed):
     assert list(means.get_ydata()) == pytest.approx([62.5, 50.0, 37.5])
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_layers_call_an_operating_point_by_the_symbol_of_its_rule(executed, rule):
+    figure = layers.draw(executed.assign(knob=rule), "t", ["a"], LABELS, [0.5])
+    assert [axes.get_title() for axes in figure.axes] == [f"{RULES[rule].symbol} = 0.5"]
+
+
 def test_layers_of_attention_projections_are_not_drawn_among_the_ffns(executed):
     projections = [executed.assign(role=role, experts=1.0, num_experts=2) for role in "qkvo"]
     figures = [
@@ -339,7 +355,7 @@ def test_load_maps_pair_each_image_with_its_map(count):
         "loads": rng.random((count, 2, 2), dtype=np.float32),
         "labels": np.arange(count) % 2,
     }
-    figure = load_maps.draw(tensors, ["cat", "dog"])
+    figure = load_maps.draw(tensors, {"classes": ["cat", "dog"]})
     drawn = [axes for axes in figure.axes if axes.images]
     assert len(drawn) == 2 * count
     assert [a.get_title() for a in drawn[::2]] == [["cat", "dog"][i % 2] for i in range(count)]
@@ -352,11 +368,12 @@ def test_load_maps_pair_each_image_with_its_map(count):
 def test_load_maps_need_images():
     empty = {"images": np.empty((0, 3, 8, 8), np.uint8), "loads": np.empty((0, 2, 2))}
     with pytest.raises(UserError, match="no images"):
-        load_maps.draw(empty | {"labels": np.empty(0, int)}, ["cat"])
+        load_maps.draw(empty | {"labels": np.empty(0, int)}, {"classes": ["cat"]})
 
 
 def test_cost_formula_draws_the_counted_ratio():
-    figure = cost_formula.draw(768, 3072)
+    figure = cost_formula.draw()
+    assert figure.get_suptitle() == "d_model = 768, d_ff = 3072"  # the paper's ViT-B
     left, right = figure.axes
     line = line_of(left, "k/n = 0.25")
     ratio = dict(zip(line.get_xdata(), line.get_ydata(), strict=True))
@@ -364,6 +381,41 @@ def test_cost_formula_draws_the_counted_ratio():
     assert min(ratio) == 4  # a quarter of 2 experts is less than one
     assert len(texts(left.get_legend())) == len(cost_formula.SHARES)
     assert len(texts(right.get_legend())) == len(cost_formula.WIDTHS)
+
+
+def test_cost_formula_needs_a_width_that_splits():
+    with pytest.raises(UserError, match="d_ff = 7 is odd"):
+        cost_formula.draw(4, 7)
+
+
+@pytest.fixture
+def timed() -> DataFrame:
+    """Two layers, each timed dense and by dynamic-k at two shares."""
+    rows = []
+    for tokens in (9, 99):
+        layer = {"device": "GPU", "torch": "2", "triton": "3", "tokens": tokens, "d_model": 8}
+        layer |= {"num_experts": 4, "expert_size": 2, "activation": "relu", "dtype": "fp32"}
+        for backend, fraction, ms in [
+            ("dense_eager", 1.0, 2.0),
+            ("dynamic_k", 0.5, 1.5),
+            ("dynamic_k", 1.0, 3.0),
+        ]:
+            times = {"median_ms": ms, "p20_ms": 0.9 * ms, "p80_ms": 1.1 * ms, "peak_mb": 1.0}
+            point = {"mask": "bernoulli", "backend": backend, "fraction": fraction}
+            rows.append(layer | point | times)
+    return DataFrame(rows)
+
+
+@pytest.mark.parametrize(("chosen", "tokens"), [("all", [9, 99]), ("first", [9]), ("others", [99])])
+def test_wall_clock_has_a_panel_for_each_layer_asked_for(timed, chosen, tokens):
+    figure = wall_clock.draw(timed, layers=chosen)
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert [int(title.split()[0]) for title in titles] == tokens
+    assert figure.get_suptitle() == "One layer on GPU"
+    dense, curve = figure.axes[0].lines
+    assert list(dense.get_ydata()) == [2.0, 2.0]  # one time, whatever the share
+    assert list(curve.get_xdata()) == [50, 100] and list(curve.get_ydata()) == [1.5, 3.0]
+    assert texts(figure.legends[0]) == ["dense, eager", "dynamic-k"]
 
 
 def overlapping(figure) -> list[tuple[str, str]]:

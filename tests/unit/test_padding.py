@@ -14,6 +14,7 @@ from small_language import (
 )
 
 from d2dmoe.activations import ACTIVATIONS
+from d2dmoe.activity import count_active
 from d2dmoe.checkpoint import save_model
 from d2dmoe.config.stages import RouterConfig, SparsifyConfig
 from d2dmoe.evaluate import cost_on, count_executed, evaluate_dense, evaluate_routed
@@ -22,7 +23,7 @@ from d2dmoe.jobs.run import Run
 from d2dmoe.moe import set_selection
 from d2dmoe.router_kinds import ROUTER_KINDS
 from d2dmoe.selection_rules import RULES
-from d2dmoe.sparsity import PENALTIES, count_active
+from d2dmoe.sparsity import PENALTIES
 from d2dmoe.stages import router, sparsify
 from d2dmoe.training import cross_entropy_loss
 

@@ -8,17 +8,15 @@ from small import make_dense, make_ffn, make_inputs
 from torch.nn.functional import gelu
 
 from d2dmoe.activations import ACTIVATIONS, torch_function
+from d2dmoe.activity import active_neurons, count_active
 from d2dmoe.errors import UnknownName
-from d2dmoe.ffn import FFN
+from d2dmoe.ffn import FFN, set_activation
 from d2dmoe.sparsity import (
     PENALTIES,
     Activations,
     activation_of,
-    active_neurons,
     alpha_at,
-    count_active,
     penalty,
-    set_activation,
     square_hoyer,
     watch_activations,
 )

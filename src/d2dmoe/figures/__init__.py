@@ -154,6 +154,10 @@ FIGURES = table_of(
     ]
 )
 
+WALL_CLOCK = Figure(  # of the benchmarks, which have rules of their own
+    "wall_clock", draw="d2dmoe.figures.wall_clock:draw", request="d2dmoe.plan.figures:nothing"
+)
+
 
 def by_key() -> dict[str, Figure]:
     """The figures of tasks by their keys in the configuration."""

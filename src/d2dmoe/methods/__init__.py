@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from d2dmoe.lookup import table_of
+from d2dmoe.lookup import look_up, table_of
 from d2dmoe.selection_rules import RULES
 
 
@@ -113,5 +113,10 @@ METHODS = table_of(
 
 
 def evaluation_of(knob: str) -> Evaluation:
-    """The evaluation whose operating points differ in a knob."""
-    return next(e for e in EVALUATIONS.values() if knob in e.knobs)
+    """The evaluation whose operating points differ in a knob.
+
+    Raises:
+        UnknownName: no evaluation knows the knob.
+    """
+    known = {name: how for how in EVALUATIONS.values() for name in how.knobs}
+    return look_up(known, knob, "knob")

@@ -20,6 +20,7 @@ class Architecture:
     module: str
     options: str  # the model of its options in a configuration
     data: str  # the kind of data that it takes: images, texts or corpus
+    activation: str | None = None  # of its FFNs where they are trained from scratch; None: unknown
     class_token: bool = False  # whether its first token classifies; its module has `BLOCK`
     prunable_heads: bool = False  # whether heads can be removed; its module has `HEADS`
     halts: bool = False  # whether its tokens can halt, as A-ViT's do
@@ -32,6 +33,7 @@ ARCHITECTURES = table_of(
             module="d2dmoe.models.vit",
             options="d2dmoe.config.model:ViTConfig",
             data="images",
+            activation="gelu",
             class_token=True,
             prunable_heads=True,
             halts=True,
@@ -41,6 +43,7 @@ ARCHITECTURES = table_of(
             module="d2dmoe.models.bert",
             options="d2dmoe.config.model:BertConfig",
             data="texts",
+            activation="gelu",
             class_token=True,
             prunable_heads=True,
         ),
@@ -49,12 +52,14 @@ ARCHITECTURES = table_of(
             module="d2dmoe.models.gpt2",
             options="d2dmoe.config.model:GPT2Config",
             data="corpus",
+            activation="gelu_tanh",
         ),
         Architecture(
             "gemma",
             module="d2dmoe.models.gemma",
             options="d2dmoe.config.model:GemmaConfig",
             data="corpus",
+            activation="gelu_tanh",
         ),
     ]
 )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from d2dmoe.config.task import SUITES, Suite
-from d2dmoe.config.variant import FINETUNED
+from d2dmoe.config.variant import FINETUNED, Variant
 from d2dmoe.methods import METHODS
 from d2dmoe.plan.figures import table_path
 from d2dmoe.plan.folders import plain
@@ -51,16 +51,23 @@ def _compressed_bases(plan: Plan, suite: Suite, task: str) -> dict[str, dict[str
     }
     found = {}
     for base in bases_of(cfg, suite):
-        converted = [name for name, variant in ours.items() if variant.base == base]
+        converted = [
+            name for name, variant in ours.items() if getattr(variant, "base", None) == base
+        ]
         if converted:
             references = [base, f"{base}{FINETUNED}"]
             found[base] = {"converted": converted[-1], "references": references}
     for name, variant in variants.items():
         if METHODS[variant.method].role == "reference":  # the dense model in fewer bits
-            converted = [x for x in ours if ours[x].quantize == variant.quantize]
+            converted = [x for x in ours if _bits(ours[x]) == _bits(variant)]
             if converted:
                 found[name] = {"converted": converted[-1], "references": [name]}
     return found
+
+
+def _bits(variant: Variant) -> str | None:
+    """What a variant's weights are quantised to."""
+    return getattr(variant, "quantize", None)
 
 
 def _drawn_elsewhere(plan: Plan, suite: Suite, task: str) -> dict[str, list[str]]:

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from d2dmoe.activations import ACTIVATIONS
+from d2dmoe.claims import CLAIMS
 from d2dmoe.config.experiment import Config, parse_config
 from d2dmoe.config.task import SUITES, Suite, TaskConfig
 from d2dmoe.errors import ConfigError
-from d2dmoe.lookup import module_of
-from d2dmoe.methods import Evaluation
+from d2dmoe.figures import Figure
+from d2dmoe.methods import METHODS, Evaluation
 from d2dmoe.models import ARCHITECTURES
 from d2dmoe.plan.checks import check
-from d2dmoe.plan.digest import code_digest
+from d2dmoe.plan.digest import Use, code_digest
 from d2dmoe.plan.folders import data_folder, plain
 from d2dmoe.plan.lineage import Lineage, Step, all_steps, lineages, trials
 from d2dmoe.plan.variants import variants_of
@@ -95,42 +96,67 @@ class Plan:
         """The description and some splits of the dataset in a folder."""
         return [f"{folder}/dataset.json", *(f"{folder}/{split}.safetensors" for split in splits)]
 
-    def code(self, script: str, modules: Iterable[str] = ()) -> str:
-        """Digest of a script, of further modules, and of all that they import: an edit of any
-        repeats the jobs that have it."""
-        own = {name for name in modules if name.split(".")[0] not in LIBRARIES}
-        return code_digest(self.root / "scripts" / f"{script}.py", self.root / "src", sorted(own))
+    def code(self, script: str, uses: Iterable[Use] | None = None) -> str:
+        """Digest of a script, of the records that it uses, and of all that stands behind them: an
+        edit of any repeats the jobs that have it. None: the script reads whole tables."""
+        return code_digest(self.root / "scripts" / f"{script}.py", self.root / "src", uses)
 
     def stage_code(self, step: Step) -> str:
         """Digest of what makes a stage's result."""
         script = "train" if step.stage.trains else "convert"
-        modules = {module_of(reference) for reference in step.stage.references}
-        for option, (table, reference) in step.stage.named.items():
-            modules.add(module_of(getattr(table[getattr(step.cfg, option)], reference)))
-        return self.code(script, modules | model_modules(step))
+        made = [Use(step.stage, ("make", "options")), *_named(step, ("loss", "scores"))]
+        return self.code(script, [*made, *model_uses(step)])
 
     def evaluation_code(self, how: Evaluation, step: Step, knob: str) -> str:
         """Digest of what measures a stage's model."""
-        selects = {module_of(RULES[knob].select)} if knob in RULES else set()
-        return self.code("evaluate", {module_of(how.measure)} | selects | model_modules(step))
+        return self.code("evaluate", [Use(how, ("measure",)), *routed_uses(step, knob)])
 
-    def model_code(self, script: str, step: Step) -> str:
-        """Digest of a script that reads a stage's model."""
-        return self.code(script, model_modules(step))
+    def model_code(self, script: str, step: Step, knob: str | None = None) -> str:
+        """Digest of a script that runs a stage's model, by a rule where there is a knob."""
+        return self.code(script, routed_uses(step, knob))
+
+    def figure_code(self, figure: Figure) -> str:
+        """Digest of what draws a figure; its axes may name any selection rule's values."""
+        return self.code("figure", [Use(figure, ("draw",)), *map(Use, RULES.values())])
+
+    def claims_code(self) -> str:
+        """Digest of what decides the claims; methods' records say which of them are compared."""
+        tests = [Use(claim, ("test",)) for claim in CLAIMS.values()]
+        return self.code("claims", [*tests, *map(Use, METHODS.values())])
 
 
-LIBRARIES = ("torch",)  # of records' references: their versions are the environment's
+def model_uses(step: Step) -> list[Use]:
+    """The records by which a stage's model is rebuilt: its architectures and their activations, and
+    the stages that it went through."""
+    uses = [Use(ARCHITECTURES[name], ("module",)) for name in step.architectures]
+    uses += [Use(s.stage, ("rebuild",)) for s in step.steps]
+    return uses + [Use(ACTIVATIONS[name], ("torch",)) for name in _activations(step)]
 
 
-def model_modules(step: Step) -> set[str]:
-    """The modules by which a stage's model is rebuilt: its architectures', and those of the stages
-    that left modules of their own in it."""
-    modules = {ARCHITECTURES[name].module for name in step.architectures}
-    modules |= {module_of(s.stage.rebuild) for s in step.steps if s.stage.rebuild}
+def routed_uses(step: Step, knob: str | None) -> list[Use]:
+    """Those by which it is run: also its routers, the selection rule, and what the kernels call."""
+    uses = [*model_uses(step)]
+    for s in step.steps:
+        uses += _named(s, ("scores", "triton"))
+    uses += [Use(ACTIVATIONS[name], ("triton",)) for name in _activations(step)]
+    return uses + ([Use(RULES[knob], ("select",))] if knob in RULES else [])
+
+
+def _named(step: Step, references: tuple[str, ...]) -> list[Use]:
+    """The records that a stage's options name."""
+    tables = step.stage.named.items()
+    return [Use(table[getattr(step.cfg, option)], references) for option, table in tables]
+
+
+def _activations(step: Step) -> list[str]:
+    """The activations that a model may have: its own and ReLU, which sparsification and projections
+    bring; all of them where its weights come from elsewhere."""
+    found = {"relu"}
     for model in (getattr(s.cfg, "model", None) for s in step.steps):
-        if model is not None and model.activation is not None:
-            modules.add(module_of(ACTIVATIONS[model.activation].torch))
-    return modules
+        if model is not None:
+            own = model.activation or ARCHITECTURES[model.architecture].activation
+            found |= {own} if own and model.weights == "scratch" else {*ACTIVATIONS}
+    return sorted(found)
 
 
 def load_plan(raw: Mapping[str, Any], root: Path) -> Plan:

@@ -31,13 +31,8 @@ class Stage:
     dense: bool = True  # whether FFNs are dense and weights floats afterwards
     method: str = ""  # in the tables, of a compressed model that is a variant of its own
     hint: Mapping[str, str] = field(default_factory=dict)  # options in its folder's name: prefixes
-    named: Mapping[str, tuple[Mapping[str, Any], str]] = field(default_factory=dict)
-    """Options that name a record: its table, and which of its references the stage uses."""
-
-    @property
-    def references(self) -> list[str]:
-        """The code of the stage itself."""
-        return [self.make, self.options]
+    named: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Options that name a record: the table of these records."""
 
 
 STAGES = table_of(
@@ -101,7 +96,7 @@ STAGES = table_of(
             rebuild="d2dmoe.conversion:rebuild_routers",
             dense=False,
             hint={"kind": "", "width": "w"},
-            named={"kind": (ROUTER_KINDS, "loss")},
+            named={"kind": ROUTER_KINDS},
         ),
         Stage(
             "ztw",

@@ -6,18 +6,11 @@ from torch import nn
 
 from d2dmoe.checkpoint import Trained, load_dense_model
 from d2dmoe.config.stages import SparsifyConfig
-from d2dmoe.data.splits import Batch, open_split
+from d2dmoe.data.splits import Batch
+from d2dmoe.ffn import set_activation
 from d2dmoe.inputs import logits_of, real_tokens
 from d2dmoe.jobs.run import Run
-from d2dmoe.quality import batches_of
-from d2dmoe.sparsity import (
-    activation_of,
-    alpha_at,
-    count_active,
-    penalty,
-    set_activation,
-    watch_activations,
-)
+from d2dmoe.sparsity import activation_of, alpha_at, penalty, watch_activations
 from d2dmoe.spec import ModelSpec
 from d2dmoe.stages.fitting import fit_model
 from d2dmoe.training import Losses, cross_entropy_loss
@@ -50,20 +43,3 @@ def rebuild(model: nn.Module, spec: ModelSpec, activation: str) -> nn.Module:
     """The FFNs with the activation that they were fine-tuned with."""
     set_activation(model, activation)
     return model
-
-
-def activity(model_path: Path, split: str, batch_size: int, run: Run) -> list[dict]:
-    """How many neurons of each layer are active, over all tokens of a split.
-
-    Returns:
-        Rows layer, active, d_ff, tokens: how many tokens have that many active neurons.
-    """
-    model, _spec = load_dense_model(model_path)
-    inputs = (x for x, _ in batches_of(open_split(run.data, split), batch_size, run.device))
-    histogram = count_active(model.to(run.device), inputs)
-    return [
-        {"layer": layer, "active": active, "d_ff": len(row) - 1, "tokens": tokens}
-        for layer, row in enumerate(histogram.tolist())
-        for active, tokens in enumerate(row)
-        if tokens
-    ]

@@ -1,6 +1,8 @@
 """What a ViT whose tokens halt costs, and how well it predicts."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,8 +10,9 @@ from torch import Tensor
 from d2dmoe.checkpoint import load_model
 from d2dmoe.data.splits import open_split
 from d2dmoe.evaluate import MeasureOptions, cost_on
+from d2dmoe.flops import count
 from d2dmoe.jobs.run import Run
-from d2dmoe.methods.avit.halting import MeanField, Trace, halting_flops
+from d2dmoe.methods.avit.halting import MeanField, Trace
 from d2dmoe.quality import count_parameters, quality
 from d2dmoe.surgery import find, watch
 
@@ -47,3 +50,28 @@ def evaluate_halting(
         for layer, mean in enumerate(running.double().mean(1))
     ]
     return [point | metrics], layers
+
+
+def halting_flops(model: Any, dense: float, running: Tensor) -> float:
+    """Mean FLOPs per sample, when blocks compute the running tokens only.
+
+    Args:
+        model: the ViT.
+        dense: FLOPs of a sample none of whose tokens halts.
+        running: tokens per block and sample, integers [layers, samples].
+    """
+    tokens, samples = model.seq_length, running.shape[1]
+    saved = 0  # by all samples
+    for (token, pair), counts in zip(_block_flops(model), running.long(), strict=True):
+        saved += token * (samples * tokens - int(counts.sum()))
+        saved += pair * (samples * tokens**2 - int(counts.square().sum()))
+    return dense - saved / samples
+
+
+def _block_flops(model: Any) -> Iterator[tuple[int, int]]:
+    """FLOPs of each block, per token and per pair of tokens: those of n tokens are a n + b n²."""
+    embedding = model.encoder.pos_embedding  # [1, tokens, d_model]
+    for block in model.encoder.layers:
+        one, two = (count(block, {"input": torch.zeros_like(embedding[:, :n])}) for n in (1, 2))
+        pair = (two - 2 * one) // 2
+        yield one - pair, pair

@@ -8,14 +8,12 @@ weighted by its p. Patches act on the output through attention alone, so when th
 no later work on patches can change the output: the sample ends there and costs nothing more.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from d2dmoe.flops import count
 from d2dmoe.spec import ModelSpec
 from d2dmoe.surgery import find
 
@@ -187,28 +185,3 @@ def prior_loss(trace: Trace, prior: Tensor) -> Tensor:
     means = trace.scores.mean((1, 2))  # [layers]
     shares = (means / means.sum()).clamp(min=SMALLEST_SHARE)
     return (torch.xlogy(prior, prior) - prior * shares.log()).sum()
-
-
-def halting_flops(model: Any, dense: float, running: Tensor) -> float:
-    """Mean FLOPs per sample, when blocks compute the running tokens only.
-
-    Args:
-        model: the ViT.
-        dense: FLOPs of a sample none of whose tokens halts.
-        running: tokens per block and sample, integers [layers, samples].
-    """
-    tokens, samples = model.seq_length, running.shape[1]
-    saved = 0  # by all samples
-    for (token, pair), counts in zip(_block_flops(model), running.long(), strict=True):
-        saved += token * (samples * tokens - int(counts.sum()))
-        saved += pair * (samples * tokens**2 - int(counts.square().sum()))
-    return dense - saved / samples
-
-
-def _block_flops(model: Any) -> Iterator[tuple[int, int]]:
-    """FLOPs of each block, per token and per pair of tokens: those of n tokens are a n + b n²."""
-    embedding = model.encoder.pos_embedding  # [1, tokens, d_model]
-    for block in model.encoder.layers:
-        one, two = (count(block, {"input": torch.zeros_like(embedding[:, :n])}) for n in (1, 2))
-        pair = (two - 2 * one) // 2
-        yield one - pair, pair
