@@ -107,12 +107,12 @@ def make_inputs(count: int = 5, seed: int = 1) -> torch.Tensor:
 READERS = [  # the modules of stages and evaluations that open data
     "methods.avit.evaluation",
     "methods.ztw.evaluation",
+    "stages.activity",
     "stages.dense",
     "stages.distill",
     "stages.evaluate",
     "stages.fitting",
     "stages.prune",
-    "stages.sparsify",
 ]
 
 

@@ -20,11 +20,12 @@ from d2dmoe.jobs.run import Run
 from d2dmoe.lookup import resolve
 from d2dmoe.moe import MoE
 from d2dmoe.stages import STAGES
+from d2dmoe.stages.activity import activity
 from d2dmoe.stages.clustering import cluster
 from d2dmoe.stages.dense import train_dense
 from d2dmoe.stages.evaluate import evaluate, evaluate_dense
 from d2dmoe.stages.router import train_routers
-from d2dmoe.stages.sparsify import activity, sparsify
+from d2dmoe.stages.sparsify import sparsify
 from d2dmoe.surgery import find
 
 CPU = torch.device("cpu")

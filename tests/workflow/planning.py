@@ -14,7 +14,7 @@ from typing import NamedTuple
 import yaml
 
 PROCESSES = get_context("forkserver")
-PROCESSES.set_forkserver_preload(["snakemake.api", "snakemake.workflow", "pandas"])
+PROCESSES.set_forkserver_preload(["pytest", "snakemake.api", "snakemake.workflow", "pandas"])
 
 
 class Job(NamedTuple):
