@@ -27,6 +27,7 @@ from d2dmoe.ffn import FFN
 from d2dmoe.flops import count
 from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.run import Run
+from d2dmoe.models import ARCHITECTURES
 from d2dmoe.seeding import seed_for
 from d2dmoe.spec import ModelSpec
 from d2dmoe.stages import distill
@@ -173,7 +174,7 @@ def test_a_student_keeps_its_own_activation(teachers, activation):
     model, spec, _ = learn(teachers("vit"), "vit", model=cfg, epochs=0)
     assert spec.activation == activation
     used = {ffn.activation_name for ffn in find(model, FFN).values()}
-    assert used == {activation or "gelu"}
+    assert used == {activation or ARCHITECTURES["vit"].activation}
 
 
 def test_a_teacher_of_other_classes_is_refused(teachers, monkeypatch):

@@ -24,7 +24,7 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "data": ["data", "data.*"],
     "tables of results": ["tables", "fairness", "text_references"],
     "modules": ["inputs", "surgery"],
-    "the paper": ["ffn", "sparsity", "attention", "balanced_kmeans", "experts"]
+    "the paper": ["ffn", "sparsity", "activity", "attention", "balanced_kmeans", "experts"]
     + ["weights", "router", "selection", "backend", "moe", "flops"],
     "architectures": ["models.*"],
     "saved models": ["spec", "checkpoint", "conversion"],
@@ -141,6 +141,13 @@ def test_no_arrow_points_to_a_higher_room():
         if ORDER[room_of(other)] > ORDER[room_of(name)]
     ]
     assert not upward, "\n".join(upward)
+
+
+def test_modules_are_imported_by_their_whole_names():
+    """The arrows above are read from these alone."""
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.ImportFrom) and node.level), f"{name}: {node.lineno}"
 
 
 def test_scripts_are_imported_by_nothing_and_import_the_library_alone():

@@ -9,23 +9,30 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import small
+import small_language
 
 from d2dmoe.activations import ACTIVATIONS
 from d2dmoe.claims import CLAIMS
 from d2dmoe.config.compression import DistilledBase, PrunedBase
 from d2dmoe.config.figures import FiguresConfig
+from d2dmoe.config.named import OneOf
 from d2dmoe.config.select import SelectConfig
 from d2dmoe.config.task import TaskConfig
 from d2dmoe.config.variant import Variant
 from d2dmoe.errors import UnknownName, UserError
-from d2dmoe.figures import FIGURES, by_key
+from d2dmoe.ffn import FFN
+from d2dmoe.figures import FIGURES, WALL_CLOCK, by_key
 from d2dmoe.lookup import look_up, module_named, module_of, resolve, table_of
 from d2dmoe.methods import EVALUATIONS, METHODS, evaluation_of
 from d2dmoe.models import ARCHITECTURES, names_where
+from d2dmoe.models.build import create_model
+from d2dmoe.plan import digest
 from d2dmoe.plan.checks import TARGETS
 from d2dmoe.router_kinds import ROUTER_KINDS
 from d2dmoe.selection_rules import RULES
 from d2dmoe.stages import STAGES
+from d2dmoe.surgery import find
 
 ROOT = Path(__file__).parents[2]
 TABLES: dict[str, Mapping[str, Any]] = {
@@ -73,7 +80,27 @@ def test_a_table_keeps_the_order_of_its_records():
     assert list(table.items()) == [("b", records[0]), ("a", records[1])]
 
 
+@pytest.mark.parametrize("knob", ["nothing", "", "relu"])
+def test_a_knob_that_no_evaluation_knows_is_refused_with_those_that_are_known(knob):
+    with pytest.raises(UnknownName) as caught:
+        evaluation_of(knob)
+    known = [knob for how in EVALUATIONS.values() for knob in how.knobs]
+    assert str(caught.value) == f"unknown knob {knob!r}; allowed: {', '.join(known)}"
+
+
 # References.
+
+
+def test_records_lie_where_the_digest_of_code_looks_for_them():
+    """A job names those that it uses; a table in another module counts as a whole."""
+    modules = {type(record).__module__.removeprefix("d2dmoe.") for *_, record in RECORDS}
+    assert modules == set(digest.TABLES)
+
+
+@pytest.mark.parametrize(("table", "name", "record"), RECORDS, ids=IDS)
+def test_records_hold_no_code(table, name, record):
+    """They name it, so that their words tell of an edit of theirs, and of nothing else."""
+    assert not any(callable(value) for value in vars(record).values())
 
 
 def test_a_reference_is_a_module_and_what_it_holds():
@@ -155,10 +182,9 @@ def test_a_stages_hints_and_named_options_are_options_of_it(name):
     stage = STAGES[name]
     options = resolve(stage.options).model_fields
     assert stage.hint.keys() <= options.keys() and stage.hint
-    for option, (table, reference) in stage.named.items():
-        assert option in options
-        for record in table.values():
-            assert callable(resolve(getattr(record, reference)))
+    for option, table in stage.named.items():
+        checks = [x for x in options[option].metadata if isinstance(x, OneOf)]
+        assert [check.table for check in checks] == [table] and table in TABLES.values()
 
 
 def test_a_stage_that_does_not_train_has_no_learning_rate_and_no_threads():
@@ -234,6 +260,18 @@ def test_an_architectures_module_has_what_its_record_promises(name):
     assert record.data in ("images", "texts", "corpus")
 
 
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_an_architecture_names_the_activation_of_its_models(name):
+    """Of which models that are trained from scratch have no other."""
+    if name == "vit":
+        cfg, about = small.MODEL, small.ABOUT
+    else:
+        cfg, about = small_language.TINY[name], small_language.ABOUT_OF[name]
+    assert (cfg.weights, cfg.activation) == ("scratch", None)
+    ffns = find(create_model(cfg, about)[1], FFN).values()
+    assert {ffn.activation_name for ffn in ffns} == {ARCHITECTURES[name].activation}
+
+
 def test_architectures_are_listed_by_what_they_can():
     assert names_where("halts") == "vit" and names_where("class_token") == "vit, bert"
 
@@ -254,6 +292,12 @@ def test_the_papers_kind_of_router_comes_first():
 @pytest.mark.parametrize("name", FIGURES)
 def test_every_figure_has_a_caption_in_the_report(name):
     assert (ROOT / "report" / f"{name}.rst").read_text().strip()
+
+
+def test_the_figure_of_the_benchmarks_is_none_of_a_tasks():
+    """Its rules are others; its record is one of figures."""
+    assert WALL_CLOCK.name not in FIGURES and not WALL_CLOCK.key and not WALL_CLOCK.overall
+    assert callable(resolve(WALL_CLOCK.draw)) and callable(resolve(WALL_CLOCK.request))
 
 
 def test_every_text_of_the_report_is_used():

@@ -3,15 +3,17 @@
 All of it without Snakemake, which only asks.
 """
 
+import ast
 import inspect
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
+from importlib import machinery
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +21,25 @@ import pytest
 import yaml
 from small_config import RATES, with_everything, with_language
 
+from d2dmoe.activations import ACTIVATIONS, Activation
 from d2dmoe.claims import CLAIMS
 from d2dmoe.claims.evidence import evidence_of
 from d2dmoe.config.task import SUITES
 from d2dmoe.config.variant import DENSE_VARIANTS
 from d2dmoe.errors import ConfigError
-from d2dmoe.figures import FIGURES, by_key
+from d2dmoe.figures import FIGURES, WALL_CLOCK, by_key
 from d2dmoe.lookup import module_of, resolve
 from d2dmoe.methods import EVALUATIONS, METHODS
+from d2dmoe.models import ARCHITECTURES
 from d2dmoe.plan import benchmarks, claims, digest, tables
-from d2dmoe.plan.digest import imported_modules
+from d2dmoe.plan.digest import Use, imported_modules
 from d2dmoe.plan.figures import Request, folder_of, table_path, task_figures
 from d2dmoe.plan.lineage import Lineage, Step
-from d2dmoe.plan.plan import LIBRARIES, Plan, load_plan
+from d2dmoe.plan.plan import Plan, load_plan, model_uses
 from d2dmoe.plan.variants import rate
+from d2dmoe.router_kinds import ROUTER_KINDS
+from d2dmoe.selection_rules import RULES
+from d2dmoe.sparsity import PENALTIES
 from d2dmoe.stages import STAGES
 
 ROOT = Path(__file__).parents[2]
@@ -120,7 +127,9 @@ def test_the_plan_needs_neither_torch_nor_figures_nor_snakemake():
         f"root = Path({str(ROOT)!r})\n"
         "plan = load_plan(yaml.safe_load((root / 'tests/workflow/tiny.yaml').read_text()), root)\n"
         "tables.all_results(plan), claims.claim_options(plan, 'main'), benchmarks.results(plan)\n"
-        "[plan.stage_code(step) for step in plan.steps.values()]\n"
+        "[plan.stage_code(step) for step in plan.steps.values()], plan.claims_code()\n"
+        "lines = plan.lineages['main']\n"
+        "[plan.evaluation_code(line.how, line.last, line.knob) for line in lines]\n"
         "heavy = ('torch', 'numpy', 'pandas', 'matplotlib', 'transformers', 'snakemake')\n"
         "print([name for name in heavy if name in sys.modules])\n"
     )
@@ -572,59 +581,70 @@ def test_questions_of_a_file_are_an_input(raw, root):
     assert tables.boolq_inputs(plan, line.last, line.knob)["questions"] == "mine.jsonl"
 
 
-# Which code a job depends on. Paths are relative to src/d2dmoe; one with a slash at its end is all
-# that lies there.
+# Which code a job depends on. Paths are relative to src/d2dmoe.
 
 
-JOB = {"errors.py", "extensions.py", "lookup.py", "io/", "jobs/"}
-OPTIONS = {f"config/{name}.py" for name in ("augment", "compression", "model", "named", "sources")}
-OPTIONS |= {f"config/{name}.py" for name in ("stages", "strict", "training", "variant")}
-MODEL = JOB | OPTIONS
-MODEL |= {"checkpoint.py", "spec.py", "stages/__init__.py", "models/__init__.py", "models/build.py"}
-MODEL |= {"activations.py", "attention.py", "ffn.py", "inputs.py", "router_kinds.py", "sparsity.py"}
-MODEL |= {"surgery.py"}
-DATA = {f"data/{name}.py" for name in ("augment", "batches", "image_sources", "splits", "vendored")}
-DATA |= {"quality.py", "seeding.py"}
-TRAINING = MODEL | DATA | {"stages/fitting.py", "training.py"}
-EXPERTS = {"backend.py", "conversion.py", "moe.py", "router.py", "selection.py", "weights.py"}
-EXPERTS |= {"selection_rules.py"}
-MAY = {  # what a stage may depend on, beside its architecture and what earlier stages left
-    "dense": TRAINING | {"stages/dense.py"},
-    "finetune": TRAINING | {"stages/dense.py"},
-    "prune": TRAINING | {"stages/prune.py", "compression/importance.py", "compression/prune.py"},
-    "distill": TRAINING | {"stages/distill.py", "compression/distill.py"},
-    "projections": TRAINING | {"stages/projections.py"},
-    "sparsify": TRAINING | {"stages/sparsify.py"},
+def files(folder: str, names: str) -> set[str]:
+    return {f"{folder}{name}.py" for name in names.split()}
+
+
+JOB = files("", "errors extensions lookup") | files("io/", "csvfile files tensors")
+JOB |= files("jobs/", "device job progress run state")
+MODEL = JOB | files("", "activations attention checkpoint ffn router_kinds spec surgery")
+MODEL |= files("models/", "__init__ build") | {"stages/__init__.py"}
+MODEL |= files("config/", "augment model named strict training")
+TRAINING = MODEL | files("data/", "augment batches image_sources splits vendored")
+TRAINING |= files("", "inputs quality seeding training") | {"stages/fitting.py"}
+TRAINING |= {"config/sources.py"}
+SPARSE = TRAINING | {"config/stages.py", "sparsity.py"}
+EXPERTS = files("", "backend conversion moe router selection selection_rules weights")
+COMPRESSION, METHOD = {"config/compression.py"}, {"config/variant.py"}  # their options
+OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier stages left
+    "dense": TRAINING | {"config/stages.py", "stages/dense.py"},
+    "finetune": TRAINING | {"config/stages.py", "stages/dense.py"},
+    "prune": TRAINING
+    | COMPRESSION
+    | {"stages/prune.py"}
+    | files("compression/", "importance prune"),
+    "distill": TRAINING | COMPRESSION | {"stages/distill.py", "compression/distill.py"},
+    "projections": SPARSE | {"stages/projections.py"},
+    "sparsify": SPARSE | {"stages/sparsify.py"},
     "clustering": MODEL
     | EXPERTS
-    | {"stages/clustering.py", "experts.py", "balanced_kmeans.py", "seeding.py"},
-    "router": TRAINING | EXPERTS | {"stages/router.py"},
-    "ztw": TRAINING | {f"methods/ztw/{name}.py" for name in ("exits", "options", "training")},
-    # Of a model without experts, what counts FLOPs knows them.
-    "avit": TRAINING
+    | files("", "balanced_kmeans experts inputs seeding")
+    | {"config/stages.py", "stages/clustering.py"},
+    "router": TRAINING | EXPERTS | {"config/stages.py", "stages/router.py"},
+    "ztw": TRAINING | METHOD | files("methods/ztw/", "exits options training"),
+    "avit": TRAINING | METHOD | files("methods/avit/", "halting options training"),
+    "quantize": MODEL
     | EXPERTS - {"conversion.py"}
-    | {"flops.py"}
-    | {f"methods/avit/{name}.py" for name in ("halting", "options", "training")},
-    "quantize": MODEL | EXPERTS | {"stages/quantize.py", "compression/quantize.py"},
+    | COMPRESSION
+    | {"stages/quantize.py", "compression/quantize.py"},
 }
 LEFT = {  # the code of what a stage leaves in models, for those after it
     "prune": {"compression/prune.py"},
-    "projections": TRAINING | {"stages/projections.py"},
-    "sparsify": TRAINING | {"stages/sparsify.py"},
+    "projections": SPARSE | {"stages/projections.py"},
+    "sparsify": SPARSE | {"stages/sparsify.py"},
     "clustering": EXPERTS,
     "router": EXPERTS,
 }
 LOSSES = {"regression": set(), "classification": {"methods/moefication.py"}}
+DATA = JOB - files("io/", "csvfile") - {"lookup.py"}
+DATA |= files("config/", "data sources strict")
+DATA |= files("data/", "text_sources text_splits tokenizer vendored")
+DATASET = DATA | files("data/", "image_sources images prepare tokens")
+TOKENIZER = DATA - {"io/tensors.py"} - files("jobs/", "device run state")
 NEVER = ("kernels/", "figures/", "claims/", "benchmark/", "plan/", "downstream.py", "evaluate.py")
+NEVER += ("activity.py", "flops.py", "methods/__init__.py")
 
 
 class Watched(Plan):
     """A plan that gives the files behind a digest in its place."""
 
-    def code(self, script: str, modules: Iterable[str] = ()) -> set[str]:
-        own = [name for name in modules if name.split(".")[0] not in LIBRARIES]
+    def code(self, script: str, uses: Iterable[Use] | None = None) -> set[str]:
         src = self.root / "src"
-        found = imported_modules(self.root / "scripts" / f"{script}.py", src, own)
+        modules = {name for use in uses or () for name in use.modules}
+        found = imported_modules(self.root / "scripts" / f"{script}.py", src, modules)
         return {str(path.relative_to(src / "d2dmoe")) for path in found}
 
 
@@ -633,35 +653,30 @@ def watched(plan) -> Watched:
     return Watched(plan.config, ROOT)
 
 
-def outside(files: set[str], allowed: set[str]) -> set[str]:
-    """The files that are not allowed."""
-    return {x for x in files if x not in allowed and f"{x.rpartition('/')[0]}/" not in allowed}
+def of_step(step: Step) -> set[str]:
+    """What a step depends on."""
+    found = OF_A_STAGE[step.stage.name].union(
+        *(LEFT.get(s.stage.name, ()) for s in step.steps[:-1])
+    )
+    found |= {f"models/{name}.py" for name in step.architectures}
+    return found | LOSSES.get(getattr(step.cfg, "kind", ""), set())
 
 
-def allowed_of(step: Step) -> set[str]:
-    allowed = MAY[step.stage.name].union(*(LEFT.get(s.stage.name, ()) for s in step.steps[:-1]))
-    allowed |= {f"models/{name}.py" for name in step.architectures}
-    return allowed | LOSSES.get(getattr(step.cfg, "kind", ""), set())
-
-
-def test_a_stage_depends_on_no_more_than_it_may(watched):
+def test_a_stage_depends_on_nothing_but_what_it_needs(watched):
     """An edit of anything else does not train it anew."""
     seen = set()
     for step in watched.steps.values():
-        extra = outside(watched.stage_code(step), allowed_of(step))
-        assert not extra, f"{step.folder}: {sorted(extra)}"
+        found, needed = watched.stage_code(step), of_step(step)
+        assert found == needed, f"{step.folder}: {found - needed} beside, without {needed - found}"
         seen.add(step.stage.name)
-    assert seen == STAGES.keys() == MAY.keys()
+    assert seen == STAGES.keys() == OF_A_STAGE.keys()
 
 
 def test_a_stage_depends_on_its_own_function_and_on_what_rebuilds_its_parents(watched):
     for step in watched.steps.values():
-        files = watched.stage_code(step)
-        references = [*step.stage.references, *(s.stage.rebuild for s in step.steps)]
+        references = [step.stage.make, step.stage.options, *(s.stage.rebuild for s in step.steps)]
         modules = [module_of(reference) for reference in references if reference]
-        assert {f"{name.replace('.', '/')}.py"[7:] for name in modules} <= files
-        assert {f"models/{name}.py" for name in step.architectures} <= files
-        assert LOSSES.get(getattr(step.cfg, "kind", ""), set()) <= files
+        assert {f"{name.replace('.', '/')}.py"[7:] for name in modules} <= watched.stage_code(step)
 
 
 def others(method: str) -> tuple[str, ...]:
@@ -672,29 +687,28 @@ def others(method: str) -> tuple[str, ...]:
 
 def test_no_training_depends_on_kernels_figures_claims_the_plan_or_another_method(watched):
     for step in watched.steps.values():
-        files = watched.stage_code(step)
-        found = {x for x in files if x.startswith(NEVER + others(step.stage.name))}
+        code = watched.stage_code(step)
+        found = {x for x in code if x.startswith(NEVER + others(step.stage.name))}
         assert not found, f"{step.folder}: {sorted(found)}"
-        whole = {f"config/{x}.py" for x in ("experiment", "task", "figures", "select", "explain")}
-        assert not files & whole  # what describes whole configurations
+        assert not code & files("config/", "experiment task figures select explain")  # of all tasks
 
 
 def test_neither_do_activity_datasets_and_tokenizers(watched):
     step = watched.line(MAIN, "tiny", "sparse").step_of("sparsify")
-    data = JOB | {"config/data.py", "config/sources.py", "config/strict.py", "data/"}
-    assert not outside(watched.model_code("activity", step), MAY["sparsify"] | {"models/vit.py"})
-    assert not outside(watched.code("dataset"), data)
-    assert not outside(watched.code("tokenizer"), data)
+    counting = OF_A_STAGE["sparsify"] | {"activity.py", "stages/activity.py", "models/vit.py"}
+    assert watched.model_code("activity", step) == counting
+    assert watched.code("dataset") == DATASET
+    assert watched.code("tokenizer") == TOKENIZER
 
 
 def test_an_evaluation_depends_on_its_own_methods_code_alone(watched):
     for line in lines_of(watched):
-        files = watched.evaluation_code(line.how, line.last, line.knob)
-        found = {x for x in files if x.startswith(("figures/", "claims/", "benchmark/", "plan/"))}
-        found |= {x for x in files if x.startswith(others(line.last.stage.name))}
+        code = watched.evaluation_code(line.how, line.last, line.knob)
+        found = {x for x in code if x.startswith(("figures/", "claims/", "benchmark/", "plan/"))}
+        found |= {x for x in code if x.startswith(others(line.last.stage.name))}
         assert not found, f"{line.variant}: {sorted(found)}"
-        assert f"{module_of(line.how.measure).replace('.', '/')}.py"[7:] in files
-        assert ("methods/moefication.py" in files) is False  # a loss measures nothing
+        assert f"{module_of(line.how.measure).replace('.', '/')}.py"[7:] in code
+        assert ("methods/moefication.py" in code) is False  # a loss measures nothing
 
 
 def test_only_the_architectures_on_a_models_way_count(raw, root):
@@ -714,50 +728,143 @@ def test_only_the_architectures_on_a_models_way_count(raw, root):
         assert found == own
 
 
-def test_an_activation_that_the_model_is_asked_to_have_counts(raw, root, tmp_path):
-    raw["tasks"]["tiny"]["model"]["activation"] = "quick_gelu"
-    watched = Watched(load_plan(raw, root).config, ROOT)
-    assert "activations.py" in watched.stage_code(watched.line(MAIN, "tiny", "dense").last)
+# The activations that a model may have.
+
+
+def activations_of(plan: Plan, step: Step) -> set[str]:
+    """The names of the activations that a stage's model counts as its own."""
+    found = [use.record for use in model_uses(step) if isinstance(use.record, Activation)]
+    return {record.name for record in found}
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({}, {"gelu", "relu"}),  # sparsification brings ReLU
+        ({"activation": "quick_gelu"}, {"quick_gelu", "relu"}),
+        ({"activation": "relu"}, {"relu"}),
+        ({"weights": "path:weights.safetensors"}, {*ACTIVATIONS}),  # whose activation is unknown
+        ({"weights": "path:weights.safetensors", "activation": "silu"}, {*ACTIVATIONS}),
+    ],
+)
+def test_a_models_activations_are_those_that_its_options_tell(raw, root, changes, found):
+    (root / "weights.safetensors").touch()
+    raw["tasks"]["tiny"]["model"] |= changes
+    plan = load_plan(raw, root)
+    for step in plan.steps.values():
+        assert activations_of(plan, step) == found
+
+
+def test_an_architectures_own_activation_is_that_of_its_record(of_language, monkeypatch):
+    step = of_language.line(MAIN, "text", "sparse").last
+    assert activations_of(of_language, step) == {"gelu_tanh", "relu"}
+    monkeypatch.setitem(ARCHITECTURES, "gpt2", replace(ARCHITECTURES["gpt2"], activation=None))
+    assert activations_of(of_language, step) == {*ACTIVATIONS}  # unknown
+
+
+@pytest.mark.parametrize("mode", PENALTIES)
+def test_the_activation_that_a_penalty_brings_is_among_them(raw, root, mode):
+    raw["tasks"]["tiny"]["sparsify"]["mode"] = mode
+    plan = load_plan(raw, root)
+    step = plan.line(MAIN, "tiny", "sparse").step_of("sparsify")
+    assert {PENALTIES[mode].activation or "gelu"} <= activations_of(plan, step)
+
+
+def test_a_students_and_its_teachers_activations_both_count(raw, root):
+    raw = with_everything(raw)
+    raw["tasks"]["tiny"]["bases"]["student"]["model"]["activation"] = "silu"
+    plan = load_plan(raw, root)
+    step = plan.line(COMPATIBILITY, "tiny", "student_sparse").last
+    assert activations_of(plan, step) == {"gelu", "silu", "relu"}
 
 
 # Which edit repeats what: over all jobs of the configuration that the workflow's tests run.
 
 
-CLAIM_MODULES = sorted({module_of(claim.test) for claim in CLAIMS.values() if claim.test})
-WALL_CLOCK = "d2dmoe.figures.wall_clock"
 TIMED = ("benchmark_layer", "benchmark_model", "benchmark_decode")
 GATHERED = ("gather", "tradeoff", "summary", "reference", "fairness", "tuning", "models")
 MEASURED = {*EVALUATIONS, "load_maps", "boolq", "benchmark_masks"}  # what runs models with kernels
+CLAIMED = ("claims", "benchmark_claims")
+DRAWINGS = (*FIGURES, WALL_CLOCK.name)
 Job = tuple[str, str]  # a rule, and what the job is of
 
 
-def jobs(plan: Plan) -> dict[Job, str]:
-    """The digest of every job's code, as the rules ask for it; BoolQ and masks of any conversion,
-    though the configuration asks for none."""
-    found = {(s.stage.name, s.folder): plan.stage_code(s) for s in plan.steps.values()}
+@dataclass(frozen=True)
+class Asked:
+    """A job: its rule, the digest of its code, and the model and the knob that it is of."""
+
+    rule: str
+    code: Any
+    step: Step | None = None
+    knob: str | None = None
+
+    @property
+    def stages(self) -> set[str]:
+        """That the model went through."""
+        return {s.stage.name for s in self.step.steps} if self.step else set()
+
+    @property
+    def regresses(self) -> bool:
+        """Whether the model has routers of the paper's kind."""
+        return self._router == "regression"
+
+    @property
+    def classifies(self) -> bool:
+        """Whether it has MoEfication's."""
+        return self._router == "classification"
+
+    @property
+    def _router(self) -> str | None:
+        steps = self.step.steps if self.step else ()
+        return next((s.cfg.kind for s in steps if s.stage.name == "router"), None)
+
+
+def jobs(plan: Plan) -> dict[Job, Asked]:
+    """Every job, as the rules ask for it; BoolQ and masks of any conversion, though the
+    configuration asks for none."""
+    found: dict[Job, Asked] = {}
+
+    def ask(rule: str, code: Any, step: Step | None = None, knob: str | None = None) -> None:
+        found[rule, f"{step.folder if step else ''}/{knob or ''}"] = Asked(rule, code, step, knob)
+
+    for step in plan.steps.values():
+        ask(step.stage.name, plan.stage_code(step), step)
     for line in lines_of(plan):
-        knob = f"{line.folder}/{line.knob}"
-        found[line.how.name, knob] = plan.evaluation_code(line.how, line.last, line.knob)
+        of = line.last, line.knob
+        ask(line.how.name, plan.evaluation_code(line.how, *of), *of)
         if line.method.experts:
-            sparsified = line.step_of("sparsify")
-            found["activity", sparsified.folder] = plan.model_code("activity", sparsified)
+            sparse = line.step_of("sparsify")
+            ask("activity", plan.model_code("activity", sparse), sparse)
             for script in ("load_maps", "boolq", "benchmark_masks"):
-                found[script, knob] = plan.model_code(script, line.last)
+                ask(script, plan.model_code(script, *of), *of)
     for script in ("dataset", "tokenizer", "benchmark_claims", *TIMED, *GATHERED):
-        found[script, ""] = plan.code(script)
-    for name, figure in FIGURES.items():
-        found[name, ""] = plan.code("figure", [module_of(figure.draw)])
-    found["wall_clock", ""] = plan.code("figure", [WALL_CLOCK])
-    return found | {("claims", ""): plan.code("claims", CLAIM_MODULES)}
+        ask(script, plan.code(script))
+    for figure in (*FIGURES.values(), WALL_CLOCK):
+        ask(figure.name, plan.figure_code(figure))
+    ask("claims", plan.claims_code())
+    return found
 
 
 def test_these_are_all_jobs_that_the_rules_know():
     rules = "".join(path.read_text() for path in ROOT.glob("rules/*.smk"))
-    asked = set(re.findall(r'code\(\s*"(\w+)"', rules)) | {"train", "convert", "evaluate"}
-    known = {"train", "convert", "evaluate", "activity", "load_maps", "boolq", "benchmark_masks"}
-    known |= {"dataset", "tokenizer", "benchmark_claims", "figure", "claims", *TIMED, *GATHERED}
+    asked = set(re.findall(r'code\(\s*"(\w+)"', rules))
+    known = {"activity", "load_maps", "boolq", "benchmark_masks", "dataset", "tokenizer"}
+    known |= {"benchmark_claims", *TIMED, *GATHERED}
     assert asked == known
-    assert {path.stem for path in ROOT.glob("scripts/*.py")} == known | {"unused"}
+    asked = set(re.findall(r"PLAN\.(\w*code)\(", rules))
+    assert asked == {"code", "model_code", "stage_code", "evaluation_code"} | {
+        "figure_code",
+        "claims_code",
+    }
+    known |= {"train", "convert", "evaluate", "figure", "claims", "unused"}
+    assert {path.stem for path in ROOT.glob("scripts/*.py")} == known
+
+
+def forget() -> None:
+    """What the digest has read."""
+    for function in vars(digest).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
 
 
 class Copy:
@@ -767,37 +874,47 @@ class Copy:
         for part in ("src", "scripts"):
             ignored = shutil.ignore_patterns("__pycache__")
             shutil.copytree(ROOT / part, folder / part, ignore=ignored)
-        self.package, self.plan = folder / "src/d2dmoe", replace(plan, root=folder)
+        self.package, self.plan = folder / "src/d2dmoe", Plan(plan.config, folder)
         self.before = self.jobs()
 
-    def jobs(self) -> dict[Job, str]:
-        for function in vars(digest).values():
-            if hasattr(function, "cache_clear"):
-                function.cache_clear()
-        return jobs(self.plan)
-
-    def files(self, *patterns: str) -> list[Path]:
-        return [path for pattern in patterns for path in sorted(self.package.glob(pattern))]
+    def jobs(self) -> dict[Job, Asked]:
+        """As a new process would ask for them."""
+        forget()
+        return jobs(replace(self.plan))
 
     @contextmanager
-    def edited(self, paths: Iterable[Path]) -> Iterator[None]:
-        texts = {path: path.read_text() for path in paths}
-        for path, text in texts.items():
-            path.write_text(f"{text}\nEDIT = 1\n")
-        yield
-        for path, text in texts.items():
-            path.write_text(text)
+    def edited(self, pattern: str, change: Callable[[str], str]) -> Iterator[None]:
+        texts = {path: path.read_text() for path in sorted(self.package.glob(pattern))}
+        assert texts, pattern
+        try:
+            for path, text in texts.items():
+                path.write_text(change(text))
+            yield
+        finally:
+            for path, text in texts.items():
+                path.write_text(text)
 
-    def repeated(self, *patterns: str) -> set[Job]:
-        """The jobs that an edit of all files of some patterns repeats."""
-        paths = self.files(*patterns)
-        assert paths, patterns
-        with self.edited(paths):
-            after = self.jobs()
-        return {job for job, code in after.items() if code != self.before[job]}
+    def repeated(
+        self, pattern: str, change: Callable[[str], str] = lambda text: f"{text}\nEDIT = 1\n"
+    ) -> set[Job]:
+        """The jobs that an edit of all files of a pattern repeats."""
+        with self.edited(pattern, change):
+            return self.changed(self.jobs())
+
+    def changed(self, after: dict[Job, Asked]) -> set[Job]:
+        return {job for job, asked in self.before.items() if after[job].code != asked.code}
 
     def of_rules(self, *rules: str) -> set[Job]:
         return {job for job in self.before if job[0] in rules}
+
+    def of(self, condition: Callable[[Asked], bool]) -> set[Job]:
+        """The jobs of models of which a condition holds."""
+        return {job for job, asked in self.before.items() if asked.step and condition(asked)}
+
+    def of_files(self, file: str) -> set[Job]:
+        """The jobs that import a file of the package."""
+        watched = Watched(self.plan.config, ROOT)
+        return {job for job, asked in jobs(watched).items() if file in asked.code}
 
 
 @pytest.fixture(scope="module")
@@ -815,14 +932,21 @@ def code(tiny, tmp_path_factory) -> Iterator[Copy]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(digest, "_read", read)
         yield Copy(tmp_path_factory.mktemp("code"), tiny)
+    forget()
 
 
 def test_a_copy_of_the_code_has_the_same_digests(code, tiny):
-    assert jobs(tiny) == code.before and len(code.before) > 100
+    assert not code.changed(jobs(tiny)) and len(code.before) > 100
 
 
-def test_an_edit_of_the_kernels_repeats_just_what_measures_models_and_layers(code):
-    assert code.repeated("kernels/*.py") == code.of_rules(*MEASURED, *TIMED)
+KERNELS = sorted(path.stem for path in (ROOT / "src/d2dmoe/kernels").glob("[a-z]*.py"))
+BY_HAND = {"calibration", "tuning"}  # no job calls them
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_an_edit_of_a_kernel_repeats_just_what_measures_models_and_layers(code, kernel):
+    expected = set() if kernel in BY_HAND else code.of_rules(*MEASURED, *TIMED)
+    assert code.repeated(f"kernels/{kernel}.py") == expected
 
 
 @pytest.mark.parametrize(
@@ -837,14 +961,15 @@ def test_an_edit_of_the_kernels_repeats_just_what_measures_models_and_layers(cod
         ("methods/quantized/*.py", ()),
         ("methods/conversion/*.py", ("claims",)),  # which says what the methods' own rules are
         ("plan/*.py", ()),
-        ("figures/__init__.py", ()),
-        ("claims/*.py", ("claims", "benchmark_claims")),
+        ("claims/[a-z]*.py", CLAIMED),
         ("benchmark/*.py", TIMED),
         ("models/gemma.py", ()),
         ("models/gpt2.py", ()),
         ("models/bert.py", ()),
         ("models/pretrained.py", ()),
         ("compression/distill.py", ("distill",)),
+        ("stages/activity.py", ("activity",)),
+        ("activity.py", ("activity",)),
         ("stages/downstream.py", ("boolq",)),
         ("stages/masks.py", ("benchmark_masks",)),
         ("stages/reference.py", ("reference",)),
@@ -852,6 +977,9 @@ def test_an_edit_of_the_kernels_repeats_just_what_measures_models_and_layers(cod
         ("data/tokenizer.py", ("dataset", "tokenizer")),
         ("experts.py", ("clustering",)),
         ("balanced_kmeans.py", ("clustering",)),
+        ("flops.py", ("figure_10", *MEASURED - {"benchmark_masks"})),
+        ("figures/style.py", DRAWINGS),
+        ("models/vit.py", (*STAGES, "activity", *MEASURED)),
     ],
 )
 def test_an_edit_repeats_just_the_jobs_of_the_rules_that_use_it(code, pattern, rules):
@@ -859,11 +987,9 @@ def test_an_edit_repeats_just_the_jobs_of_the_rules_that_use_it(code, pattern, r
 
 
 def test_an_edit_of_moefications_loss_repeats_just_the_classification_routers(code):
-    routers = {s.folder for s in code.plan.steps.values() if s.stage.name == "router"}
-    kinds = {folder: code.plan.steps[folder].cfg.kind for folder in routers}
-    found = {folder for folder in routers if kinds[folder] == "classification"}
-    assert code.repeated("methods/moefication.py") == {("router", folder) for folder in found}
-    assert found and found < routers
+    trained = code.of(lambda x: x.rule == "router" and x.classifies)
+    assert code.repeated("methods/moefication.py") == trained
+    assert trained and trained < code.of_rules("router")
 
 
 @pytest.mark.parametrize("module", sorted({module_of(f.draw) for f in FIGURES.values()}))
@@ -873,18 +999,275 @@ def test_an_edit_of_a_figures_module_redraws_its_own_figures(code, module):
     assert code.repeated(path) == code.of_rules(*own)
 
 
-def test_an_edit_of_the_figures_style_redraws_all_and_repeats_nothing_else(code):
-    assert code.repeated("figures/style.py") == code.of_rules(*FIGURES, "wall_clock")
-
-
-def test_an_edit_of_an_architecture_repeats_all_jobs_of_its_models(code):
-    models = {*STAGES, "activity", *MEASURED}
-    assert code.repeated("models/vit.py") == code.of_rules(*models)
+def test_an_edit_of_the_wall_clock_redraws_the_benchmarks_figures(code):
+    assert code.repeated("figures/wall_clock.py") == code.of_rules("wall_clock")
 
 
 def test_an_edit_of_what_a_stage_leaves_repeats_the_stage_and_what_reads_its_models(code):
     """Models that it did not make stay as they are."""
-    steps = code.plan.steps.values()
-    pruned = {s.folder for s in steps if "prune" in [x.stage.name for x in s.steps]}
-    readers = {job for job in code.before if any(job[1].startswith(folder) for folder in pruned)}
-    assert code.repeated("compression/prune.py") == readers and readers
+    assert code.repeated("compression/prune.py") == code.of(lambda x: "prune" in x.stages)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("EPSILON = 1e-8", "EPSILON = 1e-7"),
+        ('Penalty("relu_l1", "relu", l1)', 'Penalty("relu_l1", "relu", square_hoyer)'),  # a record
+    ],
+)
+def test_an_edit_of_the_penalties_repeats_what_they_made_sparse_and_no_dense_training(
+    code, old, new
+):
+    """And what rebuilds such models, whose code lies beside that of their training."""
+    sparse = code.of(lambda x: bool(x.stages & {"sparsify", "projections"}))
+    assert code.repeated("sparsity.py", lambda text: text.replace(old, new)) == sparse
+    assert code.of_rules("sparsify", "projections", "activity") <= sparse
+    untouched = ("dense", "finetune", "prune", "distill", "ztw", "avit", "evaluate_dense")
+    assert not code.of_rules(*untouched) & sparse
+
+
+# Records: a new one repeats nothing, another word in one repeats what uses it.
+
+
+HOME = {  # where a table stands
+    "STAGES": ("stages/__init__.py", STAGES),
+    "METHODS": ("methods/__init__.py", METHODS),
+    "EVALUATIONS": ("methods/__init__.py", EVALUATIONS),
+    "ARCHITECTURES": ("models/__init__.py", ARCHITECTURES),
+    "RULES": ("selection_rules.py", RULES),
+    "ROUTER_KINDS": ("router_kinds.py", ROUTER_KINDS),
+    "ACTIVATIONS": ("activations.py", ACTIVATIONS),
+    "FIGURES": ("figures/__init__.py", FIGURES),
+    "CLAIMS": ("claims/__init__.py", CLAIMS),
+}
+READ_WHOLE = {  # the rules whose jobs read a table as a whole
+    "STAGES": ("benchmark_model", "benchmark_decode"),
+    "METHODS": CLAIMED,
+    "EVALUATIONS": ("benchmark_claims",),
+    "ARCHITECTURES": TIMED,
+    "RULES": (*TIMED, *DRAWINGS, "benchmark_claims"),
+    "ROUTER_KINDS": TIMED,
+    "ACTIVATIONS": TIMED,
+    "FIGURES": (),
+    "CLAIMS": CLAIMED,
+}
+
+
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("table", HOME)
+def test_a_new_record_repeats_no_stage_and_no_measurement(code, table, named, monkeypatch):
+    """Whether it stands in its table, or beside it with a name of its own."""
+    file, records = HOME[table]
+    record = replace(next(iter(records.values())), name="new")
+    if table == "EVALUATIONS":
+        record = replace(record, knobs=("new",))
+
+    def add(text: str) -> str:
+        start = re.search(rf"^{table} = table_of\(\s*\[", text, re.MULTILINE)
+        before, after = text[: start.start()], text[start.end() :]
+        if named:
+            return f"{before}NEW = {record!r}\n\n{start.group()}NEW, {after}"
+        return f"{before}{start.group()}{record!r}, {after}"
+
+    monkeypatch.setitem(records, "new", record)
+    assert code.repeated(file, add) == code.of_rules(*READ_WHOLE[table])
+
+
+def with_word(text: str, name: str, word: str, value: Any) -> str:
+    """A table's file in which a record says something else."""
+    tree = ast.parse(text)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and node.args]
+    (call,) = (c for c in calls if isinstance(c.args[0], ast.Constant) and c.args[0].value == name)
+    call.keywords = [keyword for keyword in call.keywords if keyword.arg != word]
+    call.keywords.append(ast.keyword(word, ast.Constant(value)))
+    return ast.unparse(tree)
+
+
+OTHER = "d2dmoe.errors:UserError"  # a reference to code that every job has anyway
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "word", "value", "uses"),
+    [
+        ("STAGES", "prune", "rebuild", OTHER, lambda x: "prune" in x.stages),
+        ("STAGES", "dense", "rebuild", OTHER, lambda x: True),
+        ("STAGES", "ztw", "dense", True, lambda x: "ztw" in x.stages),
+        ("STAGES", "router", "make", OTHER, lambda x: "router" in x.stages),
+        ("STAGES", "quantize", "trains", None, lambda x: "quantize" in x.stages),
+        ("ARCHITECTURES", "vit", "module", "d2dmoe.errors", lambda x: True),
+        ("ARCHITECTURES", "bert", "module", "d2dmoe.errors", lambda x: False),
+        ("ROUTER_KINDS", "regression", "loss", OTHER, lambda x: x.regresses),
+        ("ROUTER_KINDS", "regression", "triton", OTHER, lambda x: x.regresses),
+        ("ROUTER_KINDS", "classification", "loss", OTHER, lambda x: x.classifies),
+        ("ROUTER_KINDS", "classification", "scores", OTHER, lambda x: x.classifies),
+        ("RULES", "dynamic_k", "select", OTHER, lambda x: x.knob == "dynamic_k"),
+        ("RULES", "top_k", "select", OTHER, lambda x: x.knob == "top_k"),
+        ("RULES", "top_k", "fused", True, lambda x: x.knob == "top_k"),
+        ("RULES", "coverage", "symbol", "c", lambda x: x.knob == "coverage"),
+        ("ACTIVATIONS", "relu", "threshold", 1.0, lambda x: True),
+        ("ACTIVATIONS", "gelu", "torch", OTHER, lambda x: True),
+        ("ACTIVATIONS", "gelu_tanh", "threshold", 1.0, lambda x: False),
+        ("EVALUATIONS", "evaluate_exits", "layers", True, lambda x: x.knob == "confidence"),
+        ("EVALUATIONS", "evaluate_halting", "layers", None, lambda x: x.knob == "depth"),
+        ("METHODS", "ztw", "rival", "another", lambda x: False),
+        ("CLAIMS", "C3", "test", OTHER, lambda x: False),
+    ],
+)
+def test_another_word_in_a_record_repeats_just_the_jobs_that_use_it(
+    code, monkeypatch, table, name, word, value, uses
+):
+    file, records = HOME[table]
+    monkeypatch.setitem(records, name, replace(records[name], **{word: value}))
+    found = code.repeated(file, lambda text: with_word(text, name, word, value))
+    assert found == code.of(uses) | code.of_rules(*READ_WHOLE[table])
+
+
+def test_another_word_in_a_figures_record_redraws_it_alone(code, monkeypatch):
+    monkeypatch.setitem(FIGURES, "figure_3", replace(FIGURES["figure_3"], draw=OTHER))
+    assert code.changed(code.jobs()) == code.of_rules("figure_3")
+
+
+def test_another_option_of_an_activation_repeats_the_models_that_have_it(of_language, monkeypatch):
+    plan = replace(of_language, root=ROOT)
+    before = {folder: plan.stage_code(step) for folder, step in plan.steps.items()}
+    gelu = replace(ACTIVATIONS["gelu_tanh"], options={"approximate": "none"})
+    monkeypatch.setitem(ACTIVATIONS, "gelu_tanh", gelu)
+    found = {task: 0 for task in plan.config.tasks}
+    for folder, step in plan.steps.items():
+        found[step.task] += plan.stage_code(step) != before[folder]
+    assert found == {"tiny": 0, "text": sum(s.task == "text" for s in plan.steps.values())}
+
+
+@pytest.mark.parametrize("file", sorted({file for file, _ in HOME.values()}))
+@pytest.mark.parametrize("edit", ["    new: int = 0\n", "\n\ndef new():\n    return 1\n"])
+def test_what_else_a_tables_file_says_repeats_all_that_import_it(code, file, edit):
+    """A field of its records, or a function."""
+
+    def change(text: str) -> str:
+        if edit.startswith("\n"):
+            return f"{text}{edit}"
+        end = re.search(r'^class \w+:\n    """.*?"""\n', text, re.MULTILINE | re.DOTALL).end()
+        return f"{text[:end]}{edit}{text[end:]}"
+
+    assert code.repeated(file, change) == code.of_files(file)
+
+
+@pytest.mark.parametrize(
+    ("file", "rules"),
+    [
+        ("stages/__init__.py", (*STAGES, "activity", *MEASURED, *TIMED[1:])),
+        ("models/__init__.py", (*STAGES, "activity", *MEASURED, *TIMED, "claims")),
+        ("methods/__init__.py", (*EVALUATIONS, *CLAIMED)),
+        ("claims/__init__.py", CLAIMED),
+        ("figures/__init__.py", ()),
+    ],
+)
+def test_these_are_the_jobs_that_import_a_tables_file(code, file, rules):
+    assert code.of_files(file) == code.of_rules(*rules)
+
+
+# Extensions.
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch) -> Path:
+    """A folder of a user's own modules: `own_code` imports `own_helper`."""
+    (tmp_path / "own_code.py").write_text("from own_helper import f\n")
+    (tmp_path / "own_helper.py").write_text("def f():\n    pass\n")
+    (tmp_path / f"own_fast{machinery.EXTENSION_SUFFIXES[0]}").write_bytes(b"\x7fELF\xff")
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def repeated_by_own(code: Copy, own: Path) -> set[Job]:
+    """The jobs that an edit of `own_helper` repeats."""
+    before = code.jobs()
+    helper = own / "own_helper.py"
+    helper.write_text(f"{helper.read_text()}\nEDIT = 1\n")
+    return {job for job, asked in code.jobs().items() if asked.code != before[job].code}
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "reference", "uses"),
+    [
+        ("STAGES", "prune", "make", lambda x: x.rule == "prune"),
+        ("STAGES", "sparsify", "options", lambda x: x.rule == "sparsify"),
+        ("STAGES", "prune", "rebuild", lambda x: "prune" in x.stages),
+        ("ARCHITECTURES", "vit", "module", lambda x: True),
+        ("ROUTER_KINDS", "classification", "loss", lambda x: x.rule == "router" and x.classifies),
+        ("ROUTER_KINDS", "classification", "scores", lambda x: x.classifies),
+        ("ROUTER_KINDS", "regression", "triton", lambda x: x.knob and x.regresses),
+        ("RULES", "top_k", "select", lambda x: x.knob == "top_k"),
+        ("ACTIVATIONS", "gelu", "torch", lambda x: True),
+        ("ACTIVATIONS", "gelu", "triton", lambda x: x.knob),
+        ("ACTIVATIONS", "silu", "torch", lambda x: False),
+        ("EVALUATIONS", "evaluate_halting", "measure", lambda x: x.rule == "evaluate_halting"),
+    ],
+)
+def test_an_extensions_code_counts_for_the_jobs_that_use_its_records(
+    code, own, monkeypatch, table, name, reference, uses
+):
+    """With the module beside it; a record's words count wherever it is used, its code where a job
+    may call it."""
+    records = HOME[table][1]
+    changed = {reference: "own_code" if reference == "module" else "own_code:f"}
+    monkeypatch.setitem(records, name, replace(records[name], **changed))
+    assert repeated_by_own(code, own) == code.of(uses)
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "reference", "rule"),
+    [("FIGURES", "figure_3", "draw", "figure_3"), ("CLAIMS", "C3", "test", "claims")],
+)
+def test_so_does_what_draws_a_figure_or_decides_a_claim(
+    code, own, monkeypatch, table, name, reference, rule
+):
+    records = HOME[table][1]
+    record = replace(records[name], **{reference: "own_code:f"})
+    monkeypatch.setitem(records, name, record)
+    assert repeated_by_own(code, own) == code.of_rules(rule)
+
+
+@pytest.mark.parametrize(
+    ("records", "reference"), [(RULES, "select"), (ACTIVATIONS, "torch"), (ROUTER_KINDS, "scores")]
+)
+def test_an_option_of_a_stage_may_name_a_record_of_any_table(
+    code, own, monkeypatch, records, reference
+):
+    """Or none; whatever it names then counts for all models that went through the stage."""
+    record = replace(next(iter(records.values())), **{reference: "own_code:f"})
+    named = {"method": {"kmeans": record, "random": record}, "projection_expert_size": {2: record}}
+    monkeypatch.setitem(STAGES, "clustering", replace(STAGES["clustering"], named=named))
+    clustered = code.of(lambda x: "clustering" in x.stages)
+    sizes = {x.step.steps[-1].cfg for x in code.before.values() if x.rule == "clustering"}
+    assert {cfg.projection_expert_size for cfg in sizes} >= {2}
+    assert repeated_by_own(code, own) == clustered
+
+
+def test_an_option_that_names_nothing_uses_no_record(plan, monkeypatch):
+    named = {"projection_width": {}}
+    monkeypatch.setitem(STAGES, "router", replace(STAGES["router"], named=named))
+    plan = replace(plan)
+    step = plan.line(COMPATIBILITY, "tiny", "int8").last
+    print(step)
+    step = next(x for x in plan.steps.values() if x.stage.name == "router")
+    print(step.cfg)
+
+
+LIBRARIES = ("builtins:abs", "math:fabs", "_thread:lock", "numpy.linalg:norm", "own_fast:f")
+
+
+@pytest.mark.parametrize("reference", LIBRARIES)
+def test_built_in_compiled_and_library_code_does_not_count(code, own, monkeypatch, reference):
+    """The record's words do: other code is called."""
+    changed = {"loss": reference, "scores": reference, "triton": reference}
+    kinds = {name: replace(kind, **changed) for name, kind in ROUTER_KINDS.items()}
+    before = jobs(Watched(code.plan.config, ROOT))
+    for name, kind in kinds.items():
+        monkeypatch.setitem(ROUTER_KINDS, name, kind)
+    monkeypatch.setitem(RULES, "top_k", replace(RULES["top_k"], select=reference))
+    gelu = replace(ACTIVATIONS["gelu"], torch=reference, triton=reference)
+    monkeypatch.setitem(ACTIVATIONS, "gelu", gelu)
+    for job, asked in jobs(Watched(code.plan.config, ROOT)).items():
+        assert asked.code <= before[job].code
+    assert code.changed(code.jobs()) == code.of(lambda x: True) | code.of_rules(*DRAWINGS)

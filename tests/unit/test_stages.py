@@ -18,6 +18,7 @@ from d2dmoe.ffn import FFN
 from d2dmoe.flops import router_flops
 from d2dmoe.jobs.run import Run
 from d2dmoe.lookup import resolve
+from d2dmoe.models import ARCHITECTURES
 from d2dmoe.moe import MoE
 from d2dmoe.stages import STAGES
 from d2dmoe.stages.activity import activity
@@ -119,9 +120,6 @@ def test_histories_have_a_row_for_each_epoch_begun(chain):
     assert chain.history["clustering"] == []  # nothing is trained
 
 
-OWN = {"vit": "gelu", "bert": "gelu", "gpt2": "gelu_tanh", "gemma": "gelu_tanh"}
-
-
 @pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
 @pytest.mark.parametrize("cfg", MODELS.values(), ids=MODELS)
 def test_the_dense_model_has_the_configured_activation_and_is_rebuilt_with_it(
@@ -134,7 +132,7 @@ def test_the_dense_model_has_the_configured_activation_and_is_rebuilt_with_it(
     assert spec.activation == activation
     for made in (model, load_model(tmp_path / "model")[0]):
         names = {ffn.activation_name for ffn in find(made, FFN).values()}
-        assert names == {activation or OWN[cfg.architecture]}
+        assert names == {activation or ARCHITECTURES[cfg.architecture].activation}
 
 
 # Every stage of the table, on a ViT: the one architecture that all of them take.

@@ -16,7 +16,7 @@ from d2dmoe.figures import FIGURES
 from d2dmoe.methods import EVALUATIONS, METHODS
 from d2dmoe.models import ARCHITECTURES
 from d2dmoe.selection_rules import RULES
-from workflow.conftest import ROOT, Workspace, tiny
+from workflow.conftest import ROOT, SUITES, Workspace, tiny
 
 pytestmark = pytest.mark.workflow
 
@@ -119,6 +119,14 @@ def test_an_edit_of_a_toy_repeats_what_its_record_is_used_for(extended):
     finally:
         path.write_text(source)
     assert plan == {"evaluate": 1, "tradeoff": 1, "figure_4": 1, "figure_toy": 1}
+
+
+def test_records_that_no_variant_uses_repeat_no_computation(configured, monkeypatch):
+    """Claims and figures may name any method and any rule, so they are made anew."""
+    monkeypatch.setattr(configured, "modules", [TOY, *configured.modules])
+    configured.config["extensions"] = ["toy_records"]
+    rules = configured.planned(*SUITES)
+    assert {x for x in rules if not x.startswith(("figure_", "ablation_"))} <= {"claims"}
 
 
 def test_a_module_that_is_not_found_ends_the_run_before_its_first_job(extended):

@@ -4,16 +4,16 @@ The workflow manager sees a script but none of the modules behind it. A job depe
 on the modules that its records name, and on all that these import, directly or not. Comments,
 docstrings and formatting do not count: what is hashed is the syntax tree without them.
 
-A table, `NAME = table_of(…)`, does not count where a job says which records it uses: these are
-hashed instead, so that a new record repeats nothing. Packages' `__init__` files count where
-something is imported from them, not where a module inside of them is.
+The project's tables, `NAME = table_of(…)`, do not count where a job says which records it uses:
+these are hashed instead, so that a new record repeats nothing. Packages' `__init__` files count
+where something is imported from them, not where a module inside of them is.
 """
 
 import ast
 import hashlib
 import sysconfig
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
@@ -23,7 +23,10 @@ from typing import Any, NamedTuple
 from d2dmoe.lookup import module_of, table_of
 
 PACKAGE = "d2dmoe"
-INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib")  # where libraries lie
+TABLES = ("activations", "claims", "figures", "methods", "models", "router_kinds")
+TABLES += ("selection_rules", "stages")  # the modules whose records jobs say that they use
+PYTHON = ("stdlib", "platstdlib")  # where its own modules lie
+INSTALLED = {"site-packages", "dist-packages"}  # folders of libraries
 
 
 @dataclass(frozen=True)
@@ -31,19 +34,24 @@ class Use:
     """A record that a job uses, and the references of it that the job follows."""
 
     record: Any
-    references: tuple[str, ...] = ()  # names of its fields
+    references: tuple[str, ...] = ()  # names of fields; a record may lack some
 
     @property
     def modules(self) -> list[str]:
         """The modules behind the references."""
-        followed = (getattr(self.record, name) for name in self.references)
+        followed = (getattr(self.record, name, None) for name in self.references)
         return [module_of(reference) for reference in followed if reference]
 
     @property
     def text(self) -> str:
-        """All that the record says, but for the tables that it points to."""
-        values = {f.name: getattr(self.record, f.name) for f in fields(self.record)}
-        return repr({k: v for k, v in values.items() if not isinstance(v, Mapping) or not v})
+        """All that the record says, but for the records of the tables that it points to."""
+        return repr({f.name: _said(getattr(self.record, f.name)) for f in fields(self.record)})
+
+
+def _said(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _said(inner) for name, inner in value.items() if not is_dataclass(inner)}
+    return sorted(value) if isinstance(value, Set) else value  # whose order differs by process
 
 
 def code_digest(script: Path, src: Path, uses: Iterable[Use] | None = None) -> str:
@@ -73,7 +81,10 @@ def _digest_of(
     if records is None:
         hashed = [_read(path).whole for path in files]
     else:
-        hashed = [*records, *(_read(path).without_tables for path in files)]
+        tables = {_own_file(f"{PACKAGE}.{name}", src) for name in TABLES}
+        read = ((path, _read(path)) for path in files)
+        hashed = [x.without_records if path in tables else x.whole for path, x in read]
+        hashed = [*records, *hashed]
     return hashlib.sha256("".join(hashed).encode()).hexdigest()[:16]
 
 
@@ -93,34 +104,42 @@ def imported_modules(script: Path, src: Path, modules: Iterable[str] = ()) -> se
 
 @cache
 def file_of(name: str, src: Path) -> Path | None:
-    """The file of a module of the package or of an extension; None for a library's.
+    """The file of a module of the package or of an extension; None for a library's, and for a
+    compiled one.
 
     Raises:
         ModuleNotFoundError: there is no such module.
     """
-    if own := _own_file(name, src):
-        return own
     top = name.split(".")[0]
-    if _is_library(find_spec(top), top):  # before all of the name, which would import its packages
+    if top == PACKAGE:
+        if own := _own_file(name, src):
+            return own
+        raise ModuleNotFoundError(f"there is no module {name} in {src}")
+    if _is_library(_spec_of(top)):  # before all of the name, which would import its packages
         return None
+    origin = _spec_of(name).origin
+    return Path(origin) if origin and origin.endswith(".py") else None
+
+
+def _spec_of(name: str) -> ModuleSpec:
     spec = find_spec(name)
-    return Path(spec.origin) if spec and spec.origin else None
-
-
-def _is_library(spec: ModuleSpec | None, name: str) -> bool:
     if spec is None:
         raise ModuleNotFoundError(f"there is no module {name}")
+    return spec
+
+
+def _is_library(spec: ModuleSpec) -> bool:
     origin = spec.origin or next(iter(spec.submodule_search_locations or ()), "built-in")
-    if origin in ("built-in", "frozen") or origin.endswith((".so", ".pyd")):
+    if origin in ("built-in", "frozen") or not INSTALLED.isdisjoint(Path(origin).parts):
         return True
-    return any(Path(origin).is_relative_to(sysconfig.get_path(kind)) for kind in INSTALLED)
+    return any(Path(origin).is_relative_to(sysconfig.get_path(kind)) for kind in PYTHON)
 
 
 class _Module(NamedTuple):
     """What a file says."""
 
     whole: str  # digests
-    without_tables: str
+    without_records: str  # and tables
     imported: tuple[tuple[str, str | None], ...]  # modules, and what is taken from them
 
 
@@ -135,22 +154,38 @@ def _read(path: Path) -> _Module:
             node.body = [s for s in body if not _is_text(s)]  # type: ignore[attr-defined]
         if isinstance(node, ast.Import):
             imported += [(alias.name, None) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            imported += [(node.module, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            module = _absolute(node, path)
+            imported += [(module, alias.name) for alias in node.names]
     whole = _hash(tree)
-    tables = [s for s in tree.body if _is_table(s)]
-    tree.body = [s for s in tree.body if s not in tables]
-    return _Module(whole, _hash(tree) if tables else whole, tuple(imported))
+    makers = {table_of.__name__, *(s.name for s in tree.body if isinstance(s, ast.ClassDef))}
+    tree.body = [s for s in tree.body if _called(s) not in makers]
+    return _Module(whole, _hash(tree), tuple(imported))
 
 
 def _hash(tree: ast.AST) -> str:
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
 
 
-def _is_table(statement: ast.stmt) -> bool:
+def _called(statement: ast.stmt) -> str | None:
+    """The name of the function or class whose call the statement names or is."""
     value = getattr(statement, "value", None)
     function = value.func if isinstance(value, ast.Call) else None
-    return isinstance(function, ast.Name) and function.id == table_of.__name__
+    return function.id if isinstance(function, ast.Name) else None
+
+
+def _absolute(node: ast.ImportFrom, path: Path) -> str:
+    """The module that a file imports from."""
+    if not node.level:
+        return node.module or ""
+    package = path.parent.relative_to(_home(path)).parts
+    outer = package[: len(package) + 1 - node.level]
+    return ".".join([*outer, *([node.module] if node.module else [])])
+
+
+def _home(path: Path) -> Path:
+    """The folder in which Python finds a file's module, or the package that it belongs to."""
+    return next(x for x in path.parents if not (x / "__init__.py").is_file())
 
 
 @cache
@@ -158,11 +193,12 @@ def _imports(path: Path, src: Path) -> frozenset[Path]:
     """The files that a file's import statements name: the package's, and for a file of an extension
     also those beside it."""
     found: set[Path | None] = set()
+    folder = None if path.is_relative_to(src / PACKAGE) else _home(path)
     for module, name in _read(path).imported:  # a module of a package, or what a module holds
         inner = f"{module}.{name}" if name else module
         found.add(_own_file(inner, src) or _own_file(module, src))
-        if module.split(".")[0] != PACKAGE and not path.is_relative_to(src):
-            found.add(_file(inner, path.parent) or _file(module, path.parent))
+        if folder and module.split(".")[0] != PACKAGE:
+            found.add(_file(inner, folder) or _file(module, folder))
     return frozenset(file for file in found if file)
 
 

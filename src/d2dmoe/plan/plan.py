@@ -104,7 +104,7 @@ class Plan:
     def stage_code(self, step: Step) -> str:
         """Digest of what makes a stage's result."""
         script = "train" if step.stage.trains else "convert"
-        made = [Use(step.stage, ("make", "options")), *_named(step, ("loss", "scores"))]
+        made = [Use(step.stage, ("make", "options")), *_named(step, ("loss",))]
         return self.code(script, [*made, *model_uses(step)])
 
     def evaluation_code(self, how: Evaluation, step: Step, knob: str) -> str:
@@ -113,7 +113,7 @@ class Plan:
 
     def model_code(self, script: str, step: Step, knob: str | None = None) -> str:
         """Digest of a script that runs a stage's model, by a rule where there is a knob."""
-        return self.code(script, routed_uses(step, knob))
+        return self.code(script, routed_uses(step, knob) if knob else model_uses(step))
 
     def figure_code(self, figure: Figure) -> str:
         """Digest of what draws a figure; its axes may name any selection rule's values."""
@@ -126,26 +126,27 @@ class Plan:
 
 
 def model_uses(step: Step) -> list[Use]:
-    """The records by which a stage's model is rebuilt: its architectures and their activations, and
-    the stages that it went through."""
+    """The records by which a stage's model is rebuilt: its architectures and their activations, the
+    stages that it went through, and what their options name, as the kind of its routers."""
     uses = [Use(ARCHITECTURES[name], ("module",)) for name in step.architectures]
-    uses += [Use(s.stage, ("rebuild",)) for s in step.steps]
+    for s in step.steps:
+        uses += [Use(s.stage, ("rebuild",)), *_named(s, ("scores", "select", "torch"))]
     return uses + [Use(ACTIVATIONS[name], ("torch",)) for name in _activations(step)]
 
 
-def routed_uses(step: Step, knob: str | None) -> list[Use]:
-    """Those by which it is run: also its routers, the selection rule, and what the kernels call."""
-    uses = [*model_uses(step)]
+def routed_uses(step: Step, knob: str) -> list[Use]:
+    """Those by which it is run: also the selection rule, and what the kernels call."""
+    uses = model_uses(step)
     for s in step.steps:
-        uses += _named(s, ("scores", "triton"))
+        uses += _named(s, ("triton",))
     uses += [Use(ACTIVATIONS[name], ("triton",)) for name in _activations(step)]
     return uses + ([Use(RULES[knob], ("select",))] if knob in RULES else [])
 
 
 def _named(step: Step, references: tuple[str, ...]) -> list[Use]:
     """The records that a stage's options name."""
-    tables = step.stage.named.items()
-    return [Use(table[getattr(step.cfg, option)], references) for option, table in tables]
+    named = ((table, getattr(step.cfg, option)) for option, table in step.stage.named.items())
+    return [Use(table[name], references) for table, name in named if name is not None]
 
 
 def _activations(step: Step) -> list[str]:

@@ -69,7 +69,7 @@ class _Outcomes:
     loss: Tensor  # nats, float64 [exits + 1, samples]
 
     def quality(self, left: Tensor) -> dict[str, float]:
-        """The metrics of `evaluate.quality` when the samples leave at those exits [samples]."""
+        """The metrics of `quality.quality` when the samples leave at those exits [samples]."""
         loss = _mean_at(self.loss, left)
         accuracy = _mean_at(self.correct, left)
         return {"accuracy": accuracy, "loss": loss, "perplexity": perplexity(loss)}
