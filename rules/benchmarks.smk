@@ -52,7 +52,7 @@ rule benchmark_model:
         gpu=1,
     params:
         cfg=lambda w: plain(TIMED["model"][w.entry]),
-        code=PLAN.code("benchmark_model"),
+        code=lambda w: PLAN.benchmark_code("benchmark_model", TIMED["model"][w.entry]),
     script:
         "../scripts/benchmark_model.py"
 
@@ -67,7 +67,7 @@ rule benchmark_decode:
         gpu=1,
     params:
         cfg=lambda w: plain(TIMED["decode"][w.entry]),
-        code=PLAN.code("benchmark_decode"),
+        code=lambda w: PLAN.benchmark_code("benchmark_decode", TIMED["decode"][w.entry]),
     script:
         "../scripts/benchmark_decode.py"
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import machinery
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ from d2dmoe.plan import benchmarks, claims, digest, tables
 from d2dmoe.plan.digest import Use, imported_modules
 from d2dmoe.plan.figures import Request, folder_of, table_path, task_figures
 from d2dmoe.plan.lineage import Lineage, Step
-from d2dmoe.plan.plan import Plan, load_plan, model_uses
+from d2dmoe.plan.plan import Plan, load_plan, model_uses, routed_uses
 from d2dmoe.plan.variants import rate
 from d2dmoe.router_kinds import ROUTER_KINDS
 from d2dmoe.selection_rules import RULES
@@ -655,9 +656,8 @@ def watched(plan) -> Watched:
 
 def of_step(step: Step) -> set[str]:
     """What a step depends on."""
-    found = OF_A_STAGE[step.stage.name].union(
-        *(LEFT.get(s.stage.name, ()) for s in step.steps[:-1])
-    )
+    left = (LEFT.get(s.stage.name, set()) for s in step.steps[:-1])
+    found = OF_A_STAGE[step.stage.name].union(*left)
     found |= {f"models/{name}.py" for name in step.architectures}
     return found | LOSSES.get(getattr(step.cfg, "kind", ""), set())
 
@@ -699,6 +699,14 @@ def test_neither_do_activity_datasets_and_tokenizers(watched):
     assert watched.model_code("activity", step) == counting
     assert watched.code("dataset") == DATASET
     assert watched.code("tokenizer") == TOKENIZER
+
+
+def test_a_benchmark_depends_on_the_architecture_of_its_model_alone(watched):
+    """Each has a module of its own, so no two digests are alike."""
+    plan = Plan(watched.config, ROOT)
+    entries = [SimpleNamespace(model=SimpleNamespace(architecture=x)) for x in ARCHITECTURES]
+    codes = {plan.benchmark_code("benchmark_model", entry) for entry in entries}
+    assert len(codes) == len(ARCHITECTURES)
 
 
 def test_an_evaluation_depends_on_its_own_methods_code_alone(watched):
@@ -851,11 +859,8 @@ def test_these_are_all_jobs_that_the_rules_know():
     known = {"activity", "load_maps", "boolq", "benchmark_masks", "dataset", "tokenizer"}
     known |= {"benchmark_claims", *TIMED, *GATHERED}
     assert asked == known
-    asked = set(re.findall(r"PLAN\.(\w*code)\(", rules))
-    assert asked == {"code", "model_code", "stage_code", "evaluation_code"} | {
-        "figure_code",
-        "claims_code",
-    }
+    kinds = ("", "model_", "stage_", "evaluation_", "figure_", "claims_")
+    assert set(re.findall(r"PLAN\.(\w*)code\(", rules)) == {*kinds}
     known |= {"train", "convert", "evaluate", "figure", "claims", "unused"}
     assert {path.stem for path in ROOT.glob("scripts/*.py")} == known
 
@@ -876,6 +881,7 @@ class Copy:
             shutil.copytree(ROOT / part, folder / part, ignore=ignored)
         self.package, self.plan = folder / "src/d2dmoe", Plan(plan.config, folder)
         self.before = self.jobs()
+        self.files = {job: x.code for job, x in jobs(Watched(plan.config, ROOT)).items()}
 
     def jobs(self) -> dict[Job, Asked]:
         """As a new process would ask for them."""
@@ -913,8 +919,7 @@ class Copy:
 
     def of_files(self, file: str) -> set[Job]:
         """The jobs that import a file of the package."""
-        watched = Watched(self.plan.config, ROOT)
-        return {job for job, asked in jobs(watched).items() if file in asked.code}
+        return {job for job, found in self.files.items() if file in found}
 
 
 @pytest.fixture(scope="module")
@@ -1223,8 +1228,7 @@ def test_so_does_what_draws_a_figure_or_decides_a_claim(
     code, own, monkeypatch, table, name, reference, rule
 ):
     records = HOME[table][1]
-    record = replace(records[name], **{reference: "own_code:f"})
-    monkeypatch.setitem(records, name, record)
+    monkeypatch.setitem(records, name, replace(records[name], **{reference: "own_code:f"}))
     assert repeated_by_own(code, own) == code.of_rules(rule)
 
 
@@ -1234,24 +1238,21 @@ def test_so_does_what_draws_a_figure_or_decides_a_claim(
 def test_an_option_of_a_stage_may_name_a_record_of_any_table(
     code, own, monkeypatch, records, reference
 ):
-    """Or none; whatever it names then counts for all models that went through the stage."""
+    """It then counts for all models that went through the stage."""
     record = replace(next(iter(records.values())), **{reference: "own_code:f"})
-    named = {"method": {"kmeans": record, "random": record}, "projection_expert_size": {2: record}}
+    named = {"method": {"kmeans": record, "random": record}}
     monkeypatch.setitem(STAGES, "clustering", replace(STAGES["clustering"], named=named))
-    clustered = code.of(lambda x: "clustering" in x.stages)
-    sizes = {x.step.steps[-1].cfg for x in code.before.values() if x.rule == "clustering"}
-    assert {cfg.projection_expert_size for cfg in sizes} >= {2}
-    assert repeated_by_own(code, own) == clustered
+    assert repeated_by_own(code, own) == code.of(lambda x: "clustering" in x.stages)
 
 
-def test_an_option_that_names_nothing_uses_no_record(plan, monkeypatch):
-    named = {"projection_width": {}}
-    monkeypatch.setitem(STAGES, "router", replace(STAGES["router"], named=named))
-    plan = replace(plan)
-    step = plan.line(COMPATIBILITY, "tiny", "int8").last
-    print(step)
-    step = next(x for x in plan.steps.values() if x.stage.name == "router")
-    print(step.cfg)
+def test_an_option_that_names_nothing_uses_no_record(raw, root, monkeypatch):
+    router = replace(STAGES["router"], named={"projection_width": ROUTER_KINDS})
+    monkeypatch.setitem(STAGES, "router", router)
+    plan = replace(load_plan(raw, root), root=ROOT)
+    step = plan.line(MAIN, "tiny", "sparse").step_of("router")
+    assert step.cfg.projection_width is None and len(plan.stage_code(step)) == 16
+    records = [use.record for use in routed_uses(step, "dynamic_k")]
+    assert not any(record in records for record in ROUTER_KINDS.values())
 
 
 LIBRARIES = ("builtins:abs", "math:fabs", "_thread:lock", "numpy.linalg:norm", "own_fast:f")
@@ -1260,14 +1261,14 @@ LIBRARIES = ("builtins:abs", "math:fabs", "_thread:lock", "numpy.linalg:norm", "
 @pytest.mark.parametrize("reference", LIBRARIES)
 def test_built_in_compiled_and_library_code_does_not_count(code, own, monkeypatch, reference):
     """The record's words do: other code is called."""
-    changed = {"loss": reference, "scores": reference, "triton": reference}
-    kinds = {name: replace(kind, **changed) for name, kind in ROUTER_KINDS.items()}
-    before = jobs(Watched(code.plan.config, ROOT))
-    for name, kind in kinds.items():
-        monkeypatch.setitem(ROUTER_KINDS, name, kind)
-    monkeypatch.setitem(RULES, "top_k", replace(RULES["top_k"], select=reference))
-    gelu = replace(ACTIVATIONS["gelu"], torch=reference, triton=reference)
-    monkeypatch.setitem(ACTIVATIONS, "gelu", gelu)
+
+    def refer(records: dict[str, Any], name: str, *fields: str) -> None:
+        record = replace(records[name], **dict.fromkeys(fields, reference))
+        monkeypatch.setitem(records, name, record)
+
+    refer(ROUTER_KINDS, "regression", "loss", "scores", "triton")
+    refer(RULES, "top_k", "select")
+    refer(ACTIVATIONS, "gelu", "torch", "triton")
     for job, asked in jobs(Watched(code.plan.config, ROOT)).items():
-        assert asked.code <= before[job].code
+        assert asked.code <= code.files[job]
     assert code.changed(code.jobs()) == code.of(lambda x: True) | code.of_rules(*DRAWINGS)

@@ -23,8 +23,16 @@ from typing import Any, NamedTuple
 from d2dmoe.lookup import module_of, table_of
 
 PACKAGE = "d2dmoe"
-TABLES = ("activations", "claims", "figures", "methods", "models", "router_kinds")
-TABLES += ("selection_rules", "stages")  # the modules whose records jobs say that they use
+TABLES = (  # the modules whose records jobs say that they use
+    "activations",
+    "claims",
+    "figures",
+    "methods",
+    "models",
+    "router_kinds",
+    "selection_rules",
+    "stages",
+)
 PYTHON = ("stdlib", "platstdlib")  # where its own modules lie
 INSTALLED = {"site-packages", "dist-packages"}  # folders of libraries
 
@@ -159,7 +167,10 @@ def _read(path: Path) -> _Module:
             imported += [(module, alias.name) for alias in node.names]
     whole = _hash(tree)
     makers = {table_of.__name__, *(s.name for s in tree.body if isinstance(s, ast.ClassDef))}
-    tree.body = [s for s in tree.body if _called(s) not in makers]
+    others = [s for s in tree.body if _called(s) not in makers]
+    if others == tree.body:
+        return _Module(whole, whole, tuple(imported))
+    tree.body = others
     return _Module(whole, _hash(tree), tuple(imported))
 
 

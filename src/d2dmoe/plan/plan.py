@@ -115,6 +115,13 @@ class Plan:
         """Digest of a script that runs a stage's model, by a rule where there is a knob."""
         return self.code(script, routed_uses(step, knob) if knob else model_uses(step))
 
+    def benchmark_code(self, script: str, entry: Any) -> str:
+        """Digest of what times an entry of the benchmarks: it reads whole tables, and builds the
+        entry's model where there is one."""
+        model = getattr(entry, "model", None)
+        uses = [Use(ARCHITECTURES[model.architecture], ("module",))] if model else []
+        return self.code(script) + self.code(script, uses)
+
     def figure_code(self, figure: Figure) -> str:
         """Digest of what draws a figure; its axes may name any selection rule's values."""
         return self.code("figure", [Use(figure, ("draw",)), *map(Use, RULES.values())])
