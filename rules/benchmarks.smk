@@ -79,9 +79,9 @@ rule benchmark_table:
         "results/benchmarks/{table}.csv",
     log:
         "results/logs/benchmarks/{table}.log",
-    localrule: True
     wildcard_constraints:
         table="|".join(TIMED),
+    localrule: True
     params:
         entries=lambda w: benchmarks.entries(PLAN, w.table),
         code=PLAN.code("gather"),
@@ -140,9 +140,9 @@ rule figure_5:
         pdf="results/figures/benchmarks/{name}.pdf",
     log:
         "results/logs/figures/benchmarks/{name}.log",
-    localrule: True
     wildcard_constraints:
         name="cpu|layer",
+    localrule: True
     params:
         cfg=lambda w: {"layers": "first" if w.name == "layer" else "all"},
         draw=WALL_CLOCK.draw,
