@@ -72,3 +72,85 @@ def split_of(wildcards):
 def model_code(script):
     """Digest of a script that reads a stage's model."""
     return lambda w: PLAN.model_code(script, step_of(w), w.get("knob"))
+
+
+def vendored_files(wildcards):
+    """Files in the repository that a vendored dataset is read from."""
+    kind, _, name = task_of(wildcards).data.source.partition(":")
+    files = (ROOT / "resources" / name).glob("*.parquet") if kind == "vendored" else []
+    return sorted(map(str, files))
+
+
+def tokenizer_of(wildcards):
+    """What cuts a task's texts into tokens; images need none."""
+    images = task_of(wildcards).data.kind == "images"
+    return [] if images else f"{DATA}/tokenizer.json".format(**wildcards)
+
+
+def data_options(wildcards):
+    """The options of the dataset that a path names."""
+    return plain(PLAN.dataset(DATA.format(**wildcards)))
+
+
+def stage_inputs(wildcards):
+    """The parent's model, and the dataset."""
+    step = step_of(wildcards)
+    model = {"model": step.parent.model} if step.parent else {}
+    return model | {"data": PLAN.data_files(step.data)}
+
+
+def measure_options(wildcards):
+    """The split, and the values of the knob; [] where there is one operating point."""
+    task = task_of(wildcards)
+    return {
+        "batch_size": task.eval_batch_size,
+        "split": wildcards.split,
+        "values": getattr(task.select, wildcards.knob, []),
+    }
+
+
+def evaluation_code(how):
+    """Digest of what measures a model."""
+    return lambda wildcards: PLAN.evaluation_code(how, step_of(wildcards), wildcards.knob)
+
+
+def request_of(figure, suite=None):
+    """What a figure is drawn of, for a path's suite and task, or over all tasks of a suite."""
+
+    def request(wildcards):
+        asked = suite or suite_of(wildcards)
+        task = None if suite else wildcards.task
+        return resolve(figure.request)(PLAN, asked, task, figure)
+
+    return request
+
+
+def drawing(figure, request):
+    """Parameters of a figure's job."""
+    return {
+        "cfg": lambda wildcards: request(wildcards).arguments,
+        "draw": figure.draw,
+        "code": PLAN.figure_code(figure),
+    }
+
+
+def figure_inputs(request):
+    """Files that a figure is drawn of."""
+    return lambda wildcards: request(wildcards).inputs
+
+
+def figure_png(folder, name):
+    """The PNG of a figure, with its caption in the HTML report."""
+    category = "Figures: {task}" if "{task}" in folder else "Figures"
+    return report(f"{folder}{name}.png", caption=f"../report/{name}.rst", category=category)
+
+
+def entries_of(gathered, *options):
+    """What a task's table is gathered from."""
+    return lambda w: gathered(PLAN, suite_of(w), w.task, *options)
+
+
+def paths_of(gathered, *options):
+    """The files among that."""
+    entries = entries_of(gathered, *options)
+    return lambda w: [entry["path"] for entry in entries(w)]

@@ -2,21 +2,6 @@
 # parameters, not wildcards: changing them repeats the evaluation and nothing else.
 
 
-def measure_options(wildcards):
-    """The split, and the values of the knob; [] where there is one operating point."""
-    task = task_of(wildcards)
-    return {
-        "batch_size": task.eval_batch_size,
-        "split": wildcards.split,
-        "values": getattr(task.select, wildcards.knob, []),
-    }
-
-
-def evaluation_code(how):
-    """Digest of what measures a model."""
-    return lambda wildcards: PLAN.evaluation_code(how, step_of(wildcards), wildcards.knob)
-
-
 for how in EVALUATIONS.values():
     outputs = {"points": f"{FOLDER}/evaluate/{{split}}/{{knob}}.csv"}
     if how.layers:

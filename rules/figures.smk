@@ -1,37 +1,6 @@
 # The paper's figures, as PNG and PDF, drawn from the tables: a rule for each record of the table.
 
 
-def request_of(figure, suite=None):
-    """What a figure is drawn of, for a path's suite and task, or over all tasks of a suite."""
-
-    def request(wildcards):
-        asked = suite or suite_of(wildcards)
-        task = None if suite else wildcards.task
-        return resolve(figure.request)(PLAN, asked, task, figure)
-
-    return request
-
-
-def drawing(figure, request):
-    """Parameters of a figure's job."""
-    return {
-        "cfg": lambda wildcards: request(wildcards).arguments,
-        "draw": figure.draw,
-        "code": PLAN.figure_code(figure),
-    }
-
-
-def figure_inputs(request):
-    """Files that a figure is drawn of."""
-    return lambda wildcards: request(wildcards).inputs
-
-
-def figure_png(folder, name):
-    """The PNG of a figure, with its caption in the HTML report."""
-    category = "Figures: {task}" if "{task}" in folder else "Figures"
-    return report(f"{folder}{name}.png", caption=f"../report/{name}.rst", category=category)
-
-
 for figure in FIGURES.values():
     if figure.key:
 

@@ -1,13 +1,6 @@
 # The stages that make models of models, a rule for each record of the table.
 
 
-def stage_inputs(wildcards):
-    """The parent's model, and the dataset."""
-    step = step_of(wildcards)
-    model = {"model": step.parent.model} if step.parent else {}
-    return model | {"data": PLAN.data_files(step.data)}
-
-
 for stage in STAGES.values():
     if stage.trains:
 

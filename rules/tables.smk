@@ -1,17 +1,6 @@
 # The tables that figures, claims and the report read: first each task's, then of all tasks.
 
 
-def entries_of(gathered, *options):
-    """What a task's table is gathered from."""
-    return lambda w: gathered(PLAN, suite_of(w), w.task, *options)
-
-
-def paths_of(gathered, *options):
-    """The files among that."""
-    entries = entries_of(gathered, *options)
-    return lambda w: [entry["path"] for entry in entries(w)]
-
-
 for table, split in {"tradeoff": "test", "validation": "validation"}.items():
 
     rule:

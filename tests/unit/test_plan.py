@@ -859,7 +859,7 @@ def test_these_are_all_jobs_that_the_rules_know():
     known = {"activity", "load_maps", "boolq", "benchmark_masks", "dataset", "tokenizer"}
     known |= {"benchmark_claims", *TIMED, *GATHERED}
     assert asked == known
-    kinds = ("", "model_", "stage_", "evaluation_", "figure_", "claims_")
+    kinds = ("", "model_", "stage_", "evaluation_", "figure_", "claims_", "benchmark_")
     assert set(re.findall(r"PLAN\.(\w*)code\(", rules)) == {*kinds}
     known |= {"train", "convert", "evaluate", "figure", "claims", "unused"}
     assert {path.stem for path in ROOT.glob("scripts/*.py")} == known
