@@ -8,10 +8,9 @@ rule dataset:
     output:
         about=f"{DATA}/dataset.json",
         splits=expand(f"{DATA}/{{split}}.safetensors", split=SPLITS, allow_missing=True),
+        record=job_record(DATA, "dataset"),
     log:
         job_log(DATA, "dataset"),
-    benchmark:
-        job_record(DATA, "dataset")
     params:
         cfg=data_options,
         code=PLAN.code("dataset"),
@@ -24,10 +23,9 @@ rule tokenizer:
         vendored_files,
     output:
         f"{DATA}/tokenizer.json",
+        record=job_record(DATA, "tokenizer"),
     log:
         job_log(DATA, "tokenizer"),
-    benchmark:
-        job_record(DATA, "tokenizer")
     params:
         cfg=data_options,
         code=PLAN.code("tokenizer"),

@@ -7,10 +7,9 @@ rule boolq:
         unpack(lambda w: tables.boolq_inputs(PLAN, step_of(w), w.knob)),
     output:
         f"{FOLDER}/boolq/{{knob}}.csv",
+        record=job_record(FOLDER, "boolq_{knob}"),
     log:
         job_log(FOLDER, "boolq_{knob}"),
-    benchmark:
-        job_record(FOLDER, "boolq_{knob}")
     resources:
         gpu=1,
     params:

@@ -15,10 +15,9 @@ for how in EVALUATIONS.values():
             data=split_of,
         output:
             **outputs,
+            record=job_record(FOLDER, "evaluate_{split}_{knob}"),
         log:
             job_log(FOLDER, "evaluate_{split}_{knob}"),
-        benchmark:
-            job_record(FOLDER, "evaluate_{split}_{knob}")
         wildcard_constraints:
             knob="|".join(how.knobs),
         resources:
@@ -37,10 +36,9 @@ rule activity:
         data=split_of,
     output:
         f"{FOLDER}/activity/{{split}}.csv",
+        record=job_record(FOLDER, "activity_{split}"),
     log:
         job_log(FOLDER, "activity_{split}"),
-    benchmark:
-        job_record(FOLDER, "activity_{split}")
     resources:
         gpu=1,
     params:
@@ -58,10 +56,9 @@ rule load_maps:
     output:
         tensors=f"{FOLDER}/load_maps/{{knob}}.safetensors",
         table=f"{FOLDER}/load_maps/{{knob}}.csv",
+        record=job_record(FOLDER, "load_maps_{knob}"),
     log:
         job_log(FOLDER, "load_maps_{knob}"),
-    benchmark:
-        job_record(FOLDER, "load_maps_{knob}")
     wildcard_constraints:
         knob="|".join(RULES),
     resources:

@@ -13,10 +13,9 @@ for stage in STAGES.values():
                 model=f"{FOLDER}/model.safetensors",
                 history=f"{FOLDER}/history.csv",
                 lineage=f"{FOLDER}/lineage.yaml",
+                record=job_record(FOLDER, stage.name),
             log:
                 job_log(FOLDER, stage.name),
-            benchmark:
-                job_record(FOLDER, stage.name)
             wildcard_constraints:
                 folder=rf"{stage.name}-[\w.-]+",
             threads: lambda w: options(w)["threads"]
@@ -39,10 +38,9 @@ for stage in STAGES.values():
             output:
                 model=f"{FOLDER}/model.safetensors",
                 lineage=f"{FOLDER}/lineage.yaml",
+                record=job_record(FOLDER, stage.name),
             log:
                 job_log(FOLDER, stage.name),
-            benchmark:
-                job_record(FOLDER, stage.name)
             wildcard_constraints:
                 folder=rf"{stage.name}-[\w.-]+",
             params:
@@ -81,3 +79,12 @@ for name, removes in {"clean_unused": False, "remove_unused": True}.items():
             removes=removes,
         script:
             "../scripts/unused.py"
+
+
+rule verify:
+    # Says which results are stale, foreign or damaged.
+    log:
+        "results/logs/verify.log",
+    localrule: True
+    script:
+        "../scripts/verify.py"

@@ -65,7 +65,7 @@ rule all_tasks:
     log:
         "results/logs/tables/{suite}{table}.log",
     wildcard_constraints:
-        table="tradeoff|summary|layers|activity|patch_load|reference|validation|fairness|tuning",
+        table="tradeoff|summary|layers|activity|patch_load|reference|validation|fairness|wall_times|tuning",
     localrule: True
     params:
         entries=lambda w: tables.of_tasks(PLAN, suite_of(w), w.table),
@@ -108,9 +108,8 @@ rule reference:
 
 
 rule fairness:
-    # What every method was given; read from the records of the jobs.
+    # What every method was given.
     input:
-        lambda w: tables.job_records(PLAN, w.task),
         about=lambda w: f"{PLAN.data_folder(w.task)}/dataset.json",
     output:
         "results/tables/{task}/fairness.csv",
@@ -122,6 +121,22 @@ rule fairness:
         code=PLAN.code("fairness"),
     script:
         "../scripts/fairness.py"
+
+
+rule wall_times:
+    # And how long it took, by the records of the jobs; no other table has times.
+    input:
+        lambda w: tables.job_records(PLAN, w.task),
+    output:
+        "results/tables/{task}/wall_times.csv",
+    log:
+        "results/logs/tables/{task}/wall_times.log",
+    localrule: True
+    params:
+        entries=lambda w: tables.wall_times(PLAN, w.task),
+        code=PLAN.code("wall_times"),
+    script:
+        "../scripts/wall_times.py"
 
 
 rule tuning_table:

@@ -13,4 +13,3 @@ with stage_run(snakemake) as run:
     save_lineage(Path(snakemake.output.lineage), snakemake.params.lineage)
     save_history(Path(snakemake.output.history), history)
     save_model(Path(snakemake.output.model), model, spec)
-    run.state.remove()

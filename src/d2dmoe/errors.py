@@ -1,5 +1,7 @@
 """Errors that a user can mend: one message that names the cause and the remedy."""
 
+from pathlib import Path
+
 
 class UserError(Exception):
     """Something outside the code is wrong; the message says what, and what to do about it."""
@@ -15,6 +17,18 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A saved model or training state is missing, damaged, or does not fit."""
+
+
+class ResultError(UserError):
+    """A file in results/ is not as the job that it belongs to left it."""
+
+    def __init__(self, path: Path, kind: str, detail: str):
+        """`kind` is damaged, foreign (its job did not make it) or stale (of other sources)."""
+        self.kind = kind
+        super().__init__(
+            f"{path} is {kind}: {detail}. Delete it and run the same command again: the step that "
+            "makes it is then repeated."
+        )
 
 
 class UnknownName(UserError, ValueError):

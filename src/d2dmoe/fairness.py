@@ -1,12 +1,12 @@
 """What every method was given: steps, samples, learning rates tried, wall time.
 
 A comparison is worth nothing if a baseline was starved. `fairness.csv` says what each method had
-beyond the dense model that all share; `tuning.csv` what every learning rate tried came to, on
-validation samples.
+beyond the dense model that all share; `wall_times.csv`, apart since it never repeats, the time that
+it took; `tuning.csv` what every learning rate tried came to, on validation samples.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pandas as pd
 from d2dmoe.config.training import TrainingConfig
 from d2dmoe.tables import quality_at, tradeoff
 
+LABELS = ["task", "method", "variant"]
 TRIAL_BUDGETS = [0.6, 0.7, 0.8, 0.9, 1.0]
 """Ratios at which learning rates are compared: up to the dense cost, for what is sought is a saving
 that keeps the dense quality."""
@@ -27,27 +28,54 @@ def fairness(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     Args:
         entries: one per task, variant, seed and training: task, method, variant, seed, lr (peak
             rate of the longest stage), rates (those tried), about (path of `dataset.json`), and
-            stages: dicts of stage, epochs, batch_size and record (path of its job's record). A
-            method that needs a training for every operating point has several entries a seed.
+            stages: dicts of stage, epochs and batch_size. A method that needs a training for every
+            operating point has several entries a seed.
 
     Returns:
         Rows task, method, variant, seeds, trainings (per seed), stages, epochs, steps and samples
-        (of one training), lr, rates_tried, wall_s_mean and wall_s_std (over seeds, of all trainings
-        of a seed together, in seconds). Stages that variants share count for each of them.
+        (of one training), lr, rates_tried. Stages that variants share count for each of them.
     """
-    frame = pd.DataFrame([_training(entry) for entry in entries])
     rows = []
-    for keys, group in frame.groupby(["task", "method", "variant"], sort=False):
-        walls = group.groupby("seed")["wall_s"].agg(["sum", "size"])
-        common = group.iloc[0].drop(["task", "method", "variant", "seed", "wall_s"])
+    for labels, group in _by_labels([_training(entry) for entry in entries]):
+        common = group.iloc[0].drop([*LABELS, "seed"])
+        rows.append(labels | _counts(group) | common.to_dict())
+    return rows
+
+
+def wall_times(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """How long the jobs of every variant took, all attempts together; a row per task and variant.
+
+    Args:
+        entries: as for `fairness`, each with task, method, variant, seed, and records: the paths of
+            its jobs' records.
+
+    Returns:
+        Rows task, method, variant, seeds, trainings (per seed), jobs and attempts (of all seeds),
+        wall_s_mean and wall_s_std (over seeds, of all trainings of a seed together, in seconds).
+        Jobs that variants share count for each of them.
+    """
+    rows = []
+    for labels, group in _by_labels([_times(entry) for entry in entries]):
+        seconds = group.groupby("seed")["wall_s"].sum()
         rows.append(
-            dict(zip(("task", "method", "variant"), keys, strict=True))
-            | {"seeds": len(walls), "trainings": int(walls["size"].max())}
-            | common.to_dict()
-            | {"wall_s_mean": round(float(walls["sum"].mean()), 1)}
-            | {"wall_s_std": round(float(walls["sum"].std()), 1)}  # empty for one seed
+            labels
+            | _counts(group)
+            | {name: int(group[name].sum()) for name in ("jobs", "attempts")}
+            | {"wall_s_mean": round(float(seconds.mean()), 1)}
+            | {"wall_s_std": round(float(seconds.std()), 1)}  # empty for one seed
         )
     return rows
+
+
+def _by_labels(rows: list[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """The rows of each task and variant."""
+    for keys, group in pd.DataFrame(rows).groupby(LABELS, sort=False):
+        yield dict(zip(LABELS, keys, strict=True)), group
+
+
+def _counts(trainings: pd.DataFrame) -> dict[str, int]:
+    sizes = trainings.groupby("seed").size()
+    return {"seeds": len(sizes), "trainings": int(sizes.max())}
 
 
 def _training(entry: dict[str, Any]) -> dict[str, Any]:
@@ -55,15 +83,13 @@ def _training(entry: dict[str, Any]) -> dict[str, Any]:
     samples = json.loads(Path(entry["about"]).read_text())["sizes"]["train"]
     stages = {stage["stage"]: _steps(stage, samples) for stage in entry["stages"]}
     seen = sum(stages[s["stage"]] * s["batch_size"] for s in entry["stages"])
-    row = {key: entry[key] for key in ("task", "method", "variant", "seed")}
-    return row | {
+    return {key: entry[key] for key in (*LABELS, "seed")} | {
         "stages": " ".join(f"{name}:{steps}" for name, steps in stages.items() if steps),
         "epochs": round(sum(stage["epochs"] for stage in entry["stages"]), 4),
         "steps": sum(stages.values()),
         "samples": seen,
         "lr": entry["lr"],
         "rates_tried": " ".join(f"{rate:g}" for rate in entry["rates"]),
-        "wall_s": sum(_wall(stage["record"]) for stage in entry["stages"]),
     }
 
 
@@ -72,9 +98,14 @@ def _steps(stage: dict[str, Any], samples: int) -> int:
     return cfg.steps(samples)
 
 
-def _wall(path: str) -> float:
-    """Seconds that a job took; of one that was interrupted, those of its last attempt."""
-    return json.loads(Path(path).read_text().splitlines()[-1])["s"]
+def _times(entry: dict[str, Any]) -> dict[str, Any]:
+    """How long one training's jobs took."""
+    records = [json.loads(Path(path).read_text()) for path in entry["records"]]
+    return {key: entry[key] for key in (*LABELS, "seed")} | {
+        "jobs": len(records),
+        "attempts": sum(len(record["attempts"]) for record in records),
+        "wall_s": sum(record["s"] for record in records),
+    }
 
 
 def tuning(entries: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]:

@@ -18,11 +18,10 @@ from d2dmoe.errors import CheckpointError, UserError
 from d2dmoe.inputs import logits_of
 from d2dmoe.io import tensors
 from d2dmoe.io.tensors import load_tensors, save_tensors
-from d2dmoe.jobs.state import TrainingState, state_path
+from d2dmoe.jobs.state import TrainingState
 from d2dmoe.training import TrainingBatches, cross_entropy_loss, fit, make_optimizer
 
 CFG = TrainingConfig(epochs=2, lr=0.1, batch_size=8)
-IDENTITY = {"cfg": {"lr": 0.1}, "code": "abc", "seed": 0}
 
 
 def trained(path: Path, width: int = 3) -> tuple[nn.Module, torch.optim.Optimizer, TrainingState]:
@@ -37,26 +36,6 @@ def trained(path: Path, width: int = 3) -> tuple[nn.Module, torch.optim.Optimize
 
 def debris(folder: Path) -> list[str]:
     return [p.name for p in folder.iterdir() if p.name.startswith(".")]
-
-
-def test_the_path_follows_config_code_seed_and_the_contents_of_inputs(tmp_path):
-    one, copy, other = (tmp_path / name for name in ("one", "copy", "other"))
-    one.write_text("weights")
-    copy.write_text("weights")
-    other.write_text("other weights")
-    path = state_path(tmp_path, IDENTITY, [one])
-    assert path == state_path(tmp_path, dict(reversed(IDENTITY.items())), [one])
-    assert path == state_path(tmp_path, IDENTITY, [copy])
-    others = [
-        state_path(tmp_path, IDENTITY, [other]),
-        state_path(tmp_path, IDENTITY, []),
-        state_path(tmp_path, IDENTITY, [one, other]),
-        state_path(tmp_path, IDENTITY, [other, one]),
-        state_path(tmp_path, IDENTITY | {"cfg": {"lr": 0.2}}, [one]),
-        state_path(tmp_path, IDENTITY | {"code": "abd"}, [one]),
-        state_path(tmp_path, IDENTITY | {"seed": 1}, [one]),
-    ]
-    assert len({path, *others}) == 8
 
 
 def test_a_saved_state_is_restored_in_full(tmp_path):
@@ -174,11 +153,11 @@ def test_a_full_disk_is_told_and_leaves_the_earlier_state_intact(tmp_path, monke
     state.save(model, optimizer, 1, [], {})
     before = state.path.read_bytes()
 
-    def fill(_tensors, path, _metadata):
-        Path(path).write_bytes(b"half a file")
+    def fill(path, _tensors, _metadata):
+        path.write_bytes(b"half a file")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(tensors, "save_file", fill)
+    monkeypatch.setattr(tensors, "_write", fill)
     with pytest.raises(UserError, match="the disk is full. The earlier version is intact.*free"):
         state.save(model, optimizer, 2, [], {})
     assert state.path.read_bytes() == before and debris(tmp_path) == []

@@ -1,8 +1,8 @@
 """What all benchmarks share: number formats, the machine's name, the width of equal FLOPs."""
 
-import platform
-
 import torch
+
+from d2dmoe.jobs.machine import cpu_name
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -27,10 +27,4 @@ def machine(device: torch.device) -> dict[str, str]:
 
 def _cpu() -> str:
     """The processor and the threads in use."""
-    name = platform.processor() or platform.machine()
-    try:
-        lines = open("/proc/cpuinfo", encoding="utf-8").read().splitlines()
-        name = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return f"{name}, {torch.get_num_threads()} threads"
+    return f"{cpu_name()}, {torch.get_num_threads()} threads"

@@ -14,6 +14,7 @@ from d2dmoe.data.images import prepare_images
 from d2dmoe.data.tokenizer import load_tokenizer, vocabulary_digest
 from d2dmoe.data.tokens import prepare_corpus, prepare_texts
 from d2dmoe.io.files import sha256, write_atomically
+from d2dmoe.io.header import check_digest
 from d2dmoe.io.tensors import save_tensors
 
 
@@ -52,6 +53,6 @@ def prepare(
     for name, tensors in splits.items():
         save_tensors(folder / f"{name}.safetensors", tensors)
     about |= described
-    about["sha256"] = {name: sha256(folder / f"{name}.safetensors") for name in splits}
+    about["sha256"] = {name: check_digest(folder / f"{name}.safetensors") for name in splits}
     text = json.dumps(about, indent=2, sort_keys=True) + "\n"
     write_atomically(folder / "dataset.json", lambda path: path.write_text(text))

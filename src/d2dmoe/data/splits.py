@@ -19,8 +19,8 @@ from torch.nn.utils.rnn import pad_sequence
 from d2dmoe.config.training import TrainingConfig
 from d2dmoe.data.augment import augment, mix, normalise
 from d2dmoe.data.image_sources import Images, Part, load_images
-from d2dmoe.errors import DataError
-from d2dmoe.io.files import sha256
+from d2dmoe.errors import CheckpointError, DataError
+from d2dmoe.io.header import DIGEST
 from d2dmoe.io.tensors import load_tensors
 
 RERUN = "Rerun rule `dataset` (`snakemake --forcerun dataset`)."
@@ -187,13 +187,12 @@ def open_split(folder: Path, name: str, root: Path = Path(".")) -> Split:
     expected = about["sha256"].get(name)
     if not path.is_file() or expected is None:
         raise DataError(f"{path} is missing. {RERUN}")
-    found = sha256(path)
-    if found != expected:
-        raise DataError(
-            f"{path} is damaged or truncated ({path.stat().st_size} bytes): expected SHA-256 "
-            f"{expected}, found {found}. {RERUN}"
-        )
-    tensors, _ = load_tensors(path, RERUN)
+    try:
+        tensors, metadata = load_tensors(path, RERUN)
+    except CheckpointError as error:
+        raise DataError(str(error)) from error
+    if metadata[DIGEST] != expected:
+        raise DataError(f"{path} is not the split that dataset.json beside it describes. {RERUN}")
     if about["kind"] == "texts":
         return TextSplit(**tensors, about=about)
     if about["kind"] == "corpus":

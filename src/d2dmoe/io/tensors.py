@@ -1,29 +1,139 @@
-"""Tensors in safetensors files, written atomically; damaged files are named with a remedy."""
+"""Tensors in safetensors files, written atomically; damaged files are named with a remedy.
 
-from collections.abc import Mapping
+The header holds a SHA-256 of the whole file, the header itself included, and a file is checked
+against it before its tensors are used. Files are written one tensor after the other, so that a
+state that fills the memory of a GPU needs that of its largest tensor on the host. The library's
+own writer takes them all at once; files are read with the library.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from torch import Tensor
 
 from d2dmoe.errors import CheckpointError
 from d2dmoe.io.files import write_atomically
+from d2dmoe.io.header import DIGEST, UNKNOWN, check_digest
+
+FORMATS = {  # the names that safetensors has for number formats
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 
 
 def save_tensors(
-    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
     """Save tensors as safetensors, atomically. The same tensors give the same bytes.
+
+    One tensor at a time is moved to the CPU.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
-    contiguous = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    write_atomically(path, lambda p: save_file(contiguous, p, dict(metadata or {})))
+    write_atomically(path, lambda p: _write(p, tensors, dict(metadata or {})))
 
 
-def distinct(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def extra_memory(tensors: Mapping[str, Tensor]) -> int:
+    """Bytes of host memory that `save_tensors` needs at most, beside the tensors."""
+    copied = (t.nbytes for t in tensors.values() if t.device.type != "cpu" or not t.is_contiguous())
+    return max(copied, default=0)
+
+
+def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # aligned
+    described: dict[str, Any] = {"__metadata__": metadata | {DIGEST: UNKNOWN}}
+    end = 0
+    for name in names:
+        tensor = tensors[name]
+        begin, end = end, end + tensor.nbytes
+        about = {"dtype": FORMATS[tensor.dtype], "shape": list(tensor.shape)}
+        described[name] = about | {"data_offsets": [begin, end]}
+    header = _header(described)
+    digest = hashlib.sha256(header)
+    with open(path, "wb") as file:
+        file.write(header)
+        for name in names:
+            data = _bytes(tensors[name])
+            digest.update(data)
+            file.write(data)
+        described["__metadata__"][DIGEST] = digest.hexdigest()
+        file.seek(0)
+        file.write(_header(described))
+
+
+def _header(described: dict[str, Any]) -> bytes:
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """A tensor's content; of one on the CPU without a copy."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def load_tensors(
+    path: Path, remedy: str, device: torch.device | str = "cpu"
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors, on a device, and metadata of a file that `save_tensors` wrote; `remedy` completes
+    the error message. They lie on the device alone; those on the CPU are read when they are used.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or damaged.
+    """
+    with _naming(path, remedy):
+        check_digest(path)
+        return _read(path, device)
+
+
+def load_published(path: Path, remedy: str) -> dict[str, Tensor]:
+    """The tensors of a safetensors file that others wrote, which has no digest.
+
+    Raises:
+        CheckpointError: the file is missing, truncated or no such file.
+    """
+    with _naming(path, remedy):
+        return _read(path, "cpu")[0]
+
+
+def _read(path: Path, device: torch.device | str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safe_open(path, framework="pt", device=str(device)) as f:
+        return {name: f.get_tensor(name) for name in f.keys()}, f.metadata() or {}
+
+
+@contextmanager
+def _naming(path: Path, remedy: str) -> Iterator[None]:
+    """Errors in reading a file name it and the remedy."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path} does not exist. {remedy}") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        size = Path(path).stat().st_size if Path(path).is_file() else 0
+        raise CheckpointError(
+            f"{path} is damaged or truncated ({size} bytes: {error}). {remedy}"
+        ) from error
+
+
+def distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Each tensor once: of names that share one, as tied embeddings do, the first."""
     seen, kept = set(), {}
     for name, tensor in tensors.items():
@@ -34,7 +144,7 @@ def distinct(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return kept
 
 
-def load_distinct(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+def load_distinct(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Load what `distinct` kept of a state dict into a model that ties the same tensors, in place.
 
     Raises:
@@ -45,21 +155,3 @@ def load_distinct(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -
         wrong = sorted(expected ^ tensors.keys())
         raise RuntimeError(f"{len(wrong)} tensors are missing or unknown, first {wrong[:3]}")
     model.load_state_dict(tensors, strict=False)
-
-
-def load_tensors(path: Path, remedy: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file; `remedy` completes the error message.
-
-    Raises:
-        CheckpointError: the file is missing, truncated or damaged.
-    """
-    try:
-        with safe_open(path, framework="pt") as f:
-            return {name: f.get_tensor(name) for name in f.keys()}, f.metadata() or {}
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path} does not exist. {remedy}") from error
-    except (SafetensorError, OSError) as error:
-        size = Path(path).stat().st_size if Path(path).is_file() else 0
-        raise CheckpointError(
-            f"{path} is damaged or truncated ({size} bytes: {error}). {remedy}"
-        ) from error

@@ -1,4 +1,4 @@
-"""One job of the workflow: its log, and how its errors are told."""
+"""One job of the workflow: its log, how its errors are told, and what is known of its results."""
 
 import resource
 import sys
@@ -10,22 +10,34 @@ from typing import Any
 
 from d2dmoe.errors import UserError
 from d2dmoe.extensions import import_extensions
+from d2dmoe.io.checksums import check_all, write_checksums
+from d2dmoe.jobs.attempts import counted
 from d2dmoe.jobs.progress import log_to, logger
+from d2dmoe.jobs.record import identity_of, save_record
+
+STATES = Path("results/.state")  # of interrupted jobs
 
 
 @contextmanager
-def job(snakemake: Any) -> Iterator[None]:
+def job(snakemake: Any) -> Iterator[str]:
     """Log to the job's first log file; a `UserError` ends the job with its message alone.
 
+    The inputs are checked before the job reads them. When it is done, checksums are written beside
+    its results; its record too, where the workflow asks for it as output `record`.
+
     Args:
-        snakemake: the object that the workflow gives to scripts; its `log` is used, and the
-            `extensions` of its `config` are imported.
+        snakemake: the object that the workflow gives to scripts. Used are `log`, the `extensions`
+            of `config`, `rule`, all of `input`, `output` and `params`, and `wildcards.seed`.
+
+    Yields:
+        A name for all that the results depend on.
     """
     log_to(Path(snakemake.log[0]))
     began = time.monotonic()
     try:
         import_extensions(snakemake.config)
-        yield
+        with _traced(snakemake) as identity:
+            yield identity
     except UserError as error:
         logger.error("error: %s", error)
         if not sys.stderr.isatty():  # at a terminal the log's live copy has said it
@@ -33,3 +45,20 @@ def job(snakemake: Any) -> Iterator[None]:
         sys.exit(1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     logger.info("done in %.1f s, peak memory %.0f MiB", time.monotonic() - began, peak)
+
+
+@contextmanager
+def _traced(snakemake: Any) -> Iterator[str]:
+    sources = check_all(snakemake.input)
+    given = dict(snakemake.params.items()) | {"seed": snakemake.wildcards.get("seed", 0)}
+    identity = identity_of(given, sources)
+    record, notes = snakemake.output.get("record"), STATES / f"{identity}.json"
+    if record:
+        with counted(notes) as attempts:
+            yield identity
+            save_record(Path(record), snakemake.rule, given["code"], attempts())
+    else:
+        yield identity
+    for path in snakemake.output:
+        write_checksums(Path(path), sources)
+    notes.unlink(missing_ok=True)

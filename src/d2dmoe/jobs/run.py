@@ -10,9 +10,9 @@ import torch
 
 from d2dmoe.errors import UserError
 from d2dmoe.jobs.device import claim_device, make_deterministic
-from d2dmoe.jobs.job import job
+from d2dmoe.jobs.job import STATES, job
 from d2dmoe.jobs.progress import logger
-from d2dmoe.jobs.state import TrainingState, state_path
+from d2dmoe.jobs.state import TrainingState
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,14 @@ def stage_run(snakemake: Any) -> Iterator[Run]:
             `wildcards.seed`, `resources.gpu`, `config["runtime"]`, the first `log`, all inputs, and
             of these `data`, the files of the dataset, where there are any.
     """
-    with job(snakemake):
-        yield _make_run(snakemake)
+    with job(snakemake) as identity:
+        run = _make_run(snakemake, identity)
+        yield run
         if torch.cuda.is_available():
             peak = torch.cuda.max_memory_allocated() / 2**20
             logger.info("peak memory on the GPU %.0f MiB", peak)
+    assert run.state is not None
+    run.state.remove()  # now that the result is there, with its checksums
 
 
 @contextmanager
@@ -61,18 +64,15 @@ def timed_job(snakemake: Any) -> Iterator[torch.device]:
         yield claim_device(Path("results/.locks"), gpu)
 
 
-def _make_run(snakemake: Any) -> Run:
+def _make_run(snakemake: Any, identity: str) -> Run:
     cfg, seed = snakemake.params.cfg, snakemake.wildcards.get("seed", 0)
     make_deterministic(cfg.get("threads", 1))
     runtime = snakemake.config.get("runtime", {})
-    identity = dict(snakemake.params.items()) | {"seed": seed}  # with the digest of the code
-    inputs = sorted(Path(path) for path in snakemake.input)
-    path = state_path(Path("results/.state"), identity, inputs)
     data = snakemake.input.get("data")
     return Run(
         seed=int(seed),
         device=claim_device(Path("results/.locks"), bool(snakemake.resources.get("gpu", 0))),
         data=Path(data[0]).parent if data else Path(),
-        state=TrainingState(path, runtime.get("save_every_s", 60.0)),
+        state=TrainingState(STATES / f"{identity}.safetensors", runtime.get("save_every_s", 60.0)),
         log_every_s=runtime.get("log_every_s", 10.0),
     )

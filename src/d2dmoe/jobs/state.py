@@ -4,9 +4,11 @@ A state lies outside of the declared outputs, which the workflow deletes before 
 is named after everything that the training depends on, so that a changed config, code or input
 starts anew instead of continuing something else. Randomness is no part of it: every step draws from
 its own generator, seeded by (seed, step).
+
+States are saved as often as is asked for, but seldom enough that it takes at most `SHARE` of the
+time, whatever the model's size and the disk's speed.
 """
 
-import hashlib
 import json
 import signal
 import time
@@ -19,33 +21,32 @@ import torch
 from torch import nn
 
 from d2dmoe.errors import CheckpointError, UserError
-from d2dmoe.io.files import sha256
-from d2dmoe.io.tensors import distinct, load_distinct, load_tensors, save_tensors
+from d2dmoe.io.tensors import distinct, extra_memory, load_distinct, load_tensors, save_tensors
+from d2dmoe.jobs.progress import logger
 
-
-def state_path(folder: Path, identity: Mapping[str, Any], inputs: list[Path]) -> Path:
-    """Where the state of a training lies.
-
-    Args:
-        folder: holds the states of all trainings.
-        identity: everything but files that determines the result: config, seed, code digest.
-        inputs: the files that it reads; their contents count, not their names.
-    """
-    parts = [json.dumps(identity, sort_keys=True), *(sha256(path) for path in inputs)]
-    name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
-    return folder / f"{name}.safetensors"
+SHARE = 0.02  # of a training's time, at most, that goes into saving its state
+SPEED = 200e6  # bytes/s at which the first state is expected to be saved: a slow network disk's
 
 
 class TrainingState:
     """Saves model, optimiser, position and history to one file by atomic rename.
 
-    Saves every `every_s` seconds, and when the process is told to stop (SIGTERM, SIGINT).
+    Saves every `every_s` seconds, or more seldom where that would take more than `SHARE` of the
+    time; after every step, whatever it takes, where that is 0; and when the process is told to stop
+    (SIGTERM, SIGINT).
     """
 
     def __init__(self, path: Path, every_s: float):
         self.path, self.every_s = path, every_s
-        self.saved_at = time.monotonic()
+        self.began = self.saved_at = time.monotonic()
+        self.spent = 0.0  # seconds in which states have been saved
+        self.cost = 0.0  # seconds that the next is expected to take
         self.stop: int | None = None
+
+    @property
+    def _name(self) -> str:
+        """Says whose state it is."""
+        return self.path.stem
 
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple:
         """Restore in place; returns the steps done, the history of whole epochs, and the sums of
@@ -54,18 +55,22 @@ class TrainingState:
         Raises:
             CheckpointError: the file is damaged, or does not fit the model.
         """
+        self.cost = _expected_size(model) / SPEED
         if not self.path.exists():
             return 0, [], {}
         remedy = "Delete it, and the training starts from its beginning."
-        tensors, metadata = load_tensors(self.path, remedy)
+        device = next(model.parameters()).device
+        tensors, metadata = load_tensors(self.path, remedy, device)
         try:
+            about = json.loads(metadata["about"])
+            if about["of"] != self._name:
+                raise ValueError(f"it is that of {about['of']}")
             split: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}}
             for name, tensor in tensors.items():
                 kind, _, key = name.partition("/")
                 split[kind][key] = tensor
             load_distinct(model, split["model"])
             optimizer.load_state_dict(_nest(split["optimizer"], optimizer))
-            about = json.loads(metadata["about"])
             return about["step"], about["history"], about["sums"]
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(
@@ -80,22 +85,32 @@ class TrainingState:
         history: list[dict],
         sums: Mapping[str, Any],
     ) -> None:
-        """Save after `step` steps.
+        """Save after `step` steps; of the first, the log says what it takes.
 
         Raises:
             UserError: the disk is full; the last saved state is intact.
         """
+        start = time.monotonic()
         tensors = {f"model/{name}": t for name, t in distinct(model.state_dict()).items()}
         for index, values in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer/{index}/{name}": t for name, t in values.items()}
         sums = {key: float(value) for key, value in sums.items()}
-        about = json.dumps({"step": step, "history": history, "sums": sums})
+        about = json.dumps({"of": self._name, "step": step, "history": history, "sums": sums})
         save_tensors(self.path, tensors, {"about": about})
         self.saved_at = time.monotonic()
+        self.cost = self.saved_at - start
+        if not self.spent:
+            _log_first(tensors, step, self.cost)
+        self.spent += self.cost
 
     def due(self) -> bool:
         """Whether it is time to save."""
-        return self.stop is not None or time.monotonic() - self.saved_at >= self.every_s
+        if self.stop is not None or self.every_s == 0:
+            return True
+        now = time.monotonic()
+        if now - self.saved_at < self.every_s:
+            return False
+        return self.spent + self.cost <= SHARE * (now - self.began + self.cost)
 
     def stop_if_asked(self, step: int) -> None:
         """End the job if a signal asked for it; the state has been saved by then.
@@ -130,6 +145,20 @@ class TrainingState:
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
+
+
+def _expected_size(model: nn.Module) -> int:
+    """Bytes of a model and of the two moments that the optimiser will have of what is trained."""
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    return 2 * trained + sum(t.nbytes for t in distinct(model.state_dict()).values())
+
+
+def _log_first(tensors: Mapping[str, torch.Tensor], step: int, seconds: float) -> None:
+    size, more = sum(t.nbytes for t in tensors.values()) / 2**20, extra_memory(tensors) / 2**20
+    logger.info(
+        "state of %.1f MiB saved after step %d in %.2f s, with %.1f MiB more memory of the host",
+        *(size, step, seconds, more),
+    )
 
 
 def _nest(flat: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> dict:

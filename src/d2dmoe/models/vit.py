@@ -16,7 +16,7 @@ from d2dmoe.attention import SelfAttention
 from d2dmoe.config.model import ViTConfig
 from d2dmoe.errors import CheckpointError
 from d2dmoe.ffn import FFN
-from d2dmoe.io.tensors import load_tensors
+from d2dmoe.io.tensors import load_published
 from d2dmoe.surgery import replace
 
 BLOCK = EncoderBlock  # gives [batch, tokens, d_model], the class token first
@@ -110,4 +110,4 @@ def _torchvision_state(name: str) -> dict:
 
 
 def _local_state(path: Path) -> dict:
-    return load_tensors(path, "Give model.weights the path of a safetensors file.")[0]
+    return load_published(path, "Give model.weights the path of a safetensors file.")

@@ -24,7 +24,7 @@ from d2dmoe.plan.variants import chains, has_experts, knob_of, method_plan, rate
 
 TARGETS = (
     *("all", "validation", "tuning", "benchmarks", "models", "clean_unused", "remove_unused"),
-    *SUITES,
+    *("verify", *SUITES),
 )
 """Targets of the workflow, beside the tasks."""
 

@@ -77,17 +77,26 @@ def fairness(plan: Plan, task: str) -> list[Entry]:
 
 
 def _training(step: Step) -> dict[str, Any]:
-    """The length of a stage's training, and the record of its job."""
-    length = {
+    """The length of a stage's training."""
+    return {
+        "stage": step.stage.name,
         "epochs": getattr(step.cfg, "epochs", 0.0),
         "batch_size": getattr(step.cfg, "batch_size", 1),
     }
-    return length | {"stage": step.stage.name, "record": job_record(step.folder, step.stage.name)}
+
+
+def wall_times(plan: Plan, task: str) -> list[Entry]:
+    """The records of the jobs behind each training, beyond the dense model."""
+    return [
+        line.labels | {"records": [job_record(s.folder, s.stage.name) for s in line.steps[1:]]}
+        for line in plan.lines(MAIN, task)
+        if len(line.steps) > 1
+    ]
 
 
 def job_records(plan: Plan, task: str) -> list[str]:
-    """The records of all jobs that the table of fairness counts."""
-    return sorted({stage["record"] for entry in fairness(plan, task) for stage in entry["stages"]})
+    """The records of all jobs that the table of wall times counts."""
+    return sorted({record for entry in wall_times(plan, task) for record in entry["records"]})
 
 
 def tuning(plan: Plan, task: str) -> list[Entry]:
@@ -113,7 +122,7 @@ def task_tables(plan: Plan, suite: Suite, task: str) -> list[str]:
     if suite == MAIN and small:  # enough to count words, or bytes
         names.append("reference")
     if suite == MAIN:
-        names.append("fairness")
+        names += ["fairness", "wall_times"]
     return names
 
 
@@ -225,5 +234,5 @@ def job_log(folder: str, job: str) -> str:
 
 
 def job_record(folder: str, job: str) -> str:
-    """Time and memory of such a job."""
-    return f"results/benchmarks/jobs/{folder.removeprefix('results/')}/{job}.jsonl"
+    """Time of such a job, and by what its result was made."""
+    return f"results/benchmarks/jobs/{folder.removeprefix('results/')}/{job}.json"
