@@ -9,8 +9,9 @@ import pandas as pd
 import pytest
 
 from d2dmoe.config.training import TrainingConfig
-from d2dmoe.fairness import TRIAL_BUDGETS, fairness, tuning
+from d2dmoe.fairness import TRIAL_BUDGETS, fairness, tuning, wall_times
 from d2dmoe.io.csvfile import write_rows
+from d2dmoe.jobs.record import save_record
 from d2dmoe.tables import quality_at
 
 SAMPLES = 100
@@ -31,15 +32,15 @@ def entry(tmp_path, about):
     made = []
 
     def make(variant: str = "ours", seed: int = 0, factor: float = 1.0, **changes) -> dict:
-        stages = []
+        stages, records = [], []
         for stage, epochs, batch_size in changes.pop("stages", STAGES):
-            path = tmp_path / f"{len(made)}.jsonl"
-            made.append(path)
-            path.write_text(json.dumps({"s": factor * WALLS[stage], "max_rss": 5}) + "\n")
-            given = {"stage": stage, "epochs": epochs, "batch_size": batch_size}
-            stages.append(given | {"record": str(path)})
+            records.append(str(tmp_path / f"{len(made)}.json"))
+            made.append(records[-1])
+            save_record(Path(records[-1]), stage, "code", [{"s": factor * WALLS[stage]}])
+            stages.append({"stage": stage, "epochs": epochs, "batch_size": batch_size})
         entry = {"task": "t", "method": "d2dmoe", "variant": variant, "seed": seed, "lr": 0.001}
         entry |= {"rates": [0.0005, 0.001], "about": str(about), "stages": stages}
+        entry |= {"records": records}
         return entry | changes
 
     return make
@@ -66,12 +67,16 @@ def test_a_row_says_what_it_is_of_in_the_order_of_the_entries(entry):
     assert keys == [("t", "d2dmoe", "b"), ("t", "ztw", "a"), ("u", "d2dmoe", "b")]
     assert [row["seeds"] for row in rows] == [2, 1, 1]
     assert all(list(row) == list(rows[0]) for row in rows)
-    assert not {"seed", "wall_s"} & rows[0].keys()
+    assert "seed" not in rows[0] and not any("wall" in key for key in rows[0])
+    times = wall_times(entries)
+    assert [{key: row[key] for key in rows[0].keys() & times[0].keys()} for row in times] == [
+        {key: row[key] for key in rows[0].keys() & times[0].keys()} for row in rows
+    ]
 
 
 @pytest.mark.parametrize("factors", [(1.0, 2.0), (2.0, 1.0), (1.0, 1.0), (3.0, 1.0, 2.0)])
 def test_wall_time_is_the_mean_and_deviation_over_seeds(entry, factors):
-    (row,) = fairness([entry(seed=seed, factor=f) for seed, f in enumerate(factors)])
+    (row,) = wall_times([entry(seed=seed, factor=f) for seed, f in enumerate(factors)])
     walls = pd.Series([13.0 * factor for factor in factors])
     assert row["seeds"] == len(factors)
     assert row["wall_s_mean"] == round(walls.mean(), 1)
@@ -79,31 +84,33 @@ def test_wall_time_is_the_mean_and_deviation_over_seeds(entry, factors):
 
 
 def test_one_seed_has_no_deviation(entry):
-    (row,) = fairness([entry()])
+    (row,) = wall_times([entry()])
     assert row["wall_s_mean"] == 13.0 and math.isnan(row["wall_s_std"])
 
 
 def test_a_training_for_every_operating_point_counts_in_wall_time_but_not_in_steps(entry):
-    (one,) = fairness([entry()])
+    single = [entry()]
     several = [entry(seed=seed, factor=f) for seed in (0, 1) for f in (1.0, 2.0, 3.0)]
-    (row,) = fairness(several)
+    (one,), (row,) = fairness(single), fairness(several)
     assert row["trainings"] == 3 and row["seeds"] == 2
-    assert row["wall_s_mean"] == 6 * one["wall_s_mean"] and row["wall_s_std"] == 0
     assert (row["steps"], row["samples"]) == (one["steps"], one["samples"])
+    (one,), (row,) = wall_times(single), wall_times(several)
+    assert row["wall_s_mean"] == 6 * one["wall_s_mean"] and row["wall_s_std"] == 0
+    assert (one["jobs"], row["jobs"], row["attempts"]) == (3, 18, 18)
 
 
 def test_of_seeds_with_unequal_trainings_the_most_are_told(entry):
-    (row,) = fairness([entry(seed=0), entry(seed=1), entry(seed=1)])
+    (row,) = wall_times([entry(seed=0), entry(seed=1), entry(seed=1)])
     assert row["trainings"] == 2
     assert row["wall_s_mean"] == 1.5 * 13 and row["wall_s_std"] == round(13 / math.sqrt(2), 1)
 
 
-def test_the_last_attempt_of_a_job_counts(entry):
-    attempt = entry()
-    path = Path(attempt["stages"][0]["record"])
-    path.write_text('{"s": 99.0}\n{"s": 4.0}\n')
-    (row,) = fairness([attempt])
-    assert row["wall_s_mean"] == 4.0 + 1.0 + 2.0
+def test_all_attempts_at_a_job_count(entry):
+    killed = entry()
+    save_record(Path(killed["records"][0]), "sparsify", "code", [{"s": 99.0}, {"s": 4.0}])
+    (row,) = wall_times([killed])
+    assert row["wall_s_mean"] == 99.0 + 4.0 + 1.0 + 2.0
+    assert (row["jobs"], row["attempts"]) == (3, 4)
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,9 @@ from d2dmoe.plan.plan import Plan, lineage_of, load_plan, options_of
 from d2dmoe.plan.tables import (
     all_results,
     boolq,
-    fairness,
     job_log,
     job_record,
+    job_records,
     models,
     suite_results,
     tuning,
@@ -330,7 +330,7 @@ def result_paths(plan: Plan) -> Iterator[str]:
     for task in plan.config.tasks:
         yield from plan.data_files(plan.data_folder(task))
         yield from (entry["path"] for entry in tuning(plan, task))
-        yield from (e["record"] for entry in fairness(plan, task) for e in entry["stages"])
+        yield from job_records(plan, task)
         yield job_log(plan.data_folder(task), "tokenizer")
         yield job_record(plan.data_folder(task), "tokenizer")
     yield from (entry["path"] for entry in boolq(plan))

@@ -218,10 +218,12 @@ def test_fairness_counts_every_training_after_the_dense_model(plan):
     assert clustering.items() <= stage.items()
 
 
-def test_fairness_reads_the_record_of_every_job_that_it_counts(plan):
-    records = tables.job_records(plan, "tiny")
-    counted = {s["record"] for entry in tables.fairness(plan, "tiny") for s in entry["stages"]}
-    assert records == sorted(counted)
+def test_wall_times_are_those_of_every_job_behind_a_row_of_fairness(plan):
+    entries, records = tables.wall_times(plan, "tiny"), tables.job_records(plan, "tiny")
+    rows = tables.fairness(plan, "tiny")
+    assert named(entries) == named(rows)
+    assert [len(entry["records"]) for entry in entries] == [len(row["stages"]) for row in rows]
+    assert records == sorted({record for entry in entries for record in entry["records"]})
     made = {
         tables.job_record(step.folder, step.stage.name)
         for line in plan.lines(MAIN, "tiny")
@@ -234,7 +236,7 @@ def test_logs_and_records_lie_as_their_results_do():
     folder = "results/models/tiny/seed-0/dense-e1-0a1b2c3d"
     place = "models/tiny/seed-0/dense-e1-0a1b2c3d/dense"
     assert tables.job_log(folder, "dense") == f"results/logs/{place}.log"
-    assert tables.job_record(folder, "dense") == f"results/benchmarks/jobs/{place}.jsonl"
+    assert tables.job_record(folder, "dense") == f"results/benchmarks/jobs/{place}.json"
 
 
 def test_trials_are_told_by_their_rates_on_validation_samples(plan):
@@ -255,7 +257,15 @@ def test_tables_of_all_tasks_are_of_the_tasks_that_have_them(plan, of_language):
     assert tables.of_tasks(plan, ABLATIONS, "layers") == [{"path": path}]
     assert tables.of_tasks(of_language, MAIN, "tuning") == []
     assert tables.of_tasks(of_language, ABLATIONS, "layers") == []
-    for table in ("tradeoff", "validation", "layers", "activity", "summary", "fairness"):
+    for table in (
+        "tradeoff",
+        "validation",
+        "layers",
+        "activity",
+        "summary",
+        "fairness",
+        "wall_times",
+    ):
         paths = [f"results/tables/{task}/{table}.csv" for task in ("tiny", "text")]
         assert [e["path"] for e in tables.of_tasks(of_language, MAIN, table)] == paths
     for task, table in {"tiny": "patch_load", "text": "reference"}.items():
@@ -273,7 +283,7 @@ def test_a_corpus_that_is_streamed_is_too_large_to_count_words_in(raw, root):
 # Targets.
 
 
-TABLES = {"tradeoff", "summary", "layers", "activity", "patch_load", "fairness"}
+TABLES = {"tradeoff", "summary", "layers", "activity", "patch_load", "fairness", "wall_times"}
 DRAWN = {  # of tiny.yaml, by suite
     MAIN: {"figure_4", "figure_2a", "figure_2b", "figure_2c", "figure_8a", "figure_8b"}
     | {"figure_9a", "figure_9b"},
@@ -589,8 +599,8 @@ def files(folder: str, names: str) -> set[str]:
     return {f"{folder}{name}.py" for name in names.split()}
 
 
-JOB = files("", "errors extensions lookup") | files("io/", "csvfile files tensors")
-JOB |= files("jobs/", "device job progress run state")
+JOB = files("", "errors extensions lookup") | files("io/", "checksums csvfile files header tensors")
+JOB |= files("jobs/", "attempts device job machine progress record run state")
 MODEL = JOB | files("", "activations attention checkpoint ffn router_kinds spec surgery")
 MODEL |= files("models/", "__init__ build") | {"stages/__init__.py"}
 MODEL |= files("config/", "augment model named strict training")
@@ -634,7 +644,7 @@ DATA = JOB - files("io/", "csvfile") - {"lookup.py"}
 DATA |= files("config/", "data sources strict")
 DATA |= files("data/", "text_sources text_splits tokenizer vendored")
 DATASET = DATA | files("data/", "image_sources images prepare tokens")
-TOKENIZER = DATA - {"io/tensors.py"} - files("jobs/", "device run state")
+TOKENIZER = DATA - files("io/", "header tensors") - files("jobs/", "device run state")
 NEVER = ("kernels/", "figures/", "claims/", "benchmark/", "plan/", "downstream.py", "evaluate.py")
 NEVER += ("activity.py", "flops.py", "methods/__init__.py")
 
@@ -790,7 +800,8 @@ def test_a_students_and_its_teachers_activations_both_count(raw, root):
 
 
 TIMED = ("benchmark_layer", "benchmark_model", "benchmark_decode")
-GATHERED = ("gather", "tradeoff", "summary", "reference", "fairness", "tuning", "models")
+GATHERED = ("gather", "tradeoff", "summary", "reference", "fairness", "wall_times", "tuning")
+GATHERED += ("models",)
 MEASURED = {*EVALUATIONS, "load_maps", "boolq", "benchmark_masks"}  # what runs models with kernels
 CLAIMED = ("claims", "benchmark_claims")
 DRAWINGS = (*FIGURES, WALL_CLOCK.name)
@@ -861,7 +872,7 @@ def test_these_are_all_jobs_that_the_rules_know():
     assert asked == known
     kinds = ("", "model_", "stage_", "evaluation_", "figure_", "claims_", "benchmark_")
     assert set(re.findall(r"PLAN\.(\w*)code\(", rules)) == {*kinds}
-    known |= {"train", "convert", "evaluate", "figure", "claims", "unused"}
+    known |= {"train", "convert", "evaluate", "figure", "claims", "unused", "verify"}
     assert {path.stem for path in ROOT.glob("scripts/*.py")} == known
 
 
@@ -978,7 +989,7 @@ def test_an_edit_of_a_kernel_repeats_just_what_measures_models_and_layers(code, 
         ("stages/downstream.py", ("boolq",)),
         ("stages/masks.py", ("benchmark_masks",)),
         ("stages/reference.py", ("reference",)),
-        ("fairness.py", ("fairness", "tuning")),
+        ("fairness.py", ("fairness", "wall_times", "tuning")),
         ("data/tokenizer.py", ("dataset", "tokenizer")),
         ("experts.py", ("clustering",)),
         ("balanced_kmeans.py", ("clustering",)),

@@ -2,9 +2,11 @@
 
 import errno
 import os
+import re
 import shutil
 import signal
 import subprocess
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -78,6 +80,99 @@ def test_the_state_of_another_model_is_an_error_that_names_file_and_remedy(tmp_p
     save_tensors(state.path, {"weight": torch.ones(1)})
     with pytest.raises(CheckpointError, match=f"(?s){state.path} is not the state.*Delete it"):
         state.load(model, optimizer)
+
+
+def test_a_state_that_bears_the_name_of_another_is_refused(tmp_path):
+    model, optimizer, state = trained(tmp_path / "a.safetensors")
+    state.save(model, optimizer, 1, [], {})
+    state.path.rename(tmp_path / "b.safetensors")
+    with pytest.raises(CheckpointError, match="b.safetensors is not the state.*it is that of a"):
+        TrainingState(tmp_path / "b.safetensors", 0).load(model, optimizer)
+
+
+class Clock:
+    """The time, which passes when it is told to."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("d2dmoe.jobs.state.time", clock)
+    return clock
+
+
+def train_for(seconds: float, state: TrainingState, cost: float, clock: Clock, monkeypatch):
+    """Steps of a second each; when their state was saved, each time in `cost` seconds."""
+    saved: list[float] = []
+
+    def save(*_args) -> None:
+        saved.append(clock.now)
+        clock.now += cost
+
+    monkeypatch.setattr("d2dmoe.jobs.state.save_tensors", save)
+    model, optimizer, _ = trained(state.path)
+    start = clock.now
+    while clock.now < start + seconds:
+        clock.now += 1
+        if state.due():
+            state.save(model, optimizer, 1, [], {})
+    return saved
+
+
+@pytest.mark.parametrize("cost", [0.1, 2.0, 30.0, 600.0])
+def test_at_most_two_per_cent_of_the_time_go_into_saving(tmp_path, clock, monkeypatch, cost):
+    state = TrainingState(tmp_path / "state", every_s=60)
+    state.cost = cost
+    saved = train_for(200_000, state, cost, clock, monkeypatch)
+    assert 0.015 * 200_000 < len(saved) * max(cost, 60 * 0.02) <= 0.02 * 200_000
+    for count, when in enumerate(saved, 1):
+        assert count * cost <= 0.02 * (when + cost - 1000)  # at any time
+
+
+def test_a_cheap_state_is_saved_as_often_as_is_asked_for(tmp_path, clock, monkeypatch):
+    state = TrainingState(tmp_path / "state", every_s=60)
+    saved = train_for(3600, state, 0.01, clock, monkeypatch)
+    assert len(saved) >= 59 and all(60 <= b - a < 62 for a, b in pairwise(saved))
+
+
+def test_a_disk_slower_than_expected_is_made_up_for(tmp_path, clock, monkeypatch):
+    state = TrainingState(tmp_path / "state", every_s=60)  # its first save is taken for cheap
+    saved = train_for(20_000, state, 100.0, clock, monkeypatch)
+    assert saved[0] < 1062 and saved[1] - 1000 >= 2 * 100 / 0.02 - 100
+
+
+def test_the_first_state_of_a_large_model_waits_for_its_size(tmp_path, clock):
+    model = nn.Linear(50_000, 1000, bias=False, device="meta")  # 200 MB, with its moments 600
+    state = TrainingState(tmp_path / "state", every_s=60)
+    state.load(model, make_optimizer(model, CFG))
+    clock.now += 100
+    assert not state.due()
+    clock.now += 50  # 2 % of 150 s are the 3 s at 200 MB/s
+    assert state.due()
+
+
+def test_a_signal_saves_whatever_it_takes(tmp_path, clock):
+    state = TrainingState(tmp_path / "state", every_s=60)
+    state.cost = 1e6
+    assert not state.due()
+    state.stop = signal.SIGTERM
+    assert state.due()
+
+
+def test_the_log_says_what_the_first_state_takes(tmp_path, caplog):
+    model, optimizer, state = trained(tmp_path / "state", width=2**18)  # 3 · 5 MiB
+    with caplog.at_level("INFO", logger="d2dmoe"):
+        for step in (1, 2):
+            state.save(model, optimizer, step, [], {})
+    (line,) = (record.getMessage() for record in caplog.records)
+    told = r"state of 15.0 MiB saved after step 1 in [\d.]+ s, with 0.0 MiB more memory of the host"
+    assert re.fullmatch(told, line)
 
 
 class Cut(Exception):

@@ -33,7 +33,7 @@ METRICS = {
     "gemma": ["loss", "perplexity"],
 }
 SUITE_TABLES = {"tradeoff", "summary", "layers", "activity"}
-TABLES = SUITE_TABLES | {"fairness"}
+TABLES = SUITE_TABLES | {"fairness", "wall_times"}
 KNOBS = {"moefication": "top_k", "ztw": "confidence"}  # dynamic_k of the others
 DRAWN = {
     "tradeoff": "figure_4",

@@ -21,7 +21,7 @@ from workflow.conftest import ROOT, SUITES, Workspace
 pytestmark = pytest.mark.workflow
 
 TABLES = ("tradeoff", "summary", "layers", "activity")
-MAIN_TABLES = (*TABLES, "patch_load", "fairness")
+MAIN_TABLES = (*TABLES, "patch_load", "fairness", "wall_times")
 FROM_TRADEOFF = tuple(f"figure_{name}" for name in ("2a", "2c", "4", "9a", "9b"))
 DRAWN = {  # by suite
     "ablations": [
@@ -39,7 +39,7 @@ AFTER_POINTS = {
 AFTER_EXPERTS = AFTER_POINTS | {"layers_table", "figure_8a"}
 LOAD_MAPS = {"load_maps", "patch_load_table", "figure_8b"}
 ACTIVITY = {"activity", "activity_table", "figure_2b"}
-ABOUT_MODELS = {"fairness", "models"}  # what tells of all trainings, and of all folders
+ABOUT_MODELS = {"wall_times", "models"}  # what tells of all trainings, and of all folders
 EVALUATIONS = {"evaluate", "evaluate_dense", "evaluate_exits", "evaluate_halting"}
 DECIDED = ("supported", "contradicted")
 
@@ -153,7 +153,18 @@ def test_every_method_was_given_the_same(finished):
     assert set(compared["rates_tried"]) == {"0.001 0.003"} and set(compared["lr"]) == {0.003}
     assert compared.loc["attention", "stages"] == "projections:10 sparsify:10 router:10"
     assert compared["trainings"].to_dict() == dict.fromkeys(compared.index, 1) | {"avit": 2}
-    assert (compared["wall_s_mean"] > 0).all()
+
+
+def test_the_time_of_every_method_stands_in_a_table_of_its_own(finished):
+    given, times = (
+        table(finished, name).set_index("variant") for name in ("fairness", "wall_times")
+    )
+    assert list(times.index) == list(given.index) and (times["wall_s_mean"] > 0).all()
+    assert (times["attempts"] >= times["jobs"]).all()
+    assert times.loc["attention", "jobs"] == 4  # with the clustering
+    (record,) = finished.find("benchmarks/jobs/models/tiny/seed-0/dense-*/dense.json")
+    record = json.loads(record.read_text())
+    assert record["s"] > 0 and record["versions"]["torch"] and record["hardware"]["cpu"]
 
 
 def test_every_rate_tried_is_tabulated(configured):
@@ -217,7 +228,7 @@ def test_what_another_configuration_left_is_kept_listed_and_removed_on_demand(co
     assert _files(configured) == everything
     assert _listed(configured.make("remove_unused")) == left
     gone = {file for file in everything if any(file.startswith(f"{path}/") for path in left)}
-    assert len(gone) == 5  # the model, its history, lineage and log, and the record of the job
+    assert len(gone) == 9  # model, history, lineage and record with checksums, and a log
     assert _files(configured) == everything - gone
     assert configured.planned(*SUITES) == set()
 
@@ -289,7 +300,8 @@ def test_another_option_of_a_baseline_repeats_that_baseline_alone(
     configured.config["tasks"]["tiny"][method].update(change)
     plan = configured.counted(*SUITES)
     assert plan[method] == plan[evaluation] == trainings
-    assert plan.keys() == {method, evaluation} | ABOUT_MODELS | AFTER_POINTS
+    told = {"fairness"} if "lr" in change else set()
+    assert plan.keys() == {method, evaluation} | told | ABOUT_MODELS | AFTER_POINTS
 
 
 def test_another_compressed_model_repeats_its_conversion_alone(configured):
@@ -307,7 +319,7 @@ EVERY_FIGURE_OF_POINTS = {*FROM_TRADEOFF, *DRAWN["ablations"], *DRAWN["compatibi
 EDITED = {
     "kernels/persistent.py": EVALUATIONS | AFTER_EXPERTS | LOAD_MAPS | EVERY_FIGURE_OF_POINTS,
     "figures/activity.py": {"figure_2b"},
-    "methods/ztw/exits.py": {"ztw", "evaluate_exits", "fairness"} | AFTER_POINTS,
+    "methods/ztw/exits.py": {"ztw", "evaluate_exits", "wall_times"} | AFTER_POINTS,
 }
 
 
@@ -379,25 +391,61 @@ def _assert_same_results(one: Workspace, other: Workspace) -> None:
             assert (one.folder / file).read_bytes() == (other.folder / file).read_bytes(), file
 
 
-def test_a_truncated_checkpoint_is_named_and_the_rest_stays(finished):
-    model, kept = finished.model("dense"), finished.model("d2dmoe")
-    whole, untouched = model.read_bytes(), kept.read_bytes()
+def _truncated(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def _flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+@pytest.mark.parametrize(
+    ("damaged", "change", "variant"),
+    [
+        ("models/tiny/seed-0/dense-*/model.safetensors", _truncated, "dense_finetuned"),
+        ("models/tiny/seed-0/dense-*/model.safetensors", _flipped, "dense_finetuned"),
+        ("data/tiny/*/train.safetensors", _flipped, "ztw"),
+        ("data/tiny/*/dataset.json", _flipped, "ztw"),
+        ("tables/tiny/tradeoff.csv", _flipped, None),
+    ],
+)
+def test_a_damaged_input_is_named_before_use_and_the_rest_stays(finished, damaged, change, variant):
+    (path,) = finished.find(damaged)
+    name, whole = path.relative_to(finished.folder), path.read_bytes()
     written = {path: path.stat().st_mtime_ns for path in finished.find("**/*.*")}
-    target = str(finished.model("dense_finetuned").relative_to(finished.folder))
+    target = "results/tables/tiny/summary.csv"
+    if variant:
+        target = str(finished.model(variant).relative_to(finished.folder))
+    before = (finished.folder / target).read_bytes()
     try:
-        model.write_bytes(whole[: len(whole) // 2])
+        path.write_bytes(change(whole))
+        os.utime(path, ns=(written[path], written[path]))  # as a failing disk would
+        assert f"{name} is damaged" in finished.run("verify").stdout
         result = finished.run(target, "--force", "--keep-incomplete")
         assert result.returncode != 0
-        assert f"{model.relative_to(finished.folder)} is damaged or truncated" in result.stdout
+        assert f"{name} is damaged" in result.stdout
         assert "Delete it and run the same command again" in result.stdout
         assert "Traceback" not in result.stdout
-        assert kept.read_bytes() == untouched
+        assert (finished.folder / target).read_bytes() == before
     finally:
-        model.write_bytes(whole)
+        path.write_bytes(whole)
     finished.make(target)
+    assert (finished.folder / target).read_bytes() == before
     for path, time_ns in written.items():  # all is as it was
         os.utime(path, ns=(time_ns, time_ns))
     assert finished.planned(*SUITES) == set()
+
+
+def test_all_results_are_as_their_jobs_left_them(finished):
+    assert "are as their jobs left them" in finished.make("verify")
+
+
+def test_random_flips_in_results_of_all_kinds_are_named(finished):
+    command = [sys.executable, str(ROOT / "tools/flip_bytes.py"), "--flips", "90"]
+    flips = subprocess.run(command, cwd=finished.folder, capture_output=True, text=True)
+    assert flips.returncode == 0, flips.stdout + flips.stderr
+    assert "90 flips, 0 of them used in silence" in flips.stdout
 
 
 @pytest.mark.parametrize(

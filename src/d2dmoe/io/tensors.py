@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -70,9 +70,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) 
     with open(path, "wb") as file:
         file.write(header)
         for name in names:
-            data = _bytes(tensors[name])
-            digest.update(data)
-            file.write(data)
+            _append(tensors[name], file, digest)
         described["__metadata__"][DIGEST] = digest.hexdigest()
         file.seek(0)
         file.write(_header(described))
@@ -84,10 +82,11 @@ def _header(described: dict[str, Any]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    """A tensor's content; of one on the CPU without a copy."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
+def _append(tensor: Tensor, file: BinaryIO, digest: "hashlib._Hash") -> None:
+    """Write a tensor's content; of one on the CPU without a copy."""
+    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+    digest.update(content)
+    file.write(content)
 
 
 def load_tensors(
