@@ -364,6 +364,8 @@ def test_a_killed_training_resumes_to_the_same_bytes(finished, tmp_path):
     workspace.make(*(line.last.model for line in lines))
     (log,) = workspace.find("logs/models/tiny/seed-0/dense-*/dense.log")
     assert "dense continues after step" in log.read_text()
+    (record,) = workspace.find("benchmarks/jobs/models/tiny/seed-0/dense-*/dense.json")
+    assert len(json.loads(record.read_text())["attempts"]) == 2
     _assert_same_results(workspace, finished)
     assert not workspace.find(".state/*")  # removed on success
 
