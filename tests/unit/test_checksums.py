@@ -1,6 +1,8 @@
 """Laws of checksums: whatever bit of a result flips, the job that reads it says so before use."""
 
+import errno
 import json
+import os
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -117,6 +119,15 @@ def test_of_a_flip_in_a_checksum_the_result_is_named_or_nothing_changes(made):
 def test_an_edited_table_is_named(made):
     Path(TABLE).write_text("x,y\n1,3\n")
     with pytest.raises(ResultError, match=f"{TABLE} is damaged.*someone edited it. {REMEDY}"):
+        check_all([TABLE])
+
+
+def test_a_result_that_cannot_be_read_is_named(made, monkeypatch):
+    def fail(_path: Path) -> str:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("d2dmoe.io.checksums.sha256", fail)
+    with pytest.raises(ResultError, match=f"{TABLE} is damaged: it cannot be read.*{REMEDY}"):
         check_all([TABLE])
 
 

@@ -63,7 +63,10 @@ def check(path: Path) -> str:
         ResultError: it is damaged, edited, or was made elsewhere.
     """
     name, expected = next(iter(read_checksums(path).items()))
-    found = sha256(path)
+    try:
+        found = sha256(path)
+    except OSError as error:
+        raise ResultError(path, "damaged", f"it cannot be read ({error})") from error
     if found != expected:
         detail = "its content is not what its job wrote: bits flipped, or someone edited it"
         raise ResultError(path, "damaged", detail)
