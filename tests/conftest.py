@@ -12,15 +12,13 @@ if not torch.cuda.is_available():  # kernels run in Triton's interpreter; read w
 torch.set_num_threads(1)  # tests run side by side; and the last bits of sums depend on it
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups become part of the tests' names
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_itemcollected(item: pytest.Item) -> None:
     """Tests that share a fixture's work run in one process: those of a file, or of a finished
     workflow."""
-    for item in items:
-        group = item.path.stem
-        if item.get_closest_marker("workflow"):
-            group = "language" if "finished_language" in item.fixturenames else "tiny"
-        item.add_marker(pytest.mark.xdist_group(group))
+    group = item.path.stem
+    if item.get_closest_marker("workflow"):
+        group = "language" if "finished_language" in getattr(item, "fixturenames", ()) else "tiny"
+    item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture
