@@ -15,7 +15,7 @@ rule benchmark_cpu:
         "results/benchmarks/cpu/{entry}.csv",
     log:
         "results/logs/benchmarks/cpu/{entry}.log",
-    threads: workflow.cores  # nothing beside it, or the times are worth nothing
+    threads: CPUS  # nothing beside it, or the times are worth nothing
     params:
         cfg=lambda w: plain(TIMED["cpu"][w.entry]),
         code=PLAN.code("benchmark_layer"),
@@ -30,7 +30,7 @@ rule benchmark_gpu:
         "results/benchmarks/layer/{entry}.csv",
     log:
         "results/logs/benchmarks/layer/{entry}.log",
-    threads: workflow.cores
+    threads: CPUS
     resources:
         gpu=1,
     params:
@@ -47,7 +47,7 @@ rule benchmark_model:
         "results/benchmarks/model/{entry}.csv",
     log:
         "results/logs/benchmarks/model/{entry}.log",
-    threads: workflow.cores
+    threads: CPUS
     resources:
         gpu=1,
     params:
@@ -62,7 +62,7 @@ rule benchmark_decode:
         "results/benchmarks/decode/{entry}.csv",
     log:
         "results/logs/benchmarks/decode/{entry}.log",
-    threads: workflow.cores
+    threads: CPUS
     resources:
         gpu=1,
     params:

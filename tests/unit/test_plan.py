@@ -600,7 +600,7 @@ def files(folder: str, names: str) -> set[str]:
 
 
 JOB = files("", "errors extensions lookup") | files("io/", "checksums csvfile files header tensors")
-JOB |= files("jobs/", "attempts device job machine progress record run state")
+JOB |= files("jobs/", "attempts device environment job names progress record run state")
 MODEL = JOB | files("", "activations attention checkpoint ffn router_kinds spec surgery")
 MODEL |= files("models/", "__init__ build") | {"stages/__init__.py"}
 MODEL |= files("config/", "augment model named strict training")

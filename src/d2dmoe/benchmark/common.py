@@ -2,7 +2,7 @@
 
 import torch
 
-from d2dmoe.jobs.machine import cpu_name
+from d2dmoe.jobs.environment import cpu_name
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

@@ -12,6 +12,7 @@ from d2dmoe.errors import UserError
 from d2dmoe.extensions import import_extensions
 from d2dmoe.io.checksums import check_all, write_checksums
 from d2dmoe.jobs.attempts import counted
+from d2dmoe.jobs.names import name_of
 from d2dmoe.jobs.progress import log_to, logger
 from d2dmoe.jobs.record import identity_of, save_record
 
@@ -26,13 +27,15 @@ def job(snakemake: Any) -> Iterator[str]:
     its results; its record too, where the workflow asks for it as output `record`.
 
     Args:
-        snakemake: the object that the workflow gives to scripts. Used are `log`, the `extensions`
-            of `config`, `rule`, all of `input`, `output` and `params`, and `wildcards.seed`.
+        snakemake: the object that the workflow gives to scripts. Used are `log`, of `config` the
+            `extensions` and `variants_by_folder`, `rule`, and all of `input`, `output`, `params`
+            and `wildcards`.
 
     Yields:
         A name for all that the results depend on.
     """
-    log_to(Path(snakemake.log[0]))
+    variants = snakemake.config.get("variants_by_folder", {})
+    log_to(Path(snakemake.log[0]), name_of(dict(snakemake.wildcards.items()), variants))
     began = time.monotonic()
     try:
         import_extensions(snakemake.config)
@@ -40,8 +43,9 @@ def job(snakemake: Any) -> Iterator[str]:
             yield identity
     except UserError as error:
         logger.error("error: %s", error)
-        if not sys.stderr.isatty():  # at a terminal the log's live copy has said it
-            print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+    except Exception:
+        logger.exception("error: a fault of this program, not of its input")
         sys.exit(1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     logger.info("done in %.1f s, peak memory %.0f MiB", time.monotonic() - began, peak)

@@ -1,57 +1,57 @@
-"""What a job runs on, and with which versions of code."""
+"""What the workflow's jobs find on this machine: an interpreter, and their share of the CPUs."""
 
 import os
-import platform
-import subprocess
+import shlex
+import signal
 import sys
-from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import psutil
 
-LIBRARIES = ("torch", "triton", "numpy", "safetensors", "tokenizers", "torchvision", "transformers")
+# Libraries that start a thread per CPU in every job; torch is told the number by each job itself.
+SINGLE = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
+LINK = Path(".snakemake/environment")
 
 
-def cpu_name() -> str:
-    """The processor as its maker calls it, where the system tells."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+def link_interpreter(folder: Path) -> None:
+    """Let jobs call Python by a path that a shell reads as it is.
+
+    Snakemake does not quote the interpreter in its commands. Where its path has a space or the
+    like, jobs take one without: relative to the folder in which they run, by way of a link.
+
+    Args:
+        folder: the working directory.
+    """
+    if shlex.quote(sys.executable) == sys.executable:
+        return
+    environment, link = Path(sys.executable).parents[1], folder / LINK
+    if not (link.is_symlink() and link.readlink() == environment):
+        link.parent.mkdir(exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(environment, target_is_directory=True)
+    sys.executable = str(LINK / Path(sys.executable).relative_to(environment))
 
 
-def hardware() -> dict[str, Any]:
-    """Processor, CPUs and memory of the machine, in MiB, and the GPUs that the process has used."""
-    found: dict[str, Any] = {"cpu": cpu_name(), "cpus": os.cpu_count()}
-    found["memory_mib"] = psutil.virtual_memory().total >> 20
-    torch = sys.modules.get("torch")
-    if torch and torch.cuda.is_initialized():
-        count = range(torch.cuda.device_count())
-        used = [i for i in count if torch.cuda.max_memory_allocated(i)]
-        found["gpu"] = ", ".join(map(torch.cuda.get_device_name, used))
-        found["gpu_peak_mib"] = max(map(torch.cuda.max_memory_allocated, used), default=0) >> 20
-    return found
+def limit_threads() -> None:
+    """Jobs run side by side, so that libraries in them use one thread each, unless the user's
+    environment says otherwise."""
+    for name in SINGLE:
+        os.environ.setdefault(name, "1")
 
 
-def versions() -> dict[str, str | None]:
-    """Of Python and of the libraries that results depend on; None for those that are missing."""
-    return {"python": platform.python_version()} | {name: _version(name) for name in LIBRARIES}
+def stop_jobs_with_the_workflow() -> None:
+    """On ctrl-C trainings save their state and all other jobs end, without a word.
 
+    A terminal interrupts every process, and Python would print a traceback in each. So jobs ignore
+    it, and the workflow tells them to terminate.
+    """
+    from snakemake.shell import shell
 
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None
+    def stop(_number, _frame):
+        for process in psutil.Process().children(recursive=True):
+            if not process.children():  # not the shells around jobs, which only wait
+                process.terminate()
+        raise KeyboardInterrupt
 
-
-def commit(folder: Path) -> str | None:
-    """The git commit of a folder, `-dirty` if files of it have been edited; None without git."""
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        done = subprocess.run([*command, "--exclude=*"], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
+    shell.prefix("trap '' INT; ")
+    signal.signal(signal.SIGINT, stop)

@@ -12,7 +12,7 @@ from typing import Any
 
 from d2dmoe.io.files import write_atomically
 from d2dmoe.jobs.attempts import Attempt
-from d2dmoe.jobs.machine import commit, hardware, versions
+from d2dmoe.jobs.environment import commit, hardware, versions
 
 
 def identity_of(job: Mapping[str, Any], sources: Mapping[str, str]) -> str:

@@ -30,7 +30,7 @@ TARGETS = (
 
 
 def check(config: Config, root: Path) -> None:
-    """Refuse what cannot be run; `root` is the repository, where `resources/` lies.
+    """Refuse what cannot be run; relative paths of the configuration begin in `root`.
 
     Raises:
         ConfigError: one message with a line for each task that has a fault, its first.
