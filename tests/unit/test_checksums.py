@@ -91,13 +91,13 @@ def test_a_job_leaves_checksums_of_its_results_and_of_what_they_were_made_of(mad
 
 
 @pytest.mark.parametrize("name", [TABLE, MODEL])
-def test_every_flip_ends_the_job_that_reads_it_with_file_and_remedy(made, name, capsys):
+def test_every_flip_ends_the_job_that_reads_it_with_file_and_remedy(made, name):
     rng = random.Random(0)
     for _ in range(50):
         whole = flip(Path(name), rng)
         with pytest.raises(SystemExit), job(given(Files(name), Files())):
             pytest.fail("the job has begun")
-        told = capsys.readouterr().err
+        told = Path("job.log").read_text()
         assert f"{name} is damaged" in told and REMEDY in told
         Path(name).write_bytes(whole)
     check_all([name])
