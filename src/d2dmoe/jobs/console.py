@@ -16,7 +16,7 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from d2dmoe.jobs.names import name_of
 
 NOISE = re.compile(
-    "Using workflow specific profile|host: |Building DAG|Using shell|Select jobs|Execute |Complete log"
+    "Using workflow specific profile|host: |Building DAG|Using shell|Select jobs|Execute |Complete"
     "|Will exit after|Exiting because|Shutting down|Removing output files|Touching output"
     "|At least one job did not complete|WorkflowError:\nAt least one job"
     "|Some jobs were triggered|Rules with provenance|Assuming unrestricted|Reasons:"
