@@ -156,10 +156,34 @@ def figure_inputs(request):
     return lambda wildcards: request(wildcards).inputs
 
 
-def figure_png(folder, name):
-    """The PNG of a figure, with its caption in the HTML report."""
-    category = "Figures: {task}" if "{task}" in folder else "Figures"
-    return report(f"{folder}{name}.png", caption=f"../report/{name}.rst", category=category)
+def reported(path, caption, kind, **labels):
+    """A result with its caption in the HTML report: under its kind and suite, with labels instead of
+    its path, which may name wildcards."""
+    return report(
+        path,
+        caption=f"../report/{caption}.rst",
+        category=kind,
+        subcategory=lambda w: w.get("suite", "").strip("/") or "main results",
+        labels=labels,
+    )
+
+
+def figure_png(folder, figure):
+    """The PNG of a figure, in the report."""
+    title = figure.description or figure.name.replace("_", " ").capitalize()
+    task = "{task}" if "{task}" in folder else "all"
+    return reported(f"{folder}{figure.name}.png", figure.name, "Figures", figure=title, task=task)
+
+
+def timed_png(path, caption, title):
+    """A figure of wall-clock times, in the report."""
+    path = f"results/figures/benchmarks/{path}.png"
+    return reported(path, caption, "Wall-clock time", figure=title, of="{name}")
+
+
+def table_page(table, path, caption):
+    """A table as the report shows it."""
+    return reported(f"results/pages/{path}.html", caption, "Tables", table=table)
 
 
 def entries_of(gathered, *options):

@@ -105,16 +105,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of moments and kinds of kills")
     parser.add_argument("--config", type=Path, default=ROOT / "tests/workflow/tiny.yaml")
     parser.add_argument("--folder", type=Path, help="to work in; a temporary one if not given")
+    parser.add_argument("--whole", type=Path, help="a finished project, to be compared with")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="soak-"))
     config = options.config.resolve()
     print(f"in {folder}", flush=True)
-    whole, killed = folder / "whole", folder / "killed"
-    for copy in (whole, killed):
-        copy_project(copy)
+    killed, whole = folder / "killed", options.whole or folder / "whole"
     call = command(config, options.cores, *TARGETS)
-    if start(whole, call, folder / "whole.log").wait():
-        sys.exit(f"the undisturbed run failed: {folder / 'whole.log'}")
+    if not options.whole:
+        copy_project(whole)
+        if start(whole, call, folder / "whole.log").wait():
+            sys.exit(f"the undisturbed run failed: {folder / 'whole.log'}")
+    copy_project(killed)
     counts, lost = soak(killed, call, whole, options, folder / "killed.log")
     for (what, name), number in sorted(counts.items()):
         print(f"{number:5} {what:9} {name}")

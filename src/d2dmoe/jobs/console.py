@@ -16,10 +16,11 @@ from snakemake_interface_logger_plugins.common import LogEvent
 from d2dmoe.jobs.names import name_of
 
 NOISE = re.compile(
-    "Using workflow specific profile|host: |Building DAG|Using shell|Select jobs|Execute |Complete log"
+    "Using workflow specific profile|host: |Building DAG|Using shell|Select jobs|Execute |Complete"
     "|Will exit after|Exiting because|Shutting down|Removing output files|Touching output"
     "|At least one job did not complete|WorkflowError:\nAt least one job"
     "|Some jobs were triggered|Rules with provenance|Assuming unrestricted|Reasons:"
+    "|Loading script code|Adding |Downloading resources|Creating report"
 )  # said at each start or after each failure, or said better here
 ENDED = "Elapsed time"  # what Snakemake says last
 DRY_RUN_ENDED = "This was a dry-run"
