@@ -53,14 +53,15 @@ def job(snakemake: Any) -> Iterator[str]:
 
 @contextmanager
 def _traced(snakemake: Any) -> Iterator[str]:
+    """Check what a job reads, and leave its record and the checksums of its results."""
     sources = check_all(snakemake.input)
-    given = dict(snakemake.params.items()) | {"seed": snakemake.wildcards.get("seed", 0)}
-    identity = identity_of(given, sources)
+    params = dict(snakemake.params.items())
+    identity = identity_of(params | {"log": snakemake.log[0]}, sources)  # no two jobs share a log
     record, notes = snakemake.output.get("record"), STATES / f"{identity}.json"
     if record:
         with counted(notes) as attempts:
             yield identity
-            save_record(Path(record), snakemake.rule, given["code"], attempts())
+            save_record(Path(record), snakemake.rule, params["code"], attempts())
     else:
         yield identity
     for path in snakemake.output:

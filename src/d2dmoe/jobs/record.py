@@ -19,7 +19,7 @@ def identity_of(job: Mapping[str, Any], sources: Mapping[str, str]) -> str:
     """A name for all that a job's result depends on.
 
     Args:
-        job: everything but files: options, seed, digest of the code.
+        job: everything but files: options, digest of the code, where its log lies.
         sources: SHA-256 of the files that it reads; their contents count, not their names.
     """
     parts = [json.dumps(job, sort_keys=True), *(sources[name] for name in sorted(sources))]
