@@ -15,7 +15,12 @@ from d2dmoe.errors import ConfigError
 class RuntimeConfig(Strict):
     """How jobs run; never changes a result."""
 
-    save_every_s: float = Field(60.0, ge=0, description="Seconds between saved training states")
+    save_every_s: float = Field(
+        60.0,
+        ge=0,
+        description="Least seconds between saved training states, which take at most 2 % of the "
+        "time; 0: after every step, whatever it takes",
+    )
     log_every_s: float = Field(10.0, ge=0, description="Seconds between progress lines")
 
 
