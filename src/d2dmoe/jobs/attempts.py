@@ -43,19 +43,22 @@ def counted(path: Path, every_s: float = 10.0) -> Iterator[Callable[[], list[Att
         return [*earlier, {"host": platform.node(), "began": began, "s": seconds}]
 
     def note() -> None:
+        with suppress(UserError):  # of a full disk the job itself will tell
+            save_attempts(path, attempts())
+
+    def note_often() -> None:
         while not ended.wait(every_s):
-            with suppress(UserError):  # of a full disk the job itself will tell
-                save_attempts(path, attempts())
+            note()
 
     save_attempts(path, attempts())
-    thread = threading.Thread(target=note, daemon=True)
+    thread = threading.Thread(target=note_often, daemon=True)
     thread.start()
     try:
         yield attempts
     finally:
         ended.set()
         thread.join()
-        save_attempts(path, attempts())
+        note()
 
 
 def save_attempts(path: Path, attempts: list[Attempt]) -> None:
