@@ -443,7 +443,9 @@ def test_all_results_are_as_their_jobs_left_them(finished):
 
 def test_random_flips_in_results_of_all_kinds_are_named(finished):
     command = [sys.executable, str(ROOT / "tools/flip_bytes.py"), "--flips", "90"]
-    flips = subprocess.run(command, cwd=finished.folder, capture_output=True, text=True)
+    flips = subprocess.run(
+        command, cwd=finished.folder, env=finished.environment, capture_output=True, text=True
+    )
     assert flips.returncode == 0, flips.stdout + flips.stderr
     assert "90 flips, 0 of them used in silence" in flips.stdout
 
