@@ -21,6 +21,7 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "files": ["io", "io.*"],
     "options": ["config", "config.*", "methods.*.options"],
     "jobs": ["jobs", "jobs.*"],
+    "the report": ["page"],
     "data": ["data", "data.*"],
     "tables of results": ["tables", "fairness", "text_references"],
     "modules": ["inputs", "surgery"],

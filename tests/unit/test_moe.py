@@ -326,8 +326,11 @@ def test_a_pickled_layer_can_be_compiled_in_another_process(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-@pytest.mark.parametrize("backend", ["auto", "dense", "dynamic_k"])
-@pytest.mark.parametrize("rule, value", [("dynamic_k", 0.5), ("top_k", 2), ("coverage", 0.8)])
+@pytest.mark.parametrize(
+    "rule, value, backend",
+    [("dynamic_k", 0.5, name) for name in ("auto", "dense", "dynamic_k")]
+    + [("top_k", 2, "auto"), ("coverage", 0.8, "auto")],
+)
 def test_a_layer_is_compiled_without_a_break_for_any_number_of_tokens(rule, value, backend):
     _, moe = routed_ffn("gelu_tanh", "classification", gated=True)
     set_selection(moe, rule, value)

@@ -146,7 +146,7 @@ def finished_language(tmp_path_factory):
     """As `finished`, for the language tasks of configs/paper.yaml."""
     workspace = Workspace(tmp_path_factory.mktemp("language") / "project", language.config())
     language.save_sources(workspace.folder, workspace.config)
-    workspace.make("all", "compatibility")
+    workspace.make("all")
     yield workspace
     for checkpoint in workspace.find("models/**/*.safetensors"):  # hundreds of megabytes
         checkpoint.unlink()

@@ -3,7 +3,6 @@ fewer layers, steps, texts and variants, on local files in the forms in which th
 
 import gzip
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -30,7 +29,6 @@ CHANGES = {
         "sparsify": SHORT,
         "router": SHORT,
         "ztw": {"epochs": 2, "batch_size": 16},
-        "bases": {"pruned_50": SHORT | {"samples": 32}},
     },
     "gpt2": {
         "data": {
@@ -80,11 +78,10 @@ CHANGES = {
     },
 }
 VARIANTS = {
-    "bert": ["d2dmoe", "moefication", "ztw"],
+    "bert": ["d2dmoe"],
     "gpt2": ["d2dmoe"],
     "gemma": ["attention"],
 }
-COMPATIBILITY = {"bert": ["d2dmoe_pruned_50"]}
 FIGURES = {
     "bert": ["tradeoff", "layer_thresholds"],
     "gpt2": ["tradeoff", "phases"],
@@ -142,26 +139,17 @@ def save_checkpoint(task: str, config: dict, texts, folder: Path) -> None:
 
 def _smaller(name: str, task: dict) -> dict:
     task = _merged(task, CHANGES[name])
-    compatible = COMPATIBILITY.get(name, [])
-    bases = {task["compatibility"]["variants"][variant]["base"] for variant in compatible}
-    task["bases"] = {
-        base: options for base, options in task.get("bases", {}).items() if base in bases
-    }
-    task["ablations"] = None
-    if compatible:
-        task["compatibility"] = _fewer(task["compatibility"], compatible, [*bases, "d2dmoe"])
-    else:
-        task["compatibility"] = None
+    task |= {"bases": {}, "ablations": None, "compatibility": None}
     shown = {key: task["figures"][key] for key in FIGURES[name]}
     return task | _fewer({"variants": task["variants"], "figures": shown}, VARIANTS[name])
 
 
-def _fewer(suite: dict, variants: list[str], others: Sequence[str] = ()) -> dict:
-    """A suite of some of its variants, whose figures may show others too."""
+def _fewer(suite: dict, variants: list[str]) -> dict:
+    """A suite of some of its variants."""
     figures = dict(suite["figures"])
     for key, value in figures.items():
         if isinstance(value, list):
-            figures[key] = [name for name in value if name in [*variants, *others]]
+            figures[key] = [name for name in value if name in variants]
     own = {variant: suite["variants"][variant] for variant in variants}
     return {"variants": own, "figures": figures}
 

@@ -34,7 +34,6 @@ METRICS = {
 }
 SUITE_TABLES = {"tradeoff", "summary", "layers", "activity"}
 TABLES = SUITE_TABLES | {"fairness", "wall_times"}
-KNOBS = {"moefication": "top_k", "ztw": "confidence"}  # dynamic_k of the others
 DRAWN = {
     "tradeoff": "figure_4",
     "layer_thresholds": "figure_16",
@@ -60,18 +59,6 @@ def test_every_task_has_its_tables_and_the_figures_that_are_configured(finished_
     assert finished_language.figures() == {"figure_3", "figure_4", "figure_10"}
 
 
-def test_a_pruned_bert_is_converted_beside_the_dense_one(finished_language):
-    names = {f"{name}.csv" for name in SUITE_TABLES}
-    assert finished_language.tables("compatibility") == names | {"claims.csv"}
-    assert finished_language.tables("compatibility/bert") == names
-    assert finished_language.figures("compatibility/bert") == {"figure_6"}
-    cost = table(finished_language, "compatibility/tradeoff").groupby("variant")["flops_ratio"]
-    least = cost.min()
-    assert least["d2dmoe_pruned_50"] < least["pruned_50"] < least["dense"] == 1
-    claims = table(finished_language, "compatibility/claims").set_index("claim")
-    assert claims.loc["C10", "where"] == "bert: pruned_50"
-
-
 @pytest.mark.parametrize("name", sorted({*TABLES, "reference"}))
 def test_the_tables_of_all_tasks_are_those_of_each_after_the_other(finished_language, name):
     of_tasks = [
@@ -91,7 +78,7 @@ def test_the_tradeoff_has_the_metrics_of_the_kind_at_every_operating_point(finis
     for (variant, _), points in rows.groupby(["variant", "metric"]):
         assert sorted(set(points["seed"])) == finished_language.config["seeds"]
         if variant in VARIANTS[task]:
-            values = select[KNOBS.get(variant, "dynamic_k")]
+            values = select["dynamic_k"]
             assert all(sorted(p["knob_value"]) == sorted(values) for _, p in points.groupby("seed"))
     assert rows["value"].notna().all() and (rows["relative_value"] > 0).all()
 
@@ -154,7 +141,7 @@ def test_attention_projections_are_experts_too(finished_language):
 
 
 def test_a_second_call_has_nothing_to_do(finished_language):
-    assert finished_language.planned("all", "compatibility") == set()
+    assert finished_language.planned("all") == set()
 
 
 def test_other_thresholds_of_one_task_repeat_its_evaluation_alone(configured_language):
