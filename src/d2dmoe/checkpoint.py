@@ -8,6 +8,7 @@ import yaml
 from pydantic import ValidationError
 from torch import Tensor, nn
 
+from d2dmoe.config.explain import explain_all
 from d2dmoe.config.model import TransformerConfig
 from d2dmoe.errors import CheckpointError, UnknownName
 from d2dmoe.ffn import set_activation
@@ -61,8 +62,11 @@ def read_model(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
     tensors, metadata = load_tensors(path, REBUILD)
     try:
         return ModelSpec.model_validate_json(metadata["spec"]), tensors
-    except (KeyError, ValidationError) as error:
-        raise CheckpointError(f"{path} is not a model saved by this package: {error}") from error
+    except ValidationError as error:
+        fault = explain_all(error, ModelSpec)
+        raise CheckpointError(f"{path} is not a model saved by this package: {fault}") from error
+    except KeyError as error:
+        raise CheckpointError(f"{path} is not a model saved by this package: no {error}") from error
 
 
 def load_model(path: Path) -> tuple[nn.Module, ModelSpec]:
@@ -77,6 +81,11 @@ def load_model(path: Path) -> tuple[nn.Module, ModelSpec]:
         model = build(spec)
     except UnknownName as error:
         raise CheckpointError(f"{path} cannot be rebuilt: {error}") from error
+    except Exception as error:  # modules refuse impossible options in a dozen unrelated types
+        raise CheckpointError(
+            f"{path} cannot be rebuilt: its spec is impossible ({type(error).__name__}: {error}). "
+            f"{REBUILD}"
+        ) from error
     try:
         load_distinct(model, tensors)
     except RuntimeError as error:

@@ -14,9 +14,11 @@ from d2dmoe.config.sources import (
     check_images,
     check_texts,
     check_tokenizer,
+    class_folders,
     described,
 )
 from d2dmoe.config.strict import Strict
+from d2dmoe.errors import ConfigError
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
@@ -196,9 +198,21 @@ def check_source(cfg: ImagesConfig | TextsConfig | CorpusConfig, root: Path) -> 
 
     Raises:
         DataError: a vendored set, a local file or folder is missing or lacks its splits.
+        ConfigError: so many images cannot be held out.
     """
     if cfg.kind == "images":
         check_images(cfg.source, root)
+        _check_shares(cfg, root)
         return
     check_texts(cfg.source, root, holds_out_test=cfg.kind == "corpus" and cfg.test is not None)
     check_tokenizer(cfg.tokenizer.source, root)
+
+
+def _check_shares(cfg: ImagesConfig, root: Path) -> None:
+    kind, _, name = cfg.source.partition(":")
+    classes = len(class_folders(root / name)) if kind == "path" else 1
+    if cfg.validation % classes:
+        raise ConfigError(
+            f"data.validation = {cfg.validation} images cannot be taken in equal shares from the "
+            f"{classes} classes of {cfg.source}; give a multiple of {classes}"
+        )

@@ -14,19 +14,31 @@ from d2dmoe.config.model import TransformerConfig, ViTConfig
 from d2dmoe.config.task import SUITES, TaskConfig
 from d2dmoe.config.training import TrainingConfig
 from d2dmoe.config.variant import DENSE_VARIANTS, FINETUNED
-from d2dmoe.errors import ConfigError
-from d2dmoe.figures import by_key
+from d2dmoe.config.weights import check_weights
+from d2dmoe.errors import ConfigError, DataError
+from d2dmoe.figures import FIGURES, by_key
 from d2dmoe.lookup import resolve
+from d2dmoe.methods import EVALUATIONS
 from d2dmoe.methods.checks import divisors
 from d2dmoe.methods.conversion.plan import conversion, ffn_width
 from d2dmoe.plan.figures import need_points
 from d2dmoe.plan.variants import chains, has_experts, knob_of, method_plan, rate, with_rate
+from d2dmoe.stages import STAGES
 
-TARGETS = (
-    *("all", "validation", "tuning", "benchmarks", "models", "clean_unused", "remove_unused"),
-    *SUITES,
+OTHER_RULES = (
+    *("all", "all_tasks", "validation", "validation_tradeoff", "tuning", "tuning_table"),
+    *("benchmarks", "models", "clean_unused", "remove_unused", "dataset", "tokenizer", "activity"),
+    *("layers_table", "activity_table", "patch_load_table", "load_maps", "tradeoff", "summary"),
+    *("claims", "reference", "fairness", "boolq", "table_1", "figure_5"),
+    *("benchmark_cpu", "benchmark_gpu", "benchmark_model", "benchmark_decode", "benchmark_table"),
+    *("benchmark_masks", "benchmark_claims"),
 )
-"""Targets of the workflow, beside the tasks."""
+
+
+def rule_names() -> set[str]:
+    """Names of the workflow's rules and targets; a task is a target beside them."""
+    figures = {name for figure in FIGURES for name in (figure, f"{figure}_all_tasks")}
+    return {*OTHER_RULES, *SUITES, *STAGES, *EVALUATIONS, *figures}
 
 
 def check(config: Config, root: Path) -> None:
@@ -34,13 +46,14 @@ def check(config: Config, root: Path) -> None:
 
     Raises:
         ConfigError: one message with a line for each task that has a fault, its first.
-        DataError: a task's dataset is not there.
+        DataError: a task's dataset is not there, or cannot be trained on.
+        CheckpointError: pretrained weights are not there, or not those of the model.
     """
     lines = []
     for name, task in config.tasks.items():
         try:
-            if name in TARGETS:
-                raise ValueError("the name is a target's; call the task otherwise")
+            if name in rule_names():
+                raise ValueError("the name is a rule's or target's; call the task otherwise")
             check_task(task)
         except ValueError as error:
             lines.append(f"tasks.{name}: {error}")
@@ -51,10 +64,20 @@ def check(config: Config, root: Path) -> None:
             lines.append(str(error))
     if lines:
         raise ConfigError("the configuration is wrong:\n  " + "\n  ".join(lines))
-    for task in config.tasks.values():
+    for name, task in config.tasks.items():
+        _check_files(name, task, root)
+
+
+def _check_files(name: str, task: TaskConfig, root: Path) -> None:
+    """What the task reads from a path is there, as far as can be told without reading all of it."""
+    try:
         check_source(task.data, root)
         if task.boolq:
             check_boolq(task.boolq, root)
+        for model in _models(task).values():
+            check_weights(model, root)
+    except OSError as error:
+        raise DataError(f"tasks.{name}: {error}. Correct the path, or its permissions.") from error
 
 
 def check_task(task: TaskConfig) -> None:
@@ -114,15 +137,19 @@ def check_masks(benchmarks: BenchmarksConfig, tasks: Mapping[str, TaskConfig]) -
 
 
 def _check_data(task: TaskConfig) -> None:
-    _check_input(task, "model", task.model)
-    for name, base in task.bases.items():
-        if isinstance(base, DistillConfig):
-            _check_input(task, f"bases.{name}.model", base.model)
+    for place, model in _models(task).items():
+        _check_input(task, place, model)
     if task.data.kind == "images":
         return
     trained = {key: value for key, value in task if isinstance(value, TrainingConfig)}
     for stage, cfg in (trained | {f"bases.{k}": v for k, v in task.bases.items()}).items():
         _check_no_image_options(task, stage, cfg)
+
+
+def _models(task: TaskConfig) -> dict[str, TransformerConfig]:
+    """The models that are made of a configuration, by its keys."""
+    students = {k: base for k, base in task.bases.items() if isinstance(base, DistillConfig)}
+    return {"model": task.model} | {f"bases.{k}.model": base.model for k, base in students.items()}
 
 
 def _check_input(task: TaskConfig, place: str, model: TransformerConfig) -> None:

@@ -1,0 +1,134 @@
+"""Damaged models and training states, loaded as the stages load them."""
+
+import json
+import random
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from mutations import damaged, mutated, places
+from torch import nn
+
+from d2dmoe.checkpoint import load_dense_model, load_model, save_model
+from d2dmoe.compression.quantize import quantize_weights
+from d2dmoe.config.model import BertConfig, GPT2Config, ViTConfig
+from d2dmoe.config.training import TrainingConfig
+from d2dmoe.conversion import add_routers, to_moe
+from d2dmoe.experts import assign_neurons
+from d2dmoe.ffn import FFN
+from d2dmoe.jobs.state import TrainingState
+from d2dmoe.models.build import create_model
+from d2dmoe.spec import ModelSpec
+from d2dmoe.surgery import find
+from d2dmoe.training import make_optimizer
+
+SIZES: dict[str, Any] = {"layers": 2, "d_model": 8, "heads": 2, "d_ff": 16}
+CONFIGS = (
+    ViTConfig(architecture="vit", patch_size=4, **SIZES),
+    BertConfig(architecture="bert", positions=8, **SIZES),
+    GPT2Config(architecture="gpt2", positions=8, **SIZES),
+)
+ABOUT = {"image_size": 8, "classes": ["a", "b"], "length": 8, "vocab_size": 20}
+ABOUT |= {"pad_id": 0, "end_of_text_id": 0}
+INT8 = {"weights": "int8"}
+LARGEST = 256  # of a number in a header: a model of any size could be asked for, and be made
+
+
+def _save_models(folder: Path) -> list[Path]:
+    """A dense model of each architecture, with experts, and with routers, and one in int8."""
+    paths = []
+    for cfg in CONFIGS:
+        options, model = create_model(cfg, ABOUT)
+        spec = ModelSpec(architecture=cfg.architecture, options=options, data=ABOUT)
+        neurons = [assign_neurons(f.activated.weight, 4, "random", 0) for f in _ffns(model)]
+        stages: list[tuple[str, Callable[[], object], dict]] = [
+            ("dense", lambda: None, {}),
+            ("clustering", lambda m=model, n=neurons: to_moe(m, n), {"num_experts": {"ffn": 4}}),
+            ("router", lambda m=model: add_routers(m, "regression", 3), _router()),
+            ("quantize", lambda m=model, c=cfg: quantize_weights(c.architecture, m), INT8),
+        ]
+        for stage, make, part in stages:
+            make()
+            spec = spec.with_part(stage, **part) if part else spec
+            paths.append(folder / f"{cfg.architecture}-{stage}.safetensors")
+            save_model(paths[-1], model, spec)
+    return paths
+
+
+def _ffns(model: nn.Module) -> list[FFN]:
+    return list(find(model, FFN).values())
+
+
+def _router() -> dict[str, Any]:
+    return {"kind": "regression", "width": 3, "projection_width": None}
+
+
+def _trained() -> tuple[nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
+    optimizer = make_optimizer(model, TrainingConfig(epochs=1, lr=0.1))
+    model(torch.ones(2, 4)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+@cache
+def _saved(folder: Path) -> list[tuple[Callable[[Path], object], bytes]]:
+    """What each file is loaded by, and its bytes."""
+    found: list[tuple[Callable[[Path], object], bytes]] = []
+    for path in _save_models(folder):
+        found += [(load_model, path.read_bytes()), (load_dense_model, path.read_bytes())]
+    path = folder / "state.safetensors"
+    history = [{"epoch": 1, "loss": 0.5}]
+    TrainingState(path, 1.0).save(*_trained(), 3, history, {"loss": 0.25})
+    return [*found, *[(_load_state, path.read_bytes())] * (len(found) // 2)]
+
+
+def _load_state(path: Path) -> None:
+    """Restore a state, and take the next step."""
+    model, optimizer = _trained()
+    step, history, sums = TrainingState(path, 1.0).load(model, optimizer)
+    optimizer.step()
+    assert step + 1 > 0 and sum(sums.values()) < float("inf")
+    TrainingState(path, 1.0).save(model, optimizer, step + 1, history, sums)
+
+
+def case(rng: random.Random, folder: Path) -> Callable[[], object]:
+    """A call that loads a damaged file."""
+    load, content = rng.choice(_saved(folder))
+    path = folder / "damaged.safetensors"
+    changed = damaged(content, rng) if rng.random() < 0.4 else _other_header(content, rng)
+    path.write_bytes(changed)
+    return lambda: load(path)
+
+
+def _other_header(content: bytes, rng: random.Random) -> bytes:
+    """The file with changes in its header, or in the JSON that the header holds as text."""
+    length = int.from_bytes(content[:8], "little")
+    header, rest = json.loads(content[8 : 8 + length]), content[8 + length :]
+    about = header["__metadata__"]
+    key = next(iter(about))
+    if rng.random() < 0.7:
+        about[key] = json.dumps(_small(mutated(json.loads(about[key]), rng)), default=str)
+    else:
+        header = mutated(header, rng)
+    try:
+        text = json.dumps(header, default=str, skipkeys=True).encode()
+    except (ValueError, RecursionError):  # a circle
+        text = b"{}"
+    return len(text).to_bytes(8, "little") + text + rest
+
+
+def _small(tree: Any) -> Any:
+    """The tree with its large numbers made small, and no circles."""
+    try:
+        json.dumps(tree, default=str, skipkeys=True)
+    except (ValueError, RecursionError):  # a circle
+        return {}
+    for holder, key in places(tree):
+        value = holder[key]
+        if type(value) in (int, float) and abs(value) > LARGEST:
+            holder[key] = LARGEST
+    return tree
