@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mutations import damaged, mutated, places
+from mutations import damaged, json_of, mutated, places
 from torch import nn
 
 from d2dmoe.checkpoint import load_dense_model, load_model, save_model
@@ -111,22 +111,15 @@ def _other_header(content: bytes, rng: random.Random) -> bytes:
     about = header["__metadata__"]
     key = next(iter(about))
     if rng.random() < 0.7:
-        about[key] = json.dumps(_small(mutated(json.loads(about[key]), rng)), default=str)
+        about[key] = json_of(_small(mutated(json.loads(about[key]), rng, aliases=False)))
     else:
-        header = mutated(header, rng)
-    try:
-        text = json.dumps(header, default=str, skipkeys=True).encode()
-    except (ValueError, RecursionError):  # a circle
-        text = b"{}"
+        header = mutated(header, rng, aliases=False)
+    text = json_of(header).encode()
     return len(text).to_bytes(8, "little") + text + rest
 
 
 def _small(tree: Any) -> Any:
-    """The tree with its large numbers made small, and no circles."""
-    try:
-        json.dumps(tree, default=str, skipkeys=True)
-    except (ValueError, RecursionError):  # a circle
-        return {}
+    """The tree with its large numbers made small."""
     for holder, key in places(tree):
         value = holder[key]
         if type(value) in (int, float) and abs(value) > LARGEST:

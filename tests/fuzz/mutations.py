@@ -1,6 +1,7 @@
 """Random damage to a tree of plain values, to bytes, and to a table's text."""
 
 import copy
+import json
 import random
 import string
 from collections.abc import Iterator
@@ -34,14 +35,14 @@ def places(tree: Any, limit: int = 10_000) -> list[tuple[Any, Any]]:
     return found
 
 
-def mutated(tree: Any, rng: random.Random, most: int = 3) -> Any:
-    """A copy of a tree with one to `most` changes."""
+def mutated(tree: Any, rng: random.Random, most: int = 3, aliases: bool = True) -> Any:
+    """A copy of a tree with one to `most` changes; without aliases it is as large as its text."""
     tree = copy.deepcopy(tree)
     for _ in range(rng.randint(1, most)):
         spots = places(tree)
         if not spots:
             return rng.choice(SINGLE)
-        rng.choice(CHANGES)(rng, spots)
+        rng.choice((*CHANGES, _alias) if aliases else CHANGES)(rng, spots)
     return tree
 
 
@@ -102,7 +103,7 @@ def _misspelt(rng: random.Random, text: str) -> str:
     return text[:at] + rng.choice(string.ascii_letters + string.digits + " .,/'") + text[at + 1 :]
 
 
-CHANGES = (_replace, _replace, _remove, _splice, _alias, _rename, _add, _scale, _scale)
+CHANGES = (_replace, _replace, _remove, _splice, _rename, _add, _scale, _scale)
 
 
 def damaged(content: bytes, rng: random.Random) -> bytes:
@@ -163,6 +164,11 @@ def _of_column(rows: list[list[str]], column: int, rng: random.Random) -> None:
                 del row[column]
             else:
                 row[column] = value
+
+
+def json_of(tree: Any) -> str:
+    """A tree as JSON; what JSON does not have is text, or left out."""
+    return json.dumps(tree, default=str, skipkeys=True)
 
 
 def seeds(count: int, seed: int) -> Iterator[random.Random]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from mutations import damaged, mutated, with_cells
+from mutations import damaged, json_of, mutated, with_cells
 
 from d2dmoe import tables
 from d2dmoe.claims.evidence import evidence_of
@@ -164,7 +164,7 @@ def _drawn_times(rng: random.Random, folder: Path) -> Read:
 
 def _fairness(rng: random.Random, folder: Path) -> Read:
     about, record = folder / "dataset.json", folder / "record.jsonl"
-    about.write_text(json.dumps(mutated({"sizes": {"train": 9, "test": 3}}, rng), default=str))
+    about.write_text(json_of(mutated({"sizes": {"train": 9, "test": 3}}, rng, aliases=False)))
     whole = b's\th:m:s\n{"s": 1.5}\n' if rng.random() < 0.2 else b'{"s": 2.5}\n{"s": 1.5}\n'
     record.write_bytes(damaged(whole, rng) if rng.random() < 0.5 else whole)
     stage = {"stage": "sparsify", "epochs": 1.0, "batch_size": 4, "record": str(record)}
@@ -182,16 +182,8 @@ def _description(rng: random.Random, folder: Path) -> Read:
     if rng.random() < 0.5:
         path.write_bytes(damaged(json.dumps(DESCRIPTION).encode(), rng))
     else:
-        path.write_text(json.dumps(_without_circles(mutated(dict(DESCRIPTION), rng)), default=str))
+        path.write_text(json_of(mutated(dict(DESCRIPTION), rng, aliases=False)))
     return lambda: open_split(folder, "train")
-
-
-def _without_circles(tree: Any) -> Any:
-    try:
-        json.dumps(tree, default=str, skipkeys=True)
-    except (ValueError, RecursionError):
-        return {}
-    return json.loads(json.dumps(tree, default=str, skipkeys=True))
 
 
 ROWS = [{"text": f"text number {i} of many", "label": f"class {i % 3}"} for i in range(24)]
@@ -221,10 +213,10 @@ def _save_rows(path: Path, rows: list[dict[str, str]], rng: random.Random) -> No
     elif path.suffix == ".txt":
         content = "\n\n".join(frame["text"]).encode()
     else:
-        changed: Any = _without_circles(mutated(rows, rng))
+        changed: Any = mutated(rows, rng, aliases=False)
         lines = changed if isinstance(changed, list) else [changed]
         as_list = path.suffix == ".json"
-        content = (json.dumps(changed) if as_list else "\n".join(map(json.dumps, lines))).encode()
+        content = (json_of(changed) if as_list else "\n".join(map(json_of, lines))).encode()
     path.write_bytes(damaged(content, rng) if rng.random() < 0.3 else content)
 
 
