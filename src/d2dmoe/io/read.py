@@ -42,7 +42,7 @@ def read_table(path: Path, columns: Collection[str] = ()) -> pd.DataFrame:
             na_values=dict.fromkeys(numbers, [""]),
         )
     except (OSError, ValueError) as error:  # pandas' own are ValueErrors
-        raise DataError(f"{path} cannot be read ({error}). {REMEDY}") from error
+        raise DataError(f"{path} cannot be read ({str(error).strip()}). {REMEDY}") from error
     if table.empty or not isinstance(table.index, pd.RangeIndex):
         fault = "no rows" if table.empty else "more cells than columns"
         raise DataError(f"{path} is damaged: it has {fault}. {REMEDY}")
@@ -60,10 +60,11 @@ def _check(path: Path, name: str, column: pd.Series) -> None:
         wrong = ~np.isfinite(numbers) & ~(wrong & (name in MAY_BE_EMPTY))
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
-        needed = "a text" if name in TEXTS else "a number"
+        found = "an empty cell" if pd.isna(column[row]) else f"'{str(column[row])[:60]}'"
+        needed = "a text" if name in TEXTS else "a finite number"
         raise DataError(
-            f"{path} is damaged: row {row} (from 0) has {column[row]!r} in the column {name}, "
-            f"where {needed} is needed. {REMEDY}"
+            f"{path} is damaged: row {row} (from 0) has {found} in the column {name}, where "
+            f"{needed} is needed. {REMEDY}"
         )
 
 
