@@ -114,8 +114,17 @@ def quality_at(points: pd.DataFrame, ratio: float) -> float:
     A budget above the most expensive point gives that point's quality; one below the cheapest point
     cannot be met and gives NaN.
     """
+    return _quality(_curve(points), ratio)
+
+
+def _curve(points: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Cost, ascending, and quality of one seed's operating points."""
     curve = points.sort_values("flops_ratio")
-    x, y = curve["flops_ratio"].to_numpy(), curve["relative_value"].to_numpy()
+    return curve["flops_ratio"].to_numpy(), curve["relative_value"].to_numpy()
+
+
+def _quality(curve: tuple[np.ndarray, np.ndarray], ratio: float) -> float:
+    x, y = curve
     return float(np.interp(ratio, x, y)) if ratio >= x[0] else float("nan")
 
 
@@ -129,8 +138,8 @@ def area(points: pd.DataFrame) -> float:
 
     A budget that the cheapest operating point exceeds counts as quality 0.
     """
-    budgets = np.linspace(0, 1, 201)
-    qualities = np.nan_to_num([quality_at(points, b) for b in budgets])
+    budgets, curve = np.linspace(0, 1, 201), _curve(points)
+    qualities = np.nan_to_num([_quality(curve, b) for b in budgets])
     return float(np.trapezoid(qualities, budgets))
 
 
@@ -152,7 +161,8 @@ def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _measures(points: pd.DataFrame) -> dict[str, float]:
     measures = {f"flops_ratio_at_{name}": cheapest(points, kept) for name, kept in KEPT.items()}
-    measures |= {f"quality_at_{ratio}": quality_at(points, ratio) for ratio in RATIOS}
+    curve = _curve(points)
+    measures |= {f"quality_at_{ratio}": _quality(curve, ratio) for ratio in RATIOS}
     return measures | {"area": area(points)}
 
 

@@ -13,6 +13,7 @@ from d2dmoe.config.named import Tagged
 KEY = "[key]"  # ends pydantic's location of a fault that lies in a dict's key itself
 
 MOST_FAULTS = 20  # that a message lists
+LONGEST = 200  # characters of a value in it
 
 
 class _Repr(reprlib.Repr):
@@ -31,7 +32,10 @@ class _Repr(reprlib.Repr):
         return self.repr_dict(x, level)
 
 
-shown = _Repr().repr
+def shown(value: Any) -> str:
+    """A value as Python writes it, of at most `LONGEST` characters."""
+    text = _Repr().repr(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
 def explain_all(error: ValidationError, root: type[BaseModel]) -> str:

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from d2dmoe.errors import DataError
 from d2dmoe.figures import style
 from d2dmoe.figures.style import Look
+from d2dmoe.lookup import look_up
 from d2dmoe.tables import LAYER, of_first_layer
 
 MACHINE = ["device", "torch", "triton"]
@@ -60,7 +61,7 @@ def draw(table: pd.DataFrame, subject: str = "One layer", layers: str = "all") -
 
 def _panel(axes: Axes, rows: pd.DataFrame) -> None:
     for backend, points in rows.groupby("backend", sort=False):
-        _, look = BACKENDS[backend]
+        _, look = look_up(BACKENDS, backend, "backend")
         signs = {"color": look.colour, "linestyle": look.line}
         if not look.marker:
             axes.axhline(points["median_ms"].median(), **signs, linewidth=0.9)
