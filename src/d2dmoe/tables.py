@@ -96,8 +96,8 @@ def _relative(row: dict[str, Any], metric: str, references: list[dict[str, Any]]
     if below <= 0 or references[0]["flops"] <= 0:
         raise DataError(
             f"task {row['task']}, seed {row['seed']}: {metric} {below:g} of "
-            f"{row['variant'] if falls else 'the dense models'} at {references[0]['flops']:g} dense "
-            "FLOPs: nothing is relative to 0. Give the task more test samples."
+            f"{row['variant'] if falls else 'the dense models'}, {references[0]['flops']:g} FLOPs "
+            "of the dense one: nothing is relative to 0. Give the task more test samples."
         )
     relative = above / below
     return row | {

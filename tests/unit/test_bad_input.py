@@ -59,7 +59,7 @@ def test_values_that_aliases_repeat_are_not_spelt_out(raw, root):
     for _ in range(4):
         bomb = [bomb] * 9
     message = refusal(raw | {"seeds": bomb}, root)
-    assert "seeds.0 = [[[" in message and len(message) < 400
+    assert "seeds.0 = [[[" in message and len(message) < errors.LONGEST + 100
 
 
 @pytest.mark.parametrize("wrap", [lambda x: [x] * 9, lambda x: dict.fromkeys("abcdefghi", x)])
@@ -126,9 +126,7 @@ def as_texts(value: object) -> object:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-@pytest.mark.parametrize(
-    "name", ["config.yaml", "configs/paper.yaml", "tests/workflow/tiny.yaml"]
-)
+@pytest.mark.parametrize("name", ["config.yaml", "configs/paper.yaml", "tests/workflow/tiny.yaml"])
 def test_a_configuration_of_texts_alone_is_the_same(name):
     """As Snakemake reads what stands in braces after --config."""
     raw = yaml.safe_load((ROOT / name).read_text())
@@ -421,8 +419,14 @@ def test_an_empty_label_is_named_by_file_and_row(tmp_path, ending, empty):
         (["text"], "row 0 .from 0. is no row of named cells"),
         ([[1, 2]], "row 0 .from 0. is no row of named cells"),
         ([{"text": "\ud800", "label": "a"}], "the text of row 0 .from 0. holds half a character"),
-        ([*text_rows(), {"text": "more", "label": "ü"}, {"text": "x", "label": "u\u0308"}], "alike"),
-        ([row | {"label": "a"} for row in text_rows()], "all 12 training texts are of the class 'a'"),
+        (
+            [*text_rows(), {"text": "more", "label": "ü"}, {"text": "x", "label": "u\u0308"}],
+            "alike",
+        ),
+        (
+            [row | {"label": "a"} for row in text_rows()],
+            "all 12 training texts are of the class 'a'",
+        ),
         ([{"text": "the same", "label": "ab"[i % 2]} for i in range(9)], "0 training texts are le"),
     ],
 )
@@ -436,7 +440,9 @@ def test_a_row_of_more_cells_than_the_header_is_no_row(tmp_path):
     path = tmp_path / "texts/train.csv"
     path.write_text(path.read_text() + "a text, with a comma,a\n")
     values = {"kind": "texts", "source": "path:texts", "length": 9, "validation": 2}
-    with pytest.raises(DataError, match="train.csv: row 12 .from 0. .*Quote texts that hold commas"):
+    with pytest.raises(
+        DataError, match="train.csv: row 12 .from 0. .*Quote texts that hold commas"
+    ):
         split_labelled(data_config(values | {"tokenizer": {"vocab_size": 300}}), tmp_path)
 
 
@@ -458,7 +464,9 @@ def test_tables_hold_every_name_that_the_configuration_takes(raw, tmp_path):
         assert len(table[table["variant"] == name]) == 1
 
 
-@pytest.mark.parametrize("path", sorted(REFERENCE.glob("miniature/tables/*.csv")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted(REFERENCE.glob("miniature/tables/*.csv")), ids=lambda path: path.stem
+)
 def test_tables_come_through_gathering_byte_for_byte(path, tmp_path):
     lines = path.read_text().splitlines(keepends=True)
     (tmp_path / "part.csv").write_text("".join(lines[:400]))

@@ -281,7 +281,9 @@ def test_a_changed_source_is_noticed(tree):
 
 def test_a_broken_image_is_named(tree):
     (tree / "animals" / "val" / "dog" / "2.jpeg").write_bytes(b"no image")
-    with pytest.raises(DataError, match=r"path:animals: image 5 \(.*val/dog/2.jpeg\) cannot be read"):
+    with pytest.raises(
+        DataError, match=r"path:animals: image 5 \(.*val/dog/2.jpeg\) cannot be read"
+    ):
         prepare(config("path:animals", validation=4), tree, tree / "out")
 
 

@@ -46,12 +46,12 @@ def _as(kind: Any, value: Any) -> Any:
     """A value whose texts are read as a type asks; what does not fit stays as it is."""
     if isinstance(value, str):
         return _scalar(_members(kind), value)
-    if isinstance(value, list | dict):
-        container = next((k for k in _members(kind) if get_origin(k) in (list, tuple, dict)), None)
-        if container and isinstance(value, list):
-            return [_as(get_args(container)[0], inner) for inner in value]
-        if container and len(get_args(container)) == 2:
-            return {key: _as(get_args(container)[1], inner) for key, inner in value.items()}
+    containers = [k for k in _members(kind) if get_origin(k) in (list, tuple, dict)]
+    inner = get_args(containers[0]) if containers else ()
+    if isinstance(value, list) and inner:
+        return [_as(inner[0], item) for item in value]
+    if isinstance(value, dict) and len(inner) == 2:
+        return {key: _as(inner[1], item) for key, item in value.items()}
     return value
 
 

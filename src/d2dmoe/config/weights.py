@@ -73,6 +73,6 @@ def _check_sizes(cfg: TransformerConfig, shapes: Mapping[str, list[int]]) -> Non
         size = getattr(cfg, option)
         if shape is not None and shape[axis : axis + 1] != [size]:
             raise CheckpointError(
-                f"{cfg.weights} does not fit the configured model: its tensors have the shape "
-                f"{shape} where {option} is {size}. Give the model section the sizes of the weights."
+                f"{cfg.weights} does not fit the configured model: a tensor has the shape {shape} "
+                f"where {option} is {size}. Give the model section the sizes of the weights."
             )

@@ -177,8 +177,8 @@ def _labelled(
             return rows
         if len(withheld) < len(rows):
             raise DataError(
-                f"{tables[name].where}: row {withheld[0]} (from 0) has no label, as {len(withheld)} "
-                f"of {len(rows)} rows. Label or remove such rows."
+                f"{tables[name].where}: row {withheld[0]} (from 0) has no label, as "
+                f"{len(withheld)} of {len(rows)} rows. Label or remove such rows."
             )
     raise DataError(
         f"{cfg.source}: there is no labelled {names[0]} split among {', '.join(tables)}."
