@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 import torch
 import yaml
+from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import save_file
-from small_config import with_language
+from small_config import with_everything, with_language
 
 from d2dmoe import errors
 from d2dmoe.config.data import ImagesConfig, data_config
@@ -21,11 +22,15 @@ from d2dmoe.data.image_sources import load_images
 from d2dmoe.data.images import prepare_images
 from d2dmoe.data.text_splits import split_labelled
 from d2dmoe.errors import DataError, UserError
+from d2dmoe.figures import load_maps
+from d2dmoe.figures.style import handle, legend, look, save
 from d2dmoe.io.csvfile import write_rows
 from d2dmoe.io.read import read_table
 from d2dmoe.methods.checks import divisors
 from d2dmoe.plan.checks import rule_names
+from d2dmoe.plan.claims import claim_tables
 from d2dmoe.plan.plan import load_plan
+from d2dmoe.plan.tables import task_tables
 from d2dmoe.tables import COLUMNS, TRADEOFF_COLUMNS, gather, tradeoff
 
 ROOT = Path(__file__).parents[2]
@@ -159,6 +164,46 @@ def test_a_key_that_yaml_does_not_read_as_text_is_to_be_quoted(raw, root, name):
     assert line == f"tasks.tiny.variants.{name}: a key must be text: quote it"
 
 
+@pytest.mark.parametrize(
+    ("architecture", "read", "other"),
+    [("bert", "pad", "end_of_text"), ("gpt2", "end_of_text", "pad")],
+)
+def test_a_token_that_the_kind_of_data_does_not_read_is_refused(
+    raw, root, architecture, read, other
+):
+    raw = with_language(raw, architecture)
+    tokenizer = tiny(raw)["data"]["tokenizer"]
+    tokenizer[read] = "<x>"
+    assert load_plan(raw, root).task("tiny") == data_again(load_plan(raw, root).task("tiny"))
+    tokenizer[other] = "<y>"
+    assert f"tokenizer.{other} = '<y>' is not read: give tokenizer.{read}" in refusal(raw, root)
+
+
+def data_again(task):
+    """A task whose data are read from the plain values that a job gets."""
+    return task.model_copy(update={"data": data_config(task.data.model_dump(mode="json"))})
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        ({"weights": "path:x.safetensors"}, "random ones are timed"),
+        ({"activation": "relu"}, "model.activation = relu: give the entry's activation"),
+        ({"patch_size": 3}, "model.patch_size = 3 must divide size = 8"),
+    ],
+)
+def test_models_that_benchmarks_do_not_make_are_refused(raw, root, change, fault):
+    entry = {"num_experts": 8, "size": 8, "batches": [1], "model": tiny(raw)["model"] | change}
+    assert fault in refusal(raw | {"benchmarks": {"models": {"vit": entry}}}, root)
+
+
+def test_a_benchmarks_sequence_fits_its_model(raw, root):
+    model = tiny(with_language(raw, "gpt2"))["model"]
+    entry = {"kind": "step", "num_experts": 8, "batches": [1], "model": model, "context": 12}
+    message = refusal(raw | {"benchmarks": {"decode": {"gpt2": entry}}}, root)
+    assert "context + 1 = 13 exceeds model.positions = 12" in message
+
+
 def test_the_names_of_rules_are_all_known():
     """A task is a target beside them; Snakemake has one rule of each name."""
     texts = [path.read_text() for path in (ROOT / "Snakefile", *(ROOT / "rules").glob("*.smk"))]
@@ -257,6 +302,30 @@ def test_weights_of_a_student_are_looked_at_too(raw, root):
     student["model"] = tiny(raw)["model"] | {"weights": "path:nowhere"}
     tiny(raw)["bases"] = {"student": student}
     assert "path:nowhere cannot be read" in refusal(raw, root)
+
+
+# What is drawn.
+
+
+def test_a_label_or_class_may_hold_what_matplotlib_reads_as_mathematics(tmp_path):
+    label = r"$\frac{$"
+    figure = Figure(layout="constrained")
+    legend(figure, [handle(label, look(0))])
+    save(figure, tmp_path / "a.png", tmp_path / "a.pdf")
+    tensors = {"images": np.zeros((1, 3, 8, 8), np.uint8), "loads": np.zeros((1, 2, 2))}
+    tensors["labels"] = np.zeros(1, int)
+    save(load_maps.draw(tensors, {"classes": [label]}), tmp_path / "b.png", tmp_path / "b.pdf")
+
+
+def test_a_suite_of_variants_without_experts_has_no_tables_of_them(raw, root):
+    raw = with_everything(raw)
+    own = {"variants": {"int8": {"method": "quantized", "label": "int8", "quantize": "int8"}}}
+    tiny(raw)["ablations"] = own | {"figures": {}}
+    del tiny(raw)["compatibility"]
+    plan = load_plan(raw, root)
+    assert task_tables(plan, "ablations", "tiny") == ["tradeoff", "summary"]
+    assert {"layers", "activity"} <= {*task_tables(plan, "main", "tiny")}
+    assert claim_tables(plan, "ablations").keys() == {"tradeoff"}
 
 
 # Images.

@@ -147,6 +147,8 @@ def _check_model(model: TransformerConfig, num_experts: int, length: int, key: s
     _check_experts(num_experts, model.d_ff, "model.d_ff")
     if model.weights != "scratch":
         raise ValueError(f"model.weights = {model.weights}: random ones are timed; leave it out")
+    if model.activation is not None:
+        raise ValueError(f"model.activation = {model.activation}: give the entry's activation")
     positions = getattr(model, "positions", length)
     if length > positions:
         raise ValueError(f"{key} = {length} exceeds model.positions = {positions}")

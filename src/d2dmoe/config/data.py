@@ -116,6 +116,13 @@ class _TextSource(Strict):
             raise ValueError(f"subset = '{self.subset}': only hub: sources have subsets")
         return self
 
+    def _without(self, key: str, read: str):
+        """Itself; the tokenizer's option `key` is of the other kind of data."""
+        given = getattr(self.tokenizer, key)
+        if given != TokenizerConfig.model_fields[key].default:
+            raise ValueError(f"tokenizer.{key} = {given!r} is not read: give tokenizer.{read}")
+        return self
+
 
 class TextsConfig(_TextSource):
     """A text classification set: where it comes from, its tokens and how it is split."""
@@ -139,6 +146,10 @@ class TextsConfig(_TextSource):
     max_test: Count | None = Field(
         None, description="Test on the first so many texts only, in proportion; for trials"
     )
+
+    @model_validator(mode="after")
+    def _no_other_token(self):
+        return self._without("end_of_text", "pad")
 
 
 class CorpusConfig(_TextSource):
@@ -169,6 +180,10 @@ class CorpusConfig(_TextSource):
         None, description="Validate on so many blocks only, evenly spaced"
     )
     max_test: Count | None = Field(None, description="Test on so many blocks only, evenly spaced")
+
+    @model_validator(mode="after")
+    def _no_other_token(self):
+        return self._without("pad", "end_of_text")
 
     @model_validator(mode="after")
     def _stream_has_a_tokenizer(self):

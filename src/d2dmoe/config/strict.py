@@ -11,6 +11,7 @@ LONGEST = 64  # characters of a name
 Name = Annotated[  # of tasks, variants: names files, on systems too that tell no capitals apart
     str, Field(pattern=r"^[a-z0-9][a-z0-9_.]*$", max_length=LONGEST)
 ]
+Label = Annotated[str, Field(min_length=1, max_length=100)]  # in legends
 
 INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
 NUMBER = re.compile(r"[-+]?([0-9]{1,18}(\.[0-9]{0,18})?|\.[0-9]{1,18})([eE][-+]?[0-9]{1,3})?")
