@@ -8,7 +8,6 @@ import yaml
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from d2dmoe.config.explain import explain_all
 from d2dmoe.config.model import TransformerConfig
 from d2dmoe.errors import CheckpointError, UnknownName
 from d2dmoe.ffn import set_activation
@@ -63,8 +62,11 @@ def read_model(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
     try:
         return ModelSpec.model_validate_json(metadata["spec"]), tensors
     except ValidationError as error:
-        fault = explain_all(error, ModelSpec)
-        raise CheckpointError(f"{path} is not a model saved by this package: {fault}") from error
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(["spec", *map(str, fault["loc"])])
+        raise CheckpointError(
+            f"{path} is not a model saved by this package: {where}: {fault['msg']}"
+        ) from error
     except KeyError as error:
         raise CheckpointError(f"{path} is not a model saved by this package: no {error}") from error
 
