@@ -304,6 +304,17 @@ def test_weights_of_a_student_are_looked_at_too(raw, root):
     assert "path:nowhere cannot be read" in refusal(raw, root)
 
 
+def test_exits_need_a_block_before_the_last(raw, root):
+    raw = with_everything(raw)
+    tiny(raw)["ztw"]["every"] = 2
+    assert "ztw.every = 2 leaves no block of 2 for an exit" in refusal(raw, root)
+
+
+def test_a_stem_has_channels(raw, root):
+    tiny(raw)["model"]["stem"] = [8, 0]
+    assert "model.stem.1 = 0: Input should be greater than 0" in refusal(raw, root)
+
+
 # What is drawn.
 
 

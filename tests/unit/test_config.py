@@ -337,6 +337,7 @@ WRONG_TEXT = [  # architectures, key, value, what the message must hold
     (LANGUAGES, "figures.load_maps", {"variant": "sparse", "value": 0.5}, ["needs images"]),
     (["bert", "gpt2"], "model.heads", 3, [T + "model: heads = 3 must divide d_model = 16"]),
     (["gemma"], "model.heads", 3, [T + "model: key_value_heads = 2 must divide heads = 3"]),
+    (["gemma"], "model.head_dim", 5, [T + "model: head_dim = 5 must be even"]),
     (["gemma"], "model.key_value_heads", 3, ["key_value_heads = 3 must divide heads = 4"]),
     (["bert", "gpt2"], "model.key_value_heads", 2, ["key_value_heads = 2: unknown key"]),
     (["gpt2", "gemma"], "data.label", "class", ["data.label = 'class': unknown key"]),

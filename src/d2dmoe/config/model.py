@@ -75,7 +75,7 @@ class ViTConfig(DividedHeads):
 
     architecture: Literal["vit"]
     patch_size: int = Field(gt=0, description="Side of a patch, pixels")
-    stem: list[int] = Field(
+    stem: list[Annotated[int, Field(gt=0)]] = Field(
         [],
         description="Output channels of the stride-2 3x3 convolutions that replace plain patches; "
         "they must reach the same grid. Empty: plain patches",
@@ -171,6 +171,12 @@ class GemmaConfig(LanguageConfig):
     architecture: Literal["gemma"]
     head_dim: int = Field(gt=0, description="Width of an attention head")
     key_value_heads: int = Field(gt=0, description="Heads of keys and values; must divide heads")
+
+    @model_validator(mode="after")
+    def _pairs_turn(self):
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim = {self.head_dim} must be even: positions turn pairs")
+        return self
 
     @model_validator(mode="after")
     def _groups_divide(self):

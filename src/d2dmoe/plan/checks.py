@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from d2dmoe.config.benchmarks import BenchmarksConfig
-from d2dmoe.config.compression import DistillConfig
+from d2dmoe.config.compression import DistillConfig, PruneConfig
 from d2dmoe.config.data import check_source
 from d2dmoe.config.downstream import check_boolq
 from d2dmoe.config.experiment import Config
@@ -21,6 +21,7 @@ from d2dmoe.lookup import resolve
 from d2dmoe.methods import EVALUATIONS
 from d2dmoe.methods.checks import divisors
 from d2dmoe.methods.conversion.plan import conversion, ffn_width
+from d2dmoe.models import ARCHITECTURES
 from d2dmoe.plan.figures import need_points
 from d2dmoe.plan.variants import chains, has_experts, knob_of, method_plan, rate, with_rate
 from d2dmoe.stages import STAGES
@@ -139,6 +140,9 @@ def check_masks(benchmarks: BenchmarksConfig, tasks: Mapping[str, TaskConfig]) -
 def _check_data(task: TaskConfig) -> None:
     for place, model in _models(task).items():
         _check_input(task, place, model)
+    for name, base in task.bases.items():
+        if isinstance(base, PruneConfig):
+            _check_heads(task, name, base)
     if task.data.kind == "images":
         return
     trained = {key: value for key, value in task if isinstance(value, TrainingConfig)}
@@ -167,6 +171,15 @@ def _check_input(task: TaskConfig, place: str, model: TransformerConfig) -> None
         raise ValueError(
             f"data.length = {data.length} tokens exceeds {place}.positions = "
             f"{positions}, the longest sequence of the model"
+        )
+
+
+def _check_heads(task: TaskConfig, name: str, base: PruneConfig) -> None:
+    architecture = task.model.architecture
+    if base.heads > 0 and not ARCHITECTURES[architecture].prunable_heads:
+        raise ValueError(
+            f"bases.{name}.heads = {base.heads}: heads of {architecture} cannot be removed; give 0 "
+            "to prune neurons alone"
         )
 
 
