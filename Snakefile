@@ -5,9 +5,13 @@ from snakemake.utils import min_version
 
 min_version("9.6")
 
+# The code lies here; all else, results first, in the folder in which Snakemake runs, which may be another
+# (--directory, or a workflow that has this one as a module).
+ROOT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
+
 if "tasks" not in config:  # no --configfile: the miniature reproduction
 
-    configfile: "config.yaml"
+    configfile: ROOT / "config.yaml"
 
 
 include: "rules/common.smk"

@@ -15,7 +15,7 @@ rule benchmark_cpu:
         "results/benchmarks/cpu/{entry}.csv",
     log:
         "results/logs/benchmarks/cpu/{entry}.log",
-    threads: workflow.cores  # nothing beside it, or the times are worth nothing
+    threads: CPUS  # nothing beside it, or the times are worth nothing
     params:
         cfg=lambda w: plain(TIMED["cpu"][w.entry]),
         code=PLAN.code("benchmark_layer"),
@@ -30,7 +30,7 @@ rule benchmark_gpu:
         "results/benchmarks/layer/{entry}.csv",
     log:
         "results/logs/benchmarks/layer/{entry}.log",
-    threads: workflow.cores
+    threads: CPUS
     resources:
         gpu=1,
     params:
@@ -47,7 +47,7 @@ rule benchmark_model:
         "results/benchmarks/model/{entry}.csv",
     log:
         "results/logs/benchmarks/model/{entry}.log",
-    threads: workflow.cores
+    threads: CPUS
     resources:
         gpu=1,
     params:
@@ -62,7 +62,7 @@ rule benchmark_decode:
         "results/benchmarks/decode/{entry}.csv",
     log:
         "results/logs/benchmarks/decode/{entry}.log",
-    threads: workflow.cores
+    threads: CPUS
     resources:
         gpu=1,
     params:
@@ -114,11 +114,8 @@ rule benchmark_claims:
     input:
         benchmarks.timed_layers(PLAN),
     output:
-        report(
-            "results/benchmarks/claims.csv",
-            caption="../report/benchmark_claims.rst",
-            category="Wall-clock time",
-        ),
+        "results/benchmarks/claims.csv",
+        page=table_page("wall-clock claims", "benchmark_claims", "benchmark_claims"),
     log:
         "results/logs/benchmarks/claims.log",
     localrule: True
@@ -128,15 +125,21 @@ rule benchmark_claims:
         "../scripts/benchmark_claims.py"
 
 
-rule figure_5:
+for name, files in benchmarks.layer_figures(PLAN).items():  # figures 5 and 11
+
+    rule:
+        name:
+            name
+        input:
+            files,
+        localrule: True
+
+
+rule draw_figure_5:
     input:
         table="results/benchmarks/{name}.csv",
     output:
-        png=report(
-            "results/figures/benchmarks/{name}.png",
-            caption="../report/figure_5.rst",
-            category="Wall-clock time",
-        ),
+        png=timed_png("{name}", "figure_5", "Figure 5: layers"),
         pdf="results/figures/benchmarks/{name}.pdf",
     log:
         "results/logs/figures/benchmarks/{name}.log",
@@ -151,13 +154,9 @@ rule figure_5:
         "../scripts/figure.py"
 
 
-use rule figure_5 as figure_11 with:
+use rule draw_figure_5 as draw_figure_11 with:
     output:
-        png=report(
-            "results/figures/benchmarks/{name}_appendix.png",
-            caption="../report/figure_11.rst",
-            category="Wall-clock time",
-        ),
+        png=timed_png("{name}_appendix", "figure_11", "Figure 11: other layers"),
         pdf="results/figures/benchmarks/{name}_appendix.pdf",
     log:
         "results/logs/figures/benchmarks/{name}_appendix.log",
@@ -169,13 +168,9 @@ use rule figure_5 as figure_11 with:
         code=PLAN.figure_code(WALL_CLOCK),
 
 
-use rule figure_5 as figure_wall_clock with:
+use rule draw_figure_5 as draw_wall_clock with:
     output:
-        png=report(
-            "results/figures/benchmarks/{name}.png",
-            caption="../report/wall_clock.rst",
-            category="Wall-clock time",
-        ),
+        png=timed_png("{name}", "wall_clock", "whole models and decoding"),
         pdf="results/figures/benchmarks/{name}.pdf",
     wildcard_constraints:
         name="model|decode",

@@ -1,12 +1,19 @@
 # What all rules share: the plan, the patterns of paths, and how wildcards ask the plan.
+import os
 import re
+
+from snakemake.utils import available_cpu_count
 
 from d2dmoe.extensions import import_extensions
 
 import_extensions(config)  # first: they add records to the tables that the plan is made of
 
+from d2dmoe.config.sources import find_vendored
 from d2dmoe.config.task import SUITES
 from d2dmoe.figures import FIGURES, WALL_CLOCK
+from d2dmoe.jobs.console import Console
+from d2dmoe.jobs.machine import limit_threads, link_interpreter, stop_jobs_with_the_workflow
+from d2dmoe.jobs.names import variants_by_folder
 from d2dmoe.lookup import resolve
 from d2dmoe.methods import EVALUATIONS
 from d2dmoe.plan import benchmarks, claims, tables
@@ -17,8 +24,18 @@ from d2dmoe.plan.tables import job_log, job_record
 from d2dmoe.selection_rules import RULES
 from d2dmoe.stages import STAGES
 
-ROOT = Path(workflow.basedir)
-PLAN = load_plan(config, ROOT)  # ends the run with one message if anything is wrong
+PLAN = load_plan(config, ROOT, Path.cwd())  # ends the run with one message if anything is wrong
+
+# Jobs that share a CPU take longer than one after the other, so --cores counts up to the CPUs there are.
+CPUS = available_cpu_count()
+if workflow.global_resources["_cores"].value:
+    workflow.global_resources["_cores"] = min(workflow.cores, CPUS)
+limit_threads()
+link_interpreter(Path.cwd())
+stop_jobs_with_the_workflow()
+
+# Folders have digests in their names; people want to read of variants, here and in the jobs' logs.
+Console.variants = config["variants_by_folder"] = variants_by_folder(tables.models(PLAN))
 
 DATA = "results/data/{task}/{dataset}"
 FOLDER = "results/models/{task}/seed-{seed}/{folder}"  # of a stage, for one variant or several
@@ -77,8 +94,8 @@ def model_code(script):
 def vendored_files(wildcards):
     """Files in the repository that a vendored dataset is read from."""
     kind, _, name = task_of(wildcards).data.source.partition(":")
-    files = (ROOT / "resources" / name).glob("*.parquet") if kind == "vendored" else []
-    return sorted(map(str, files))
+    files = find_vendored(name, Path.cwd()).glob("*.parquet") if kind == "vendored" else []
+    return sorted(map(os.path.relpath, files))  # the same in a moved project
 
 
 def tokenizer_of(wildcards):
@@ -139,10 +156,34 @@ def figure_inputs(request):
     return lambda wildcards: request(wildcards).inputs
 
 
-def figure_png(folder, name):
-    """The PNG of a figure, with its caption in the HTML report."""
-    category = "Figures: {task}" if "{task}" in folder else "Figures"
-    return report(f"{folder}{name}.png", caption=f"../report/{name}.rst", category=category)
+def reported(path, caption, kind, **labels):
+    """A result with its caption in the HTML report: under its kind and suite, with labels instead of
+    its path, which may name wildcards."""
+    return report(
+        path,
+        caption=f"../report/{caption}.rst",
+        category=kind,
+        subcategory=lambda w: w.get("suite", "").strip("/") or "main results",
+        labels=labels,
+    )
+
+
+def figure_png(folder, figure):
+    """The PNG of a figure, in the report."""
+    title = figure.description or figure.name.replace("_", " ").capitalize()
+    task = "{task}" if "{task}" in folder else "all"
+    return reported(f"{folder}{figure.name}.png", figure.name, "Figures", figure=title, task=task)
+
+
+def timed_png(path, caption, title):
+    """A figure of wall-clock times, in the report."""
+    path = f"results/figures/benchmarks/{path}.png"
+    return reported(path, caption, "Wall-clock time", figure=title, of="{name}")
+
+
+def table_page(table, path, caption):
+    """A table as the report shows it."""
+    return reported(f"results/pages/{path}.html", caption, "Tables", table=table)
 
 
 def entries_of(gathered, *options):

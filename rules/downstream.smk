@@ -26,7 +26,8 @@ if tables.boolq(PLAN):
         input:
             [entry["path"] for entry in tables.boolq(PLAN)],
         output:
-            report("results/tables/boolq.csv", caption="../report/table_1.rst", category="Tables"),
+            "results/tables/boolq.csv",
+            page=table_page("boolq", "boolq", "table_1"),
         log:
             "results/logs/tables/boolq.log",
         localrule: True

@@ -25,6 +25,7 @@ for how in EVALUATIONS.values():
             gpu=1,
         params:
             cfg=measure_options,
+            measure=how.measure,
             code=evaluation_code(how),
         script:
             "../scripts/evaluate.py"

@@ -1,4 +1,15 @@
-# The paper's figures, as PNG and PDF, drawn from the tables: a rule for each record of the table.
+# The paper's figures, as PNG and PDF, drawn from the tables: rules for each record of the table.
+
+
+for name in FIGURES:  # snakemake figure_4, of all tasks and suites that have it
+    if tables.figure_results(PLAN, name):
+
+        rule:
+            name:
+                name
+            input:
+                tables.figure_results(PLAN, name),
+            localrule: True
 
 
 for figure in FIGURES.values():
@@ -6,11 +17,11 @@ for figure in FIGURES.values():
 
         rule:
             name:
-                figure.name
+                f"draw_{figure.name}"
             input:
                 unpack(figure_inputs(request_of(figure))),
             output:
-                png=figure_png(f"{FIGURE_FOLDER}{{task}}/", figure.name),
+                png=figure_png(f"{FIGURE_FOLDER}{{task}}/", figure),
                 pdf=f"{FIGURE_FOLDER}{{task}}/{figure.name}.pdf",
             log:
                 f"results/logs/figures/{{suite}}{{task}}/{figure.name}.log",
@@ -24,11 +35,11 @@ for figure in FIGURES.values():
 
         rule:
             name:
-                f"{figure.name}_all_tasks" if figure.key else figure.name
+                f"draw_{figure.name}_all_tasks" if figure.key else f"draw_{figure.name}"
             input:
                 unpack(figure_inputs(request_of(figure, SUITES[0]))),
             output:
-                png=figure_png("results/figures/", figure.name),
+                png=figure_png("results/figures/", figure),
                 pdf=f"results/figures/{figure.name}.pdf",
             log:
                 f"results/logs/figures/{figure.name}.log",

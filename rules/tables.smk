@@ -61,7 +61,8 @@ rule all_tasks:
     input:
         lambda w: [entry["path"] for entry in tables.of_tasks(PLAN, suite_of(w), w.table)],
     output:
-        report(f"{TABLES}{{table}}.csv", caption="../report/table.rst", category="Tables"),
+        f"{TABLES}{{table}}.csv",
+        page=table_page("{table}", "{suite}{table}", "table"),
     log:
         "results/logs/tables/{suite}{table}.log",
     wildcard_constraints:
@@ -78,7 +79,8 @@ rule claims:
     input:
         unpack(lambda w: claims.claim_tables(PLAN, suite_of(w))),
     output:
-        report(f"{TABLES}claims.csv", caption="../report/claims.rst", category="Tables"),
+        f"{TABLES}claims.csv",
+        page=table_page("claims", "{suite}claims", "claims"),
     log:
         "results/logs/tables/{suite}claims.log",
     localrule: True

@@ -6,7 +6,7 @@ from d2dmoe.lookup import resolve
 from d2dmoe.stages import STAGES
 
 with stage_run(snakemake) as run:
-    stage = STAGES[snakemake.rule]
+    stage = STAGES[snakemake.params.lineage["stage"]]
     options = resolve(stage.options).model_validate(snakemake.params.cfg)
     model, spec, _ = resolve(stage.make)(Path(snakemake.input.model), options, run)
     save_lineage(Path(snakemake.output.lineage), snakemake.params.lineage)

@@ -3,10 +3,9 @@ from pathlib import Path
 from d2dmoe.io.csvfile import write_rows
 from d2dmoe.jobs.run import stage_run
 from d2dmoe.lookup import resolve
-from d2dmoe.methods import EVALUATIONS
 
 with stage_run(snakemake) as run:
-    measure = resolve(EVALUATIONS[snakemake.rule].measure)
+    measure = resolve(snakemake.params.measure)
     knob, cfg = snakemake.wildcards.knob, snakemake.params.cfg
     points, layers = measure(Path(snakemake.input.model), knob, cfg, run)
     if layers is not None:

@@ -6,7 +6,7 @@ from d2dmoe.lookup import resolve
 from d2dmoe.stages import STAGES
 
 with stage_run(snakemake) as run:
-    stage = STAGES[snakemake.rule]
+    stage = STAGES[snakemake.params.lineage["stage"]]
     options = resolve(stage.options).model_validate(snakemake.params.cfg)
     parent = snakemake.input.get("model")
     model, spec, history = resolve(stage.make)(Path(parent) if parent else None, options, run)

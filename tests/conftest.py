@@ -9,6 +9,16 @@ import torch
 
 if not torch.cuda.is_available():  # kernels run in Triton's interpreter; read when it is imported
     os.environ["TRITON_INTERPRET"] = "1"
+torch.set_num_threads(1)  # tests run side by side; and the last bits of sums depend on it
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Tests that share a fixture's work run in one process: those of a file, or of a finished
+    workflow."""
+    group = item.path.stem
+    if item.get_closest_marker("workflow"):
+        group = "language" if "finished_language" in getattr(item, "fixturenames", ()) else "tiny"
+    item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture

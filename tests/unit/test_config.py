@@ -597,7 +597,7 @@ def test_a_variant_cannot_take_the_name_of_a_dense_reference(raw, root, bad):
     ("source", "parts"),
     [
         ("path:nowhere", ["path:", "nowhere", "no such folder"]),
-        ("vendored:nothing", ["vendored:nothing", "Vendored sets: known"]),
+        ("vendored:nothing", ["vendored:nothing", "Vendored sets: ", "known"]),
         ("path:images/train", ["needs train/ and test/", "folders found: cat, dog"]),
     ],
 )

@@ -62,10 +62,10 @@ def tellers(n: int, d_model: int) -> ExpertWeights:
 
 
 @pytest.mark.parametrize(
-    "tokens, n",
-    [(1, 1), (200, 1), (1, 5), (63, 5), (64, 5), (200, 5), (513, 5), (65, 70)],
-)  # tiles are of 64 tokens, and a mask is read 64 experts at a time
-@pytest.mark.parametrize("density", [0.0, 0.3, 1.0])
+    "tokens, n, density",
+    [(1, 1, 1.0), (200, 1, 0.3), (1, 5, 0.3), (63, 5, 1.0), (64, 5, 0.3), (64, 5, 1.0)]
+    + [(200, 5, 0.0), (260, 5, 0.3), (200, 5, 1.0), (65, 66, 0.1)],
+)  # tiles are of 64 tokens, superblocks of 128, and a mask is read 64 experts at a time
 def test_each_chosen_pair_of_token_and_expert_runs_once(tokens, n, density):
     z, mask = make_tokens(tokens, 16, DEVICE), random_mask(tokens, n, density)
     for launch in (LAUNCH, DETERMINISTIC):
@@ -83,10 +83,11 @@ def test_superblocks_may_be_routed_ahead_of_the_experts(ahead, routed):
 
 
 @pytest.mark.parametrize("kind", ROUTER_KINDS)
-@pytest.mark.parametrize("n, h", [(3, 8), (24, 128), (40, 20)])
-@pytest.mark.parametrize("launch", [LAUNCH, DETERMINISTIC])
-def test_the_fused_router_selects_as_torch_does(n, h, kind, launch):
-    z, router = make_tokens(200, 72, DEVICE), make_router(n, h, 72, kind, DEVICE)
+@pytest.mark.parametrize(
+    "n, h, launch", [(3, 8, LAUNCH), (24, 128, DETERMINISTIC), (40, 20, LAUNCH)]
+)
+def test_the_fused_router_selects_as_torch_does(n, h, launch, kind):
+    z, router = make_tokens(150, 72, DEVICE), make_router(n, h, 72, kind, DEVICE)
     mask = persistent.run(z, tellers(n, 72), launch, router=router, tau=0.5)
     found = scores(z, router)
     near = (found - 0.5 * found.amax(-1, keepdim=True)).abs() < 1e-5
@@ -105,7 +106,7 @@ def test_a_token_whose_scores_are_all_0_runs_none_unless_tau_is_0(tau, runs):
 
 
 @pytest.mark.parametrize("form", SOME_FORMS)
-@pytest.mark.parametrize("tokens, e", [(1, 24), (7, 32), (197, 64), (130, 128)])
+@pytest.mark.parametrize("tokens, e", [(1, 24), (7, 32), (197, 64)])
 def test_the_kernels_give_the_masked_sum(form, tokens, e):
     weights = make_weights(form, 5, e, d_model=72, d_out=40, device=DEVICE)
     z, mask = make_tokens(tokens, 72, DEVICE), random_mask(tokens, 5, 0.4)
@@ -131,7 +132,7 @@ def test_every_activation_gives_the_masked_sum(form):
 
 
 @pytest.mark.parametrize("form", ["relu", "relu glu with biases"])
-@pytest.mark.parametrize("size", [16, 40, 130, 200, 256])
+@pytest.mark.parametrize("size", [40, 130, 256])
 def test_experts_of_many_neurons_are_taken_in_chunks(size, form):
     weights = make_weights(form, 3, size, d_model=32, d_out=48, device=DEVICE)
     z, mask = make_tokens(70, 32, DEVICE), random_mask(70, 3, 0.5)

@@ -80,8 +80,8 @@ CHANGES = {
     },
 }
 VARIANTS = {
-    "bert": ["d2dmoe", "attention", "moefication", "ztw"],
-    "gpt2": ["d2dmoe", "attention"],
+    "bert": ["d2dmoe", "moefication", "ztw"],
+    "gpt2": ["d2dmoe"],
     "gemma": ["attention"],
 }
 COMPATIBILITY = {"bert": ["d2dmoe_pruned_50"]}

@@ -20,7 +20,7 @@ PROCESSES.set_forkserver_preload(["pytest", "snakemake.api", "snakemake.workflow
 class Job(NamedTuple):
     """A job of the workflow."""
 
-    rule: str
+    rule: str  # a drawing's is called by its figure
     outputs: tuple[str, ...]
 
 
@@ -63,4 +63,8 @@ def _planned(folder: Path, config: Path, targets: set[str], modules: list[Path])
         dag = workflow.dag(DAGSettings(targets=targets, rerun_triggers=triggers))
         dag.execute_workflow(executor="dryrun")
         jobs = workflow._workflow.dag.needrun_jobs(exclude_finished=False)
-        return [Job(job.rule.name, tuple(map(str, job.output))) for job in jobs if job.output]
+        return [
+            Job(job.rule.name.removeprefix("draw_"), tuple(map(str, job.output)))
+            for job in jobs
+            if job.output
+        ]

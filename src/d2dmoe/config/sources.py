@@ -35,6 +35,7 @@ TOKENIZER_FORMS: Forms = {
     "hub": HUB,
     "path": (r".+", "path:FOLDER_OR_FILE (tokenizer.json)"),
 }
+RESOURCES = Path(__file__).parents[3] / "resources"  # of the repository
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 TEST_NAMES = ("test", "validation", "val")  # in the order in which they are tried
 TEXT_FILE = re.compile(r"(.+)\.(?:parquet|(?:csv|jsonl?|txt)(?:\.gz)?)")
@@ -65,7 +66,7 @@ def check_images(source: str, root: Path) -> None:
     """
     kind, _, name = source.partition(":")
     if kind == "vendored":
-        _check_vendored(name, root / "resources")
+        _check_vendored(name, root)
     elif kind == "hub":
         _check_hub(name, root, "dataset", "ylecun/mnist")
     elif kind == "path":
@@ -85,7 +86,7 @@ def check_texts(source: str, root: Path, holds_out_test: bool) -> None:
     """
     kind, _, name = source.partition(":")
     if kind == "vendored":
-        _check_vendored(name, root / "resources")
+        _check_vendored(name, root)
     elif kind == "hub":
         _check_hub(name, root, "dataset", "allenai/c4")
     elif kind == "path":
@@ -147,11 +148,19 @@ def find_tokenizer(path: Path) -> Path:
     return path / "tokenizer.json" if path.is_dir() else path
 
 
-def _check_vendored(name: str, resources: Path) -> None:
-    if not (resources / name).is_dir():
-        known = ", ".join(sorted(p.parent.name for p in resources.glob("*/SHA256SUMS"))) or "none"
+def find_vendored(name: str, root: Path) -> Path:
+    """The folder of a vendored set: in `root`'s resources/, or else in the repository's."""
+    own = root / "resources" / name
+    return own if own.is_dir() else RESOURCES / name
+
+
+def _check_vendored(name: str, root: Path) -> None:
+    folder = find_vendored(name, root)
+    if not folder.is_dir():
+        sums = [*(root / "resources").glob("*/SHA256SUMS"), *RESOURCES.glob("*/SHA256SUMS")]
+        known = ", ".join(sorted({path.parent.name for path in sums})) or "none"
         raise DataError(
-            f"vendored:{name}: there is no {resources / name}. Vendored sets: {known}. "
+            f"vendored:{name}: there is no {folder}. Vendored sets: {known}. "
             "Correct the source, or restore the folder with `git checkout -- resources`."
         )
 

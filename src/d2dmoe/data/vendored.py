@@ -6,6 +6,7 @@ writes it.
 
 from pathlib import Path
 
+from d2dmoe.config.sources import find_vendored
 from d2dmoe.errors import DataError
 from d2dmoe.io.files import sha256
 
@@ -16,7 +17,7 @@ def vendored_file(name: str, file: str, root: Path) -> Path:
     Raises:
         DataError: the file or SHA256SUMS is missing, or the checksum is another.
     """
-    folder = root / "resources" / name
+    folder = find_vendored(name, root)
     path = folder / file
     remedy = f"Restore it with `git checkout -- resources/{name}`."
     expected = _checksums(folder / "SHA256SUMS", remedy).get(file)

@@ -8,15 +8,24 @@ from pathlib import Path
 logger = logging.getLogger("d2dmoe")
 
 
-def log_to(path: Path) -> None:
-    """Send the package's log lines to a file, and to standard error where a person watches it."""
+def log_to(path: Path, name: str = "") -> None:
+    """Send the package's log lines to a file, and to standard error where a person watches it.
+
+    Args:
+        path: the file.
+        name: of the job, said in each line.
+    """
     logger.setLevel(logging.INFO)
     logger.handlers.clear()
     handlers: list[logging.Handler] = [logging.FileHandler(path, mode="w", encoding="utf-8")]
     if sys.stderr.isatty():
         handlers.append(logging.StreamHandler())
+        handlers[-1].addFilter(
+            lambda record: record.levelno < logging.ERROR
+        )  # the console's to tell
+    about = name.replace("%", "%%") + ": " if name else ""
     for handler in handlers:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(logging.Formatter(f"%(asctime)s {about}%(message)s", "%H:%M:%S"))
         logger.addHandler(handler)
 
 

@@ -51,10 +51,22 @@ def timed_layers(plan: Plan) -> list[str]:
     return [f"results/benchmarks/{name}.csv" for name in timed_here(plan) if name in LAYERS]
 
 
+def layer_figures(plan: Plan) -> dict[str, list[str]]:
+    """The paper's figures of layers, 5 and, where layers differ in shape, 11."""
+    names = [name for name in timed_here(plan) if name in LAYERS]
+    shapes = {tuple(entry.shape.values()) for entry in tables(plan)["layer"].values()}
+    found = {"figure_5": names, "figure_11": ["layer_appendix"] if "layer" in names else []}
+    if len(shapes) < 2:
+        del found["figure_11"]
+    return {figure: _drawn(own) for figure, own in found.items() if own}
+
+
 def results(plan: Plan) -> list[str]:
     """The figures, and with them the tables, of what this machine can time, and their claims."""
-    names = timed_here(plan)
-    shapes = {tuple(entry.shape.values()) for entry in tables(plan)["layer"].values()}
-    figures = [*names, "layer_appendix"] if "layer" in names and len(shapes) > 1 else names
+    appendix = layer_figures(plan).get("figure_11", [])
     claims = ["results/benchmarks/claims.csv"] if timed_layers(plan) else []
-    return [f"results/figures/benchmarks/{name}.png" for name in figures] + claims
+    return [*_drawn(timed_here(plan)), *appendix, *claims]
+
+
+def _drawn(names: list[str]) -> list[str]:
+    return [f"results/figures/benchmarks/{name}.png" for name in names]

@@ -30,9 +30,9 @@ OTHER_RULES = (
     *("all", "all_tasks", "validation", "validation_tradeoff", "tuning", "tuning_table"),
     *("benchmarks", "models", "clean_unused", "remove_unused", "dataset", "tokenizer", "activity"),
     *("layers_table", "activity_table", "patch_load_table", "load_maps", "tradeoff", "summary"),
-    *("claims", "reference", "fairness", "boolq", "table_1", "figure_5"),
+    *("claims", "reference", "fairness", "boolq", "table_1", "figure_5", "figure_11"),
     *("benchmark_cpu", "benchmark_gpu", "benchmark_model", "benchmark_decode", "benchmark_table"),
-    *("benchmark_masks", "benchmark_claims"),
+    *("benchmark_masks", "benchmark_claims", "draw_figure_5", "verify", "wall_times"),
 )
 
 
@@ -43,7 +43,7 @@ def rule_names() -> set[str]:
 
 
 def check(config: Config, root: Path) -> None:
-    """Refuse what cannot be run; `root` is the repository, where `resources/` lies.
+    """Refuse what cannot be run; relative paths of the configuration begin in `root`.
 
     Raises:
         ConfigError: one message with a line for each task that has a fault, its first.

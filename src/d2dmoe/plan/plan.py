@@ -26,7 +26,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class Plan:
-    """What `snakemake` can make of a configuration; `root` is the repository."""
+    """What `snakemake` can make of a configuration; `root` holds the code that it runs."""
 
     config: Config
     root: Path
@@ -167,15 +167,20 @@ def _activations(step: Step) -> list[str]:
     return sorted(found)
 
 
-def load_plan(raw: Mapping[str, Any], root: Path) -> Plan:
-    """Check a configuration and plan it; `root` is the repository, where `resources/` lies.
+def load_plan(raw: Mapping[str, Any], root: Path, folder: Path | None = None) -> Plan:
+    """Check a configuration and plan it.
+
+    Args:
+        raw: as YAML gives it.
+        root: the repository, with `scripts/` and `src/`.
+        folder: where relative paths of the configuration begin; `root` unless given.
 
     Raises:
         ConfigError: one message with a line for every fault: key, value, what is allowed.
         DataError: a task's dataset is not there.
     """
     config = parse_config(raw)
-    check(config, root)
+    check(config, folder or root)
     return Plan(config, root)
 
 

@@ -159,6 +159,20 @@ def suite_results(plan: Plan, suite: Suite) -> list[str]:
     return results + [path for task in tasks for path in task_results(plan, suite, task)]
 
 
+def figure_results(plan: Plan, figure: str) -> list[str]:
+    """A figure of every task and suite that has it, and of all tasks."""
+    paths = [
+        figure_path(suite, figure, end, task)
+        for suite in SUITES
+        for task in plan.tasks_of(suite)
+        if figure in task_figures(plan, suite, task)
+        for end in ENDINGS
+    ]
+    if FIGURES[figure].overall:
+        paths += [figure_path(MAIN, figure, end) for end in ENDINGS]
+    return paths
+
+
 def all_results(plan: Plan) -> list[str]:
     """All that `snakemake all` makes."""
     results = ["results/models.csv"]

@@ -1,0 +1,57 @@
+"""How the workflow prepares this machine for its jobs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from d2dmoe.jobs.machine import SINGLE, limit_threads, link_interpreter
+
+
+@pytest.fixture
+def environment(tmp_path, monkeypatch) -> Path:
+    """A Python environment whose path needs quotes, as the one that runs; the working folder."""
+    base = Path(sys.prefix)
+    own = tmp_path / "d'été, a folder" / "env"
+    (own / "bin").mkdir(parents=True)
+    (own / "bin/python").symlink_to(Path(sys.executable).resolve())
+    config = base / "pyvenv.cfg"
+    if config.exists():
+        (own / "pyvenv.cfg").write_text(config.read_text())
+    monkeypatch.setattr(sys, "executable", str(own / "bin/python"))
+    monkeypatch.chdir(own.parent)
+    return own
+
+
+def test_an_interpreter_whose_path_needs_quotes_is_called_by_a_link(environment):
+    for _ in range(2):  # the second call finds the link
+        sys.executable = str(environment / "bin/python")
+        link_interpreter(Path.cwd())
+        command = f"{sys.executable} -c 'import sys; print(sys.prefix)'"  # as Snakemake's
+        done = subprocess.run(command, shell=True, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert Path(done.stdout.strip()).samefile(environment)
+
+
+def test_a_link_of_a_moved_project_is_mended(environment):
+    link = Path(".snakemake/environment")
+    link.parent.mkdir()
+    link.symlink_to("nowhere")
+    link_interpreter(Path.cwd())
+    assert link.resolve() == environment
+
+
+def test_any_other_interpreter_is_left_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/usr/bin/python3")
+    link_interpreter(tmp_path)
+    assert sys.executable == "/usr/bin/python3" and not list(tmp_path.iterdir())
+
+
+def test_libraries_get_one_thread_unless_the_user_says_otherwise(monkeypatch):
+    for name in SINGLE:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    limit_threads()
+    assert [os.environ[name] for name in SINGLE] == ["5", "1", "1", "1"]

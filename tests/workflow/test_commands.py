@@ -1,0 +1,87 @@
+"""Every call of snakemake that the documentation prints, as it is printed, in a project that was
+copied to a folder whose name needs quotes."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from workflow.conftest import ROOT, SUITES
+
+pytestmark = pytest.mark.workflow
+
+PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *ROOT.glob("docs/*.md")]
+CALL = re.compile(r"(?:uv run (?:--[\w-]+ (?:[\w-]+ )?)?)?snakemake [^`#\n&|]+")
+ELSEWHERE = ("--profile", "--snakefile")  # a cluster, several GPUs, a container
+LONG = ("seeds=", "tuning", "validation")  # hours of a real configuration, minutes of this
+
+
+def printed() -> list[str]:
+    """The calls, without the first word of `snakemake benchmarks` in running text."""
+    found = [call.strip() for page in PAGES for call in CALL.findall(page.read_text())]
+    return [*dict.fromkeys(call for call in found if not any(x in call for x in ELSEWHERE))]
+
+
+@pytest.fixture(scope="module")
+def moved(finished, tmp_path_factory) -> Path:
+    """A copy of the finished project, with new times and an environment of its own; its default
+    configuration is the tiny one."""
+    folder = tmp_path_factory.mktemp("moved") / "l'été, a copy"
+    shutil.copytree(finished.folder, folder, symlinks=True, copy_function=shutil.copy)
+    (folder / "config.yaml").write_text(yaml.safe_dump(finished.config, sort_keys=False))
+    (folder / "environment").symlink_to(sys.prefix)
+    return folder
+
+
+def call(folder: Path, command: str) -> subprocess.CompletedProcess:
+    """Run a printed call in a folder with its own environment."""
+    words = shlex.split(command)
+    words = words[words.index("snakemake") :]
+    return subprocess.run(
+        [str(folder / "environment/bin/python"), "-m", *words],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(folder / "src"), "HF_HUB_OFFLINE": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+
+
+def test_a_copied_project_has_nothing_to_do(moved):
+    done = call(moved, f"snakemake {' '.join(SUITES)}")
+    assert done.returncode == 0 and "Nothing to be done" in done.stdout, done.stdout[-3000:]
+
+
+@pytest.mark.parametrize("command", printed())
+def test_a_printed_call_works_as_it_is_printed(moved, command):
+    command = re.sub(r"\b(vision|TASK)\b", "tiny", command)  # the task of this configuration
+    if any(word in command for word in LONG):
+        command += " -n"
+    done = call(moved, command)
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert "Traceback" not in done.stdout
+
+
+@pytest.mark.parametrize("target", ["figure_4", "figure_9d", "figure_7", "figure_10"])
+def test_a_figures_name_is_a_target(moved, target):
+    shutil.rmtree(moved / "results/figures")
+    done = call(moved, f"snakemake {target}")
+    assert done.returncode == 0, done.stdout[-3000:]
+    drawn = {path.stem for path in (moved / "results/figures").rglob("*.p*")}
+    assert drawn == {target}
+
+
+def test_jobs_compute_in_the_moved_project(moved):
+    """The path of their interpreter needs quotes, and --cores asks for more than there is."""
+    shutil.rmtree(moved / "results/benchmarks/cpu", ignore_errors=True)
+    done = call(moved, "snakemake --cores 64 figure_5")
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert (moved / "results/figures/benchmarks/cpu.png").is_file()
+    assert (moved / ".snakemake/environment").resolve() == moved / "environment"
