@@ -16,7 +16,7 @@ from d2dmoe.config.training import TrainingConfig
 from d2dmoe.config.variant import DENSE_VARIANTS, FINETUNED
 from d2dmoe.config.weights import check_weights
 from d2dmoe.errors import ConfigError, DataError
-from d2dmoe.figures import FIGURES, by_key
+from d2dmoe.figures import FIGURES, WALL_CLOCK, by_key
 from d2dmoe.lookup import resolve
 from d2dmoe.methods import EVALUATIONS
 from d2dmoe.methods.checks import divisors
@@ -30,16 +30,17 @@ OTHER_RULES = (
     *("all", "all_tasks", "validation", "validation_tradeoff", "tuning", "tuning_table"),
     *("benchmarks", "models", "clean_unused", "remove_unused", "dataset", "tokenizer", "activity"),
     *("layers_table", "activity_table", "patch_load_table", "load_maps", "tradeoff", "summary"),
-    *("claims", "reference", "fairness", "boolq", "table_1", "figure_5", "figure_11"),
+    *("claims", "reference", "fairness", "boolq", "table_1"),
     *("benchmark_cpu", "benchmark_gpu", "benchmark_model", "benchmark_decode", "benchmark_table"),
-    *("benchmark_masks", "benchmark_claims", "draw_figure_5", "verify", "wall_times"),
+    *("benchmark_masks", "benchmark_claims", "verify", "wall_times"),
 )
 
 
 def rule_names() -> set[str]:
     """Names of the workflow's rules and targets; a task is a target beside them."""
-    figures = {name for figure in FIGURES for name in (figure, f"{figure}_all_tasks")}
-    return {*OTHER_RULES, *SUITES, *STAGES, *EVALUATIONS, *figures}
+    figures = {*FIGURES, "figure_5", "figure_11", WALL_CLOCK.name}
+    drawn = (f"draw_{figure}{end}" for figure in figures for end in ("", "_all_tasks"))
+    return {*OTHER_RULES, *SUITES, *STAGES, *EVALUATIONS, *figures, *drawn}
 
 
 def check(config: Config, root: Path) -> None:
