@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from mutations import damaged, json_of, mutated, places
-from torch import nn
+from torch import Tensor, nn
 
 from d2dmoe.checkpoint import load_dense_model, load_model, save_model
 from d2dmoe.compression.quantize import quantize_weights
@@ -18,6 +18,7 @@ from d2dmoe.config.training import TrainingConfig
 from d2dmoe.conversion import add_routers, to_moe
 from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
+from d2dmoe.io.tensors import load_tensors, save_tensors
 from d2dmoe.jobs.state import TrainingState
 from d2dmoe.models.build import create_model
 from d2dmoe.spec import ModelSpec
@@ -99,23 +100,55 @@ def case(rng: random.Random, folder: Path) -> Callable[[], object]:
     """A call that loads a damaged file."""
     load, content = rng.choice(_saved(folder))
     path = folder / "damaged.safetensors"
-    changed = damaged(content, rng) if rng.random() < 0.4 else _other_header(content, rng)
-    path.write_bytes(changed)
+    damage = rng.random()
+    if damage < 0.3:
+        path.write_bytes(damaged(content, rng))
+    elif damage < 0.5:
+        path.write_bytes(_other_header(content, rng))
+    else:
+        path.write_bytes(content)
+        _save_other(path, rng)
     return lambda: load(path)
 
 
 def _other_header(content: bytes, rng: random.Random) -> bytes:
-    """The file with changes in its header, or in the JSON that the header holds as text."""
+    """The file with changes in its header."""
     length = int.from_bytes(content[:8], "little")
-    header, rest = json.loads(content[8 : 8 + length]), content[8 + length :]
-    about = header["__metadata__"]
-    key = next(iter(about))
-    if rng.random() < 0.7:
-        about[key] = json_of(_small(mutated(json.loads(about[key]), rng, aliases=False)))
-    else:
-        header = mutated(header, rng, aliases=False)
+    header = mutated(json.loads(content[8 : 8 + length]), rng, aliases=False)
     text = json_of(header).encode()
-    return len(text).to_bytes(8, "little") + text + rest
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
+def _save_other(path: Path, rng: random.Random) -> None:
+    """Save a file anew, whole, with other tensors or another description."""
+    tensors, metadata = load_tensors(path, "")
+    (key,) = metadata.keys() & {"spec", "about"}
+    described = json.loads(metadata[key])
+    if rng.random() < 0.7:
+        described = _small(mutated(described, rng, aliases=False))
+    else:
+        tensors = _other_tensors(tensors, rng)
+    save_tensors(path, tensors, {key: json_of(described)})
+
+
+def _other_tensors(tensors: dict[str, Tensor], rng: random.Random) -> dict[str, Tensor]:
+    """The tensors, one of them missing, renamed, of another shape or number format, or NaN."""
+    name = rng.choice(list(tensors))
+    rest = {other: tensor for other, tensor in tensors.items() if other != name}
+    tensor = tensors[name]
+    changed = rng.choice(
+        (
+            {},
+            {f"{name}x": tensor},
+            {name.replace(".", "/"): tensor},
+            {name: tensor.flatten()[1:].clone()},
+            {name: tensor[None].clone()},
+            {name: tensor.double()},
+            {name: tensor.to(torch.int32)},
+            {name: torch.full_like(tensor.float(), float("nan"))},
+        )
+    )
+    return rest | changed
 
 
 def _small(tree: Any) -> Any:
