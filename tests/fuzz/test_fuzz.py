@@ -9,7 +9,7 @@ import results
 from mutations import seeds
 from outcomes import outcomes
 
-SHARE = {configurations: 60, checkpoints: 60, results: 40}
+SHARE = {configurations: 40, checkpoints: 30, results: 25}
 
 
 @pytest.mark.parametrize("module", SHARE, ids=lambda module: module.__name__)

@@ -23,7 +23,7 @@ from d2dmoe.data.images import prepare_images
 from d2dmoe.data.text_splits import split_labelled
 from d2dmoe.errors import DataError, UserError
 from d2dmoe.figures import load_maps
-from d2dmoe.figures.style import handle, legend, look, save
+from d2dmoe.figures.style import handle, legend, look
 from d2dmoe.io.csvfile import write_rows
 from d2dmoe.io.read import read_table
 from d2dmoe.methods.checks import divisors
@@ -318,14 +318,14 @@ def test_a_stem_has_channels(raw, root):
 # What is drawn.
 
 
-def test_a_label_or_class_may_hold_what_matplotlib_reads_as_mathematics(tmp_path):
+def test_a_label_or_class_may_hold_what_matplotlib_reads_as_mathematics():
     label = r"$\frac{$"
     figure = Figure(layout="constrained")
     legend(figure, [handle(label, look(0))])
-    save(figure, tmp_path / "a.png", tmp_path / "a.pdf")
+    figure.draw_without_rendering()
     tensors = {"images": np.zeros((1, 3, 8, 8), np.uint8), "loads": np.zeros((1, 2, 2))}
     tensors["labels"] = np.zeros(1, int)
-    save(load_maps.draw(tensors, {"classes": [label]}), tmp_path / "b.png", tmp_path / "b.pdf")
+    load_maps.draw(tensors, {"classes": [label]}).draw_without_rendering()
 
 
 def test_a_suite_of_variants_without_experts_has_no_tables_of_them(raw, root):
