@@ -569,6 +569,7 @@ TABLE = "task,variant,seed,flops\na,nan,0,1.5\na,b,1,2\n"
         (TABLE.replace("flops", "flop").encode(), "no column flops"),
         (TABLE.replace("2", "two").encode(), "row 1 .from 0. has 'two' in the column flops"),
         (TABLE.replace("1.5", "").encode(), "row 0 .from 0. has an empty cell in the column flops"),
+        (TABLE.replace("1.5", "0").encode(), "'0' in the column flops, where a number above 0"),
         (TABLE.replace("1.5", "inf").encode(), "row 0 .from 0. has 'inf' in the column flops"),
     ],
 )

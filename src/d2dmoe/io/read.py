@@ -17,6 +17,7 @@ TEXTS = (  # columns that hold texts, whatever these look like: a variant may be
     *("task", "model", "dataset", "method", "variant", "knob", "metric", "role", "stages"),
     *("rates_tried", "device", "torch", "triton", "dtype", "activation", "mask", "backend"),
 )
+POSITIVE = ("flops", "flops_ratio", "params", "num_experts", "d_ff", "tokens", "median_ms")
 MAY_BE_EMPTY = ("knob_value",)  # of a model with one operating point
 REMEDY = "Delete it and run the same command again: the step that makes it is then repeated."
 
@@ -58,10 +59,12 @@ def _check(path: Path, name: str, column: pd.Series) -> None:
     if name not in TEXTS:
         numbers = pd.to_numeric(column, errors="coerce").astype(float)
         wrong = ~np.isfinite(numbers) & ~(wrong & (name in MAY_BE_EMPTY))
+        wrong |= (numbers <= 0) & (name in POSITIVE)
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])
         found = "an empty cell" if pd.isna(column[row]) else f"'{str(column[row])[:60]}'"
-        needed = "a text" if name in TEXTS else "a finite number"
+        number = "a number above 0" if name in POSITIVE else "a finite number"
+        needed = "a text" if name in TEXTS else number
         raise DataError(
             f"{path} is damaged: row {row} (from 0) has {found} in the column {name}, where "
             f"{needed} is needed. {REMEDY}"
