@@ -558,6 +558,8 @@ def test_a_configuration_that_is_no_mapping_is_refused(raw, root):
         (["no_such_module"], ["'no_such_module'", "cannot be imported", "PYTHONPATH"]),
         ("json", ["extensions = 'json'", "must be a list"]),
         ([3], ["extensions = [3]", "must be a list"]),
+        ([""], ["extensions = ['']", "must be a list"]),
+        ([".mine"], ["extensions = ['.mine']", "must be a list"]),
     ],
 )
 def test_extensions_are_modules_that_can_be_imported(names, parts):
