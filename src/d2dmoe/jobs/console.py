@@ -20,6 +20,7 @@ NOISE = re.compile(
     "|Will exit after|Exiting because|Shutting down|Removing output files|Touching output"
     "|At least one job did not complete|WorkflowError:\nAt least one job"
     "|Some jobs were triggered|Rules with provenance|Assuming unrestricted|Reasons:"
+    "|Loading script code|Adding |Downloading resources|Creating report"
 )  # said at each start or after each failure, or said better here
 ENDED = "Elapsed time"  # what Snakemake says last
 DRY_RUN_ENDED = "This was a dry-run"
