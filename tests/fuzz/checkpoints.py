@@ -76,15 +76,15 @@ def _trained() -> tuple[nn.Module, torch.optim.Optimizer]:
 
 
 @cache
-def _saved(folder: Path) -> list[tuple[Callable[[Path], object], bytes]]:
-    """What each file is loaded by, and its bytes."""
-    found: list[tuple[Callable[[Path], object], bytes]] = []
+def _saved(folder: Path) -> list[tuple[Callable[[Path], object], Path]]:
+    """Whole files, and what each is loaded by."""
+    found: list[tuple[Callable[[Path], object], Path]] = []
     for path in _save_models(folder):
-        found += [(load_model, path.read_bytes()), (load_dense_model, path.read_bytes())]
+        found += [(load_model, path), (load_dense_model, path)]
     path = folder / "state.safetensors"
     history = [{"epoch": 1, "loss": 0.5}]
     TrainingState(path, 1.0).save(*_trained(), 3, history, {"loss": 0.25})
-    return [*found, *[(_load_state, path.read_bytes())] * (len(found) // 2)]
+    return [*found, *[(_load_state, path)] * (len(found) // 2)]
 
 
 def _load_state(path: Path) -> None:
@@ -98,8 +98,9 @@ def _load_state(path: Path) -> None:
 
 def case(rng: random.Random, folder: Path) -> Callable[[], object]:
     """A call that loads a damaged file."""
-    load, content = rng.choice(_saved(folder))
-    path = folder / "damaged.safetensors"
+    load, whole = rng.choice(_saved(folder))
+    content, path = whole.read_bytes(), folder / "damaged" / whole.name
+    path.parent.mkdir(exist_ok=True)
     damage = rng.random()
     if damage < 0.3:
         path.write_bytes(damaged(content, rng))
