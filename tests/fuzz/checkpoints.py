@@ -92,7 +92,6 @@ def _load_state(path: Path) -> None:
     model, optimizer = _trained()
     step, history, sums = TrainingState(path, 1.0).load(model, optimizer)
     optimizer.step()
-    assert step + 1 > 0 and sum(sums.values()) < float("inf")
     TrainingState(path, 1.0).save(model, optimizer, step + 1, history, sums)
 
 

@@ -42,7 +42,7 @@ class About(BaseModel):
 
     step: Annotated[int, Field(ge=0)]
     history: list[dict[str, Any]]
-    sums: dict[str, float]
+    sums: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
 
 
 class TrainingState:
