@@ -8,17 +8,26 @@ validation samples.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, Field
 
 from d2dmoe.config.training import TrainingConfig
+from d2dmoe.errors import DataError
+from d2dmoe.io.read import REMEDY, read
 from d2dmoe.tables import quality_at, tradeoff
 
 TRIAL_BUDGETS = [0.6, 0.7, 0.8, 0.9, 1.0]
 """Ratios at which learning rates are compared: up to the dense cost, for what is sought is a saving
 that keeps the dense quality."""
+
+
+class Sizes(BaseModel):
+    """Of `dataset.json`, how many samples each split has."""
+
+    sizes: dict[str, Annotated[int, Field(gt=0)]]
 
 
 def fairness(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -52,7 +61,7 @@ def fairness(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _training(entry: dict[str, Any]) -> dict[str, Any]:
     """What one training had."""
-    samples = json.loads(Path(entry["about"]).read_text())["sizes"]["train"]
+    samples = _training_samples(Path(entry["about"]))
     stages = {stage["stage"]: _steps(stage, samples) for stage in entry["stages"]}
     seen = sum(stages[s["stage"]] * s["batch_size"] for s in entry["stages"])
     row = {key: entry[key] for key in ("task", "method", "variant", "seed")}
@@ -72,9 +81,20 @@ def _steps(stage: dict[str, Any], samples: int) -> int:
     return cfg.steps(samples)
 
 
+def _training_samples(about: Path) -> int:
+    sizes = read(about)
+    try:
+        return Sizes.model_validate(sizes).sizes["train"]
+    except (LookupError, ValueError) as error:
+        raise DataError(f"{about} does not say how many samples train. {REMEDY}") from error
+
+
 def _wall(path: str) -> float:
     """Seconds that a job took; of one that was interrupted, those of its last attempt."""
-    return json.loads(Path(path).read_text().splitlines()[-1])["s"]
+    try:
+        return float(json.loads(Path(path).read_text().splitlines()[-1])["s"])
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise DataError(f"{path} does not say how long the job took. {REMEDY}") from error
 
 
 def tuning(entries: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]:

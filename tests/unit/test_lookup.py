@@ -28,7 +28,7 @@ from d2dmoe.methods import EVALUATIONS, METHODS, evaluation_of
 from d2dmoe.models import ARCHITECTURES, names_where
 from d2dmoe.models.build import create_model
 from d2dmoe.plan import digest
-from d2dmoe.plan.checks import TARGETS
+from d2dmoe.plan.checks import OTHER_RULES
 from d2dmoe.router_kinds import ROUTER_KINDS
 from d2dmoe.selection_rules import RULES
 from d2dmoe.stages import STAGES
@@ -324,4 +324,4 @@ def test_claims_compare_variants_of_figures_that_there_are():
 def test_no_record_is_called_like_a_target_of_the_workflow():
     """Rules bear the names of records."""
     rules = [*STAGES, *EVALUATIONS, *FIGURES]
-    assert len(rules) == len(set(rules)) and not set(rules) & set(TARGETS)
+    assert len(rules) == len(set(rules)) and not set(rules) & set(OTHER_RULES)

@@ -13,9 +13,10 @@ import time
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field
 from torch import nn
 
 from d2dmoe.errors import CheckpointError, UserError
@@ -34,6 +35,14 @@ def state_path(folder: Path, identity: Mapping[str, Any], inputs: list[Path]) ->
     parts = [json.dumps(identity, sort_keys=True), *(sha256(path) for path in inputs)]
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:24]
     return folder / f"{name}.safetensors"
+
+
+class About(BaseModel):
+    """Where a saved training stands."""
+
+    step: Annotated[int, Field(ge=0)]
+    history: list[dict[str, Any]]
+    sums: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
 
 
 class TrainingState:
@@ -65,8 +74,8 @@ class TrainingState:
                 split[kind][key] = tensor
             load_distinct(model, split["model"])
             optimizer.load_state_dict(_nest(split["optimizer"], optimizer))
-            about = json.loads(metadata["about"])
-            return about["step"], about["history"], about["sums"]
+            about = About.model_validate(json.loads(metadata["about"]))
+            return about.step, about.history, about.sums
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"{self.path} is not the state of this training: {error}. {remedy}"
@@ -135,7 +144,12 @@ class TrainingState:
 def _nest(flat: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> dict:
     """From "index/name" keys to the form of the optimiser's state dict."""
     state: dict[int, dict] = {}
+    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
     for key, tensor in flat.items():
         index, _, name = key.partition("/")
         state.setdefault(int(index), {})[name] = tensor
+        if tensor.dim() and tensor.shape != parameters[int(index)].shape:
+            raise ValueError(f"the optimiser's {key} has another shape than its parameter")
+    if len({frozenset(values) for values in state.values()}) > 1:
+        raise ValueError("the optimiser's parameters have different values")
     return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}
