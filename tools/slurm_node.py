@@ -1,0 +1,148 @@
+"""A SLURM cluster of one node, without accounting, on this machine: for tests and for trying the
+profile.
+
+    python tools/slurm_node.py start FOLDER     # prints what to export for sbatch and snakemake
+    python tools/slurm_node.py stop FOLDER
+
+Needs root and Debian's packages (apt-get install slurm-wlm munge), no systemd. The daemons run from
+FOLDER, which holds their configuration, logs and state; its path must be short: sockets lie in it.
+`--gpus N` gives the node N devices that are called GPUs and are none. Jobs in the partition
+`urgent` preempt those in `all`, the default one, which are put back into the queue.
+"""
+
+import argparse
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+CONFIG = """\
+ClusterName=one
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={ports[0]}
+SlurmdPort={ports[1]}
+SlurmUser=root
+AuthInfo=socket={folder}/munge.socket
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/slurmd.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/slurmd.log
+AccountingStorageType=accounting_storage/none
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/affinity
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_CPU_Memory
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+ReturnToService=2
+GresTypes=gpu
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:{gpus}
+PartitionName=all Nodes=ALL Default=YES PriorityTier=1
+PartitionName=urgent Nodes=ALL PriorityTier=2
+"""
+DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")  # stand for GPUs
+
+
+def start(folder: Path, gpus: int) -> None:
+    """Write the configuration and start the three daemons, each of which puts itself into the
+    background and its process id into a file."""
+    for name in ("state", "spool"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)
+    write_config(folder, gpus)
+    key = folder / "munge.key"
+    key.write_bytes(secrets.token_bytes(128))
+    key.chmod(0o400)
+    files = [f"--{name}={folder}/munge{end}" for name, end in MUNGE.items()]
+    run("munged", "--force", *files)
+    run("slurmctld", "-f", folder / "slurm.conf")
+    run("slurmd", "-f", folder / "slurm.conf", "-N", socket.gethostname())
+    wait_until_idle(folder)
+    print(f"export SLURM_CONF={folder}/slurm.conf")
+
+
+MUNGE = {
+    "key-file": ".key",
+    "socket": ".socket",
+    "pid-file": "d.pid",
+    "log-file": "d.log",
+    "seed-file": ".seed",
+}
+
+
+def write_config(folder: Path, gpus: int) -> None:
+    """slurm.conf, and gres.conf with the GPUs."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2**20
+    text = CONFIG.format(
+        host=socket.gethostname(),
+        folder=folder,
+        ports=free_ports(2),
+        cpus=len(os.sched_getaffinity(0)),
+        memory=memory,
+        gpus=gpus,
+    )
+    lines = [f"Name=gpu File={device}\n" for device in DEVICES[:gpus]]
+    (folder / "slurm.conf").write_text(text)
+    (folder / "gres.conf").write_text("".join(lines))
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports that nothing listens at now."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [s.getsockname()[1] for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+def run(*command: str | Path) -> None:
+    """Run a daemon until it is in the background."""
+    subprocess.run(list(map(str, command)), check=True, timeout=60)
+
+
+def wait_until_idle(folder: Path, timeout_s: float = 60) -> None:
+    """Wait until the node takes jobs."""
+    environment = os.environ | {"SLURM_CONF": f"{folder}/slurm.conf"}
+    command = ["sinfo", "--noheader", "--format=%T"]
+    until = time.monotonic() + timeout_s
+    state = ""
+    while "idle" not in state:
+        if time.monotonic() > until:
+            raise SystemExit(f"the node is not idle but {state!r}; see the logs in {folder}")
+        time.sleep(0.5)
+        state = subprocess.run(command, env=environment, capture_output=True, text=True).stdout
+
+
+def stop(folder: Path, timeout_s: float = 30) -> None:
+    """Cancel all jobs, then end the daemons, the authentication last."""
+    environment = os.environ | {"SLURM_CONF": f"{folder}/slurm.conf"}
+    subprocess.run(["scancel", "--user=root"], env=environment, timeout=60)
+    for name in ("slurmd", "slurmctld", "munged"):
+        file = folder / f"{name}.pid"
+        if file.exists():
+            process = int(file.read_text())
+            os.kill(process, signal.SIGTERM)
+            until = time.monotonic() + timeout_s
+            while Path(f"/proc/{process}").exists() and time.monotonic() < until:
+                time.sleep(0.1)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["start", "stop"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--gpus", type=int, default=0)
+    arguments = parser.parse_args()
+    folder = arguments.folder.absolute()
+    if arguments.what == "start":
+        start(folder, arguments.gpus)
+    else:
+        stop(folder)
