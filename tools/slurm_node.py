@@ -1,11 +1,12 @@
 """A SLURM cluster of one node, without accounting, on this machine: for tests and for trying the
 profile.
 
-    python tools/slurm_node.py start FOLDER     # prints what to export for sbatch and snakemake
+    python tools/slurm_node.py start FOLDER
     python tools/slurm_node.py stop FOLDER
 
 Needs root and Debian's packages (apt-get install slurm-wlm munge), no systemd. The daemons run from
-FOLDER, which holds their configuration, logs and state; its path must be short: sockets lie in it.
+FOLDER, which holds their configuration, logs and state; its path must be short, as sockets lie in it.
+SLURM's commands find the configuration by a link where Debian expects it.
 `--gpus N` gives the node N devices that are called GPUs and are none. Jobs in the partition
 `urgent` preempt those in `all`, the default one, which are put back into the queue.
 """
@@ -42,20 +43,26 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 ReturnToService=2
 GresTypes=gpu
-NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory} Gres=gpu:{gpus}
+NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={memory}{gres}
 PartitionName=all Nodes=ALL Default=YES PriorityTier=1
 PartitionName=urgent Nodes=ALL PriorityTier=2
 """
+LINK = Path("/etc/slurm/slurm.conf")
 DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random")  # stand for GPUs
 
 
 def start(folder: Path, gpus: int) -> None:
     """Write the configuration and start the three daemons, each of which puts itself into the
     background and its process id into a file."""
+    if LINK.exists():
+        raise SystemExit(f"this machine belongs to a cluster already: {LINK} is there")
     for name in ("state", "spool"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     folder.chmod(0o755)
     write_config(folder, gpus)
+    LINK.parent.mkdir(exist_ok=True)
+    LINK.unlink(missing_ok=True)
+    LINK.symlink_to(folder / "slurm.conf")
     key = folder / "munge.key"
     key.write_bytes(secrets.token_bytes(128))
     key.chmod(0o400)
@@ -64,7 +71,6 @@ def start(folder: Path, gpus: int) -> None:
     run("slurmctld", "-f", folder / "slurm.conf")
     run("slurmd", "-f", folder / "slurm.conf", "-N", socket.gethostname())
     wait_until_idle(folder)
-    print(f"export SLURM_CONF={folder}/slurm.conf")
 
 
 MUNGE = {
@@ -85,7 +91,7 @@ def write_config(folder: Path, gpus: int) -> None:
         ports=free_ports(2),
         cpus=len(os.sched_getaffinity(0)),
         memory=memory,
-        gpus=gpus,
+        gres=f" Gres=gpu:{gpus}" if gpus else "",
     )
     lines = [f"Name=gpu File={device}\n" for device in DEVICES[:gpus]]
     (folder / "slurm.conf").write_text(text)
@@ -108,7 +114,6 @@ def run(*command: str | Path) -> None:
 
 def wait_until_idle(folder: Path, timeout_s: float = 60) -> None:
     """Wait until the node takes jobs."""
-    environment = os.environ | {"SLURM_CONF": f"{folder}/slurm.conf"}
     command = ["sinfo", "--noheader", "--format=%T"]
     until = time.monotonic() + timeout_s
     state = ""
@@ -116,13 +121,13 @@ def wait_until_idle(folder: Path, timeout_s: float = 60) -> None:
         if time.monotonic() > until:
             raise SystemExit(f"the node is not idle but {state!r}; see the logs in {folder}")
         time.sleep(0.5)
-        state = subprocess.run(command, env=environment, capture_output=True, text=True).stdout
+        state = subprocess.run(command, capture_output=True, text=True).stdout
 
 
 def stop(folder: Path, timeout_s: float = 30) -> None:
     """Cancel all jobs, then end the daemons, the authentication last."""
-    environment = os.environ | {"SLURM_CONF": f"{folder}/slurm.conf"}
-    subprocess.run(["scancel", "--user=root"], env=environment, timeout=60)
+    if LINK.is_symlink() and LINK.readlink() == folder / "slurm.conf":
+        subprocess.run(["scancel", "--user=root"], timeout=60)
     for name in ("slurmd", "slurmctld", "munged"):
         file = folder / f"{name}.pid"
         if file.exists():
@@ -131,6 +136,8 @@ def stop(folder: Path, timeout_s: float = 30) -> None:
             until = time.monotonic() + timeout_s
             while Path(f"/proc/{process}").exists() and time.monotonic() < until:
                 time.sleep(0.1)
+    if LINK.is_symlink() and LINK.readlink() == folder / "slurm.conf":
+        LINK.unlink()
 
 
 if __name__ == "__main__":

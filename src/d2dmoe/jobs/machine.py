@@ -53,5 +53,5 @@ def stop_jobs_with_the_workflow() -> None:
                 process.terminate()
         raise KeyboardInterrupt
 
-    shell.prefix("trap '' INT; ")
+    shell.prefix("trap '' INT; trap : TERM; ")
     signal.signal(signal.SIGINT, stop)

@@ -12,7 +12,9 @@ from typing import Any
 
 from d2dmoe.plan.lineage import Step
 
-LARGEST_VOCABULARY = 256_000  # of ready-made tokenizers, whose size is not known before they are read
+LARGEST_VOCABULARY = 256_000  # of ready-made tokenizers: they are not read yet
+    256_000  # of ready-made tokenizers, whose size is not known before they are read
+)
 PROGRAM_MB = 3000  # Python, torch and CUDA's host side
 START_MIN = 10  # of a job: imports over a network, data, a compilation
 LONGEST_MIN = 24 * 60  # what most partitions grant; a training goes on in the next attempt
