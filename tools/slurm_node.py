@@ -4,9 +4,9 @@ profile.
     python tools/slurm_node.py start FOLDER
     python tools/slurm_node.py stop FOLDER
 
-Needs root and Debian's packages (apt-get install slurm-wlm munge), no systemd. The daemons run from
-FOLDER, which holds their configuration, logs and state; its path must be short, as sockets lie in it.
-SLURM's commands find the configuration by a link where Debian expects it.
+Needs root and Debian's packages (apt-get install slurm-wlm munge), no systemd. FOLDER holds the
+daemons' configuration, logs, sockets and state; its path must be short. SLURM's commands find the
+configuration by a link where Debian expects it.
 `--gpus N` gives the node N devices that are called GPUs and are none. Jobs in the partition
 `urgent` preempt those in `all`, the default one, which are put back into the queue.
 """

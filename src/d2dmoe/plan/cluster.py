@@ -13,9 +13,8 @@ from typing import Any
 from d2dmoe.plan.lineage import Step
 
 LARGEST_VOCABULARY = 256_000  # of ready-made tokenizers: they are not read yet
-    256_000  # of ready-made tokenizers, whose size is not known before they are read
-)
 PROGRAM_MB = 3000  # Python, torch and CUDA's host side
+READER_MB = 500  # a process that reads samples
 START_MIN = 10  # of a job: imports over a network, data, a compilation
 LONGEST_MIN = 24 * 60  # what most partitions grant; a training goes on in the next attempt
 SPEED = {True: 1e13, False: 5e9}  # FLOPs per second that a GPU, or one CPU thread, does at least
@@ -24,6 +23,7 @@ MEASURING = 2
 TRAINED_BYTES = 28  # per parameter: weight, gradient, two moments, and three of these being saved
 MEASURED_BYTES = 8  # two copies of the weights, while they are loaded
 FP32 = 4
+ITERATIONS, CENTRES = 20, 1024  # of a clustering
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Size:
     """Of a stage's model and of a sample of its data; upper bounds."""
 
     parameters: int
+    met: int  # of these, by each token
     tokens: int  # per sample
     kept: int  # numbers per token that a layer keeps for the backward pass
     layers: int
@@ -57,11 +58,15 @@ def size_of(step: Step, data: Any) -> Size:
         tokens, embedded = (data.image_size // model.patch_size) ** 2 + 1, 0
     else:
         vocabulary = data.tokenizer.vocab_size or LARGEST_VOCABULARY
-        tokens, embedded = data.length, vocabulary + model.positions
-    parameters = model.layers * layer + embedded * model.d_model
-    kept = 16 * model.d_model + 4 * model.d_ff + 2 * model.heads * tokens
-    more = parameters // 2  # routers, projections' MLPs, exits
-    return Size(parameters + more, tokens, kept, model.layers)
+        tokens, embedded = data.length, (vocabulary + model.positions) * model.d_model
+    blocks = model.layers * layer * 3 // 2  # with routers, projections' MLPs, exits
+    return Size(
+        parameters=blocks + embedded,
+        met=blocks + (embedded if data.kind == "corpus" else 0),
+        tokens=tokens,
+        kept=16 * model.d_model + 4 * model.d_ff + 2 * model.heads * tokens,
+        layers=model.layers,
+    )
 
 
 def training_needs(step: Step, data: Any, samples: int, data_mb: float, gpu: bool) -> Needs:
@@ -75,11 +80,12 @@ def training_needs(step: Step, data: Any, samples: int, data_mb: float, gpu: boo
         gpu: whether it computes on a GPU.
     """
     size, cfg = size_of(step, data), step.cfg
-    flops = TRAINING * size.parameters * size.tokens * cfg.batch_size * cfg.steps(samples)
+    flops = TRAINING * size.met * size.tokens * cfg.batch_size * cfg.steps(samples)
     together = size.tokens * (cfg.batch_size // cfg.accumulate)
     activations = 0 if gpu else together * size.kept * size.layers * FP32
     memory = TRAINED_BYTES * size.parameters + activations
-    return _needs(memory, data_mb, flops / cfg.threads, gpu)
+    readers = cfg.workers * READER_MB * 2**20
+    return _needs(memory + readers, data_mb, flops / cfg.threads, gpu)
 
 
 def measuring_needs(
@@ -88,17 +94,17 @@ def measuring_needs(
     """Of a job that measures a stage's model at so many operating points, on one CPU thread or a
     GPU; the other arguments are those of `training_needs`."""
     size = size_of(step, data)
-    flops = MEASURING * size.parameters * size.tokens * samples * points
+    flops = MEASURING * size.met * size.tokens * samples * points
     activations = 0 if gpu else size.tokens * batch_size * size.kept * FP32
     return _needs(MEASURED_BYTES * size.parameters + activations, data_mb, flops, gpu)
 
 
 def converting_needs(step: Step, data: Any) -> Needs:
-    """Of a job that makes another model of one without data, on a CPU thread: for a clustering, a
-    hundred distances of all neurons to all centres."""
+    """Of a job that makes another model of one without data, on a CPU thread: for a clustering, the
+    distances of all neurons to all centres, in each iteration."""
     size = size_of(step, data)
-    centres = 1024
-    return _needs(MEASURED_BYTES * size.parameters, 0, 100 * centres * size.parameters, False)
+    flops = MEASURING * ITERATIONS * CENTRES * size.met
+    return _needs(MEASURED_BYTES * size.parameters, 0, flops, False)
 
 
 def _needs(memory: float, data_mb: float, flops: float, gpu: bool) -> Needs:
