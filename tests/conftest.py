@@ -22,7 +22,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Tests that share a fixture's work run in one process: those of a file, or of a finished
     workflow."""
     group = item.path.stem
-    if item.get_closest_marker("workflow"):
+    if item.get_closest_marker("workflow") and not item.get_closest_marker("slurm"):
         group = "language" if "finished_language" in getattr(item, "fixturenames", ()) else "tiny"
     item.add_marker(pytest.mark.xdist_group(group))
 

@@ -18,7 +18,7 @@ import pytest
 
 from workflow.conftest import ROOT, SUITES, Workspace
 
-pytestmark = [pytest.mark.slurm, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.workflow, pytest.mark.slurm, pytest.mark.timeout(3600)]
 
 TOOL = ROOT / "tools/slurm_node.py"
 PACKAGES = ["slurm-wlm", "munge"]  # Debian's
