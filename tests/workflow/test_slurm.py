@@ -1,6 +1,6 @@
 """The workflow on a real SLURM: a cluster of one node, without accounting, set up for these tests.
 
-By default a few jobs, in about a minute; `pytest -m slurm --whole-slurm` makes all suites of the
+By default a few jobs, in three minutes; `pytest -m slurm --whole-slurm` makes all suites of the
 tiny configuration, here and through sbatch, in about 20 minutes.
 """
 
@@ -26,7 +26,7 @@ PACKAGES = ["slurm-wlm", "munge"]  # Debian's
 
 @pytest.fixture(scope="module")
 def node(tmp_path_factory) -> Iterator[None]:
-    """A SLURM node that has one GPU, by name only."""
+    """A SLURM node that has two GPUs, by name only."""
     if os.getuid():
         pytest.skip("only root can start SLURM's daemons")
     if not importlib.util.find_spec("snakemake_executor_plugin_slurm"):
@@ -34,7 +34,7 @@ def node(tmp_path_factory) -> Iterator[None]:
     install()
     folder = tmp_path_factory.mktemp("slurm")
     started = subprocess.run(
-        [sys.executable, TOOL, "start", folder, "--gpus", "1"], capture_output=True, text=True
+        [sys.executable, TOOL, "start", folder, "--gpus", "2"], capture_output=True, text=True
     )
     try:
         if started.returncode:
@@ -81,7 +81,7 @@ class Submitted:
         logs = (self.workspace.folder / "results/logs" / folder).glob("*.log")
         return "".join(path.read_text() for path in logs if "evaluate" not in path.name)
 
-    def wait_for(self, happened: Callable[[], bool], timeout_s: float = 300) -> None:
+    def wait_for(self, happened: Callable[[], bool], timeout_s: float = 900) -> None:
         until = time.monotonic() + timeout_s
         while not happened():
             assert self.process.poll() is None and time.monotonic() < until, self.out.read_text()
@@ -108,8 +108,9 @@ def test_a_cancelled_training_goes_on_from_its_state(node, tmp_path):
     model = workspace.model("dense")
     run = Submitted(workspace, str(model.relative_to(workspace.folder)))
     number = run.job_of(model)
-    asked = slurm("squeue", "--noheader", "--jobs", number, "--Format=tres-alloc:80,TimeLimit:20")
-    assert re.search(r"mem=3\d{3}M.*gres/gpu=1 +1\d:00", asked), asked
+    memory, limit, gpu = slurm("squeue", "-h", "-j", number, "-o", "%m %l %b").split()
+    assert re.fullmatch(r"3\d{3}M", memory) and re.fullmatch(r"1\d:00", limit)
+    assert gpu == "gres:gpu:1"
     slurm("scancel", number)
     run.wait_for(lambda: "stopped by SIGTERM" in run.log(model))
     run.finish()
