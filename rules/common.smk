@@ -41,8 +41,8 @@ Console.variants = config["variants_by_folder"] = variants_by_folder(tables.mode
 # Of a job that computes on a GPU where there is one, each on its own: how many a machine has is said by
 # --resources device=N, and how a cluster is asked for one, by its profile.
 DEFAULTS = workflow.resource_settings.default_resources or {}
-ON_CLUSTER = cluster.gpu_request(DEFAULTS["gpu_request"].raw if "gpu_request" in DEFAULTS else "")
-GPU = {"device": 1} | ON_CLUSTER
+REQUEST = cluster.gpu_request(DEFAULTS["gpu_request"].raw if "gpu_request" in DEFAULTS else "")
+GPU = {"device": 1} | REQUEST
 
 DATA = "results/data/{task}/{dataset}"
 FOLDER = "results/models/{task}/seed-{seed}/{folder}"  # of a stage, for one variant or several
@@ -138,7 +138,7 @@ def evaluation_code(how):
     return lambda wildcards: PLAN.evaluation_code(how, step_of(wildcards), wildcards.knob)
 
 
-def asked(needs):
+def sized(needs):
     """Memory and run time that a rule's jobs ask a cluster for; `needs` (wildcards, input) says them."""
 
     def resource(name):
@@ -150,8 +150,12 @@ def asked(needs):
 
 
 def samples_in(input, split):
-    """Samples in a split of the dataset that a job reads, once it is there."""
-    return json.loads(Path(input.data[0]).read_text())["sizes"][split]
+    """Samples in a split of the dataset that a job reads, once it is there; 0 if its description is
+    damaged, which the job will say."""
+    try:
+        return json.loads(Path(input.data[0]).read_text())["sizes"][split]
+    except (ValueError, KeyError):
+        return 0
 
 
 def megabytes(files):
@@ -166,7 +170,7 @@ def training(wildcards, input):
         task_of(wildcards).data,
         samples=samples_in(input, "train"),
         data_mb=megabytes(input),
-        gpu=bool(ON_CLUSTER),
+        gpu=bool(REQUEST),
     )
 
 
@@ -178,7 +182,7 @@ def measurement(wildcards, input):
         task.data,
         samples=samples_in(input, wildcards.get("split", "test")),
         data_mb=megabytes(input),
-        gpu=bool(ON_CLUSTER),
+        gpu=bool(REQUEST),
         points=len(getattr(task.select, wildcards.get("knob", ""), [])) or 1,
         batch_size=task.eval_batch_size,
     )

@@ -13,7 +13,7 @@ rule boolq:
         job_record(FOLDER, "boolq_{knob}")
     resources:
         **GPU,
-        **asked(measurement),
+        **sized(measurement),
     params:
         cfg=lambda w: tables.boolq_options(PLAN, step_of(w), w.knob),
         code=model_code("boolq"),

@@ -23,7 +23,7 @@ for how in EVALUATIONS.values():
             knob="|".join(how.knobs),
         resources:
             **GPU,
-            **asked(measurement),
+            **sized(measurement),
         params:
             cfg=measure_options,
             measure=how.measure,
@@ -45,7 +45,7 @@ rule activity:
         job_record(FOLDER, "activity_{split}")
     resources:
         **GPU,
-        **asked(measurement),
+        **sized(measurement),
     params:
         cfg=lambda w: {"batch_size": task_of(w).eval_batch_size},
         code=model_code("activity"),
@@ -69,7 +69,7 @@ rule load_maps:
         knob="|".join(RULES),
     resources:
         **GPU,
-        **asked(measurement),
+        **sized(measurement),
     params:
         cfg=lambda w: plain(task_of(w).figures.load_maps),
         code=model_code("load_maps"),

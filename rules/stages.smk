@@ -22,7 +22,7 @@ for stage in STAGES.values():
             threads: lambda w: options(w)["threads"]
             resources:
                 **GPU,
-                **asked(training),
+                **sized(training),
                 cpus_per_task=lambda w: options(w)["threads"] + options(w)["workers"],
             params:
                 cfg=options,
@@ -48,7 +48,7 @@ for stage in STAGES.values():
             wildcard_constraints:
                 folder=rf"{stage.name}-[\w.-]+",
             resources:
-                **asked(conversion),
+                **sized(conversion),
             params:
                 cfg=options,
                 lineage=lambda w: lineage_of(step_of(w)),

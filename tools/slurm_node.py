@@ -18,6 +18,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 CONFIG = """\
@@ -70,7 +71,8 @@ def start(folder: Path, gpus: int) -> None:
     run("munged", "--force", *files)
     run("slurmctld", "-f", folder / "slurm.conf")
     run("slurmd", "-f", folder / "slurm.conf", "-N", socket.gethostname())
-    wait_until_idle(folder)
+    if not wait_until(lambda: "idle" in answer("sinfo", "--noheader", "--format=%T"), 60):
+        raise SystemExit(f"the node does not get idle; see the logs in {folder}")
 
 
 MUNGE = {
@@ -112,32 +114,41 @@ def run(*command: str | Path) -> None:
     subprocess.run(list(map(str, command)), check=True, timeout=60)
 
 
-def wait_until_idle(folder: Path, timeout_s: float = 60) -> None:
-    """Wait until the node takes jobs."""
-    command = ["sinfo", "--noheader", "--format=%T"]
+def answer(*command: str) -> str:
+    """What one of SLURM's commands prints."""
+    return subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+
+
+def wait_until(happened: Callable[[], bool], timeout_s: float) -> bool:
+    """Whether something happens in time."""
     until = time.monotonic() + timeout_s
-    state = ""
-    while "idle" not in state:
+    while not happened():
         if time.monotonic() > until:
-            raise SystemExit(f"the node is not idle but {state!r}; see the logs in {folder}")
-        time.sleep(0.5)
-        state = subprocess.run(command, capture_output=True, text=True).stdout
+            return False
+        time.sleep(0.2)
+    return True
 
 
-def stop(folder: Path, timeout_s: float = 30) -> None:
+def stop(folder: Path) -> None:
     """Cancel all jobs, then end the daemons, the authentication last."""
     if LINK.is_symlink() and LINK.readlink() == folder / "slurm.conf":
-        subprocess.run(["scancel", "--user=root"], timeout=60)
-    for name in ("slurmd", "slurmctld", "munged"):
-        file = folder / f"{name}.pid"
-        if file.exists():
-            process = int(file.read_text())
-            os.kill(process, signal.SIGTERM)
-            until = time.monotonic() + timeout_s
-            while Path(f"/proc/{process}").exists() and time.monotonic() < until:
-                time.sleep(0.1)
-    if LINK.is_symlink() and LINK.readlink() == folder / "slurm.conf":
+        answer("scancel", "--user=root")
+        wait_until(lambda: not answer("squeue", "--noheader"), timeout_s=40)
         LINK.unlink()
+    for name in ("slurmd", "slurmctld", "munged"):
+        if process := process_of(folder, name):
+            os.kill(process, signal.SIGTERM)
+            wait_until(lambda name=name: not process_of(folder, name), timeout_s=30)
+
+
+def process_of(folder: Path, daemon: str) -> int | None:
+    """The process of a daemon, if it runs."""
+    try:
+        process = int((folder / f"{daemon}.pid").read_text())
+        runs = Path(f"/proc/{process}/comm").read_text().strip() == daemon
+    except (OSError, ValueError):
+        return None
+    return process if runs else None
 
 
 if __name__ == "__main__":

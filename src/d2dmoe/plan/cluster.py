@@ -18,7 +18,7 @@ READER_MB = 500  # a process that reads samples
 START_MIN = 10  # of a job: imports over a network, data, a compilation
 LONGEST_MIN = 24 * 60  # what most partitions grant; a training goes on in the next attempt
 SPEED = {True: 1e13, False: 5e9}  # FLOPs per second that a GPU, or one CPU thread, does at least
-TRAINING = 6  # FLOPs per parameter and token: two forwards, four backwards
+TRAINING = 6  # FLOPs per parameter and token: two forward, four backward
 MEASURING = 2
 TRAINED_BYTES = 28  # per parameter: weight, gradient, two moments, and three of these being saved
 MEASURED_BYTES = 8  # two copies of the weights, while they are loaded
@@ -51,9 +51,10 @@ class Size:
 
 def size_of(step: Step, data: Any) -> Size:
     """The size of a stage's model; `data` are the options of its dataset."""
-    model = next(s.cfg.model for s in reversed(step.steps) if hasattr(s.cfg, "model"))
+    models = (getattr(s.cfg, "model", None) for s in reversed(step.steps))
+    model: Any = next(filter(None, models))
     attention = model.heads * getattr(model, "head_dim", model.d_model // model.heads)
-    layer = model.d_model * (4 * max(attention, model.d_model) + 3 * model.d_ff)  # gated FFN
+    layer = model.d_model * (4 * attention + 3 * model.d_ff)  # of a gated FFN
     if data.kind == "images":
         tokens, embedded = (data.image_size // model.patch_size) ** 2 + 1, 0
     else:
@@ -70,16 +71,17 @@ def size_of(step: Step, data: Any) -> Size:
 
 
 def training_needs(step: Step, data: Any, samples: int, data_mb: float, gpu: bool) -> Needs:
-    """Of a training.
+    """What a training asks for.
 
     Args:
-        step: its stage, whose options are those of a training.
+        step: its stage, whose options are a `TrainingConfig`.
         data: options of its dataset.
         samples: in the training split.
         data_mb: size of its input files.
         gpu: whether it computes on a GPU.
     """
-    size, cfg = size_of(step, data), step.cfg
+    size = size_of(step, data)
+    cfg: Any = step.cfg
     flops = TRAINING * size.met * size.tokens * cfg.batch_size * cfg.steps(samples)
     together = size.tokens * (cfg.batch_size // cfg.accumulate)
     activations = 0 if gpu else together * size.kept * size.layers * FP32
@@ -91,8 +93,8 @@ def training_needs(step: Step, data: Any, samples: int, data_mb: float, gpu: boo
 def measuring_needs(
     step: Step, data: Any, samples: int, data_mb: float, gpu: bool, points: int, batch_size: int
 ) -> Needs:
-    """Of a job that measures a stage's model at so many operating points, on one CPU thread or a
-    GPU; the other arguments are those of `training_needs`."""
+    """What a job asks for that runs a stage's model over a split, once for each of its `points` of
+    operation, on one CPU thread or a GPU; the other arguments are those of `training_needs`."""
     size = size_of(step, data)
     flops = MEASURING * size.met * size.tokens * samples * points
     activations = 0 if gpu else size.tokens * batch_size * size.kept * FP32
@@ -100,8 +102,8 @@ def measuring_needs(
 
 
 def converting_needs(step: Step, data: Any) -> Needs:
-    """Of a job that makes another model of one without data, on a CPU thread: for a clustering, the
-    distances of all neurons to all centres, in each iteration."""
+    """What a job asks for that makes a model of another without data, on one CPU thread: time for a
+    clustering, which takes the distances of all neurons to all centres in each iteration."""
     size = size_of(step, data)
     flops = MEASURING * ITERATIONS * CENTRES * size.met
     return _needs(MEASURED_BYTES * size.parameters, 0, flops, False)
