@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from d2dmoe.methods import EVALUATIONS
 from d2dmoe.plan.cluster import (
     LONGEST_MIN,
     PROGRAM_MB,
@@ -114,6 +115,13 @@ def test_a_clustering_of_the_largest_model_gets_its_time(paper):
     """Gemma's takes minutes on a core, see tools/time_clustering.py."""
     needs = converting_needs(stage(paper, "gemma", "clustering"), paper.task("gemma").data)
     assert 60 < needs.runtime < LONGEST_MIN and needs.mem_mb > 20_000
+
+
+def test_every_evaluation_goes_together_with_others():
+    profile = yaml.safe_load((ROOT / "profiles/slurm/profile.yaml").read_text())
+    groups = dict(line.split("=") for line in profile["groups"])
+    together = {rule for rule, group in groups.items() if group == "measure"}
+    assert together == {*EVALUATIONS, "activity", "load_maps"}
 
 
 @pytest.fixture
