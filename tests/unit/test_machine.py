@@ -60,7 +60,8 @@ def test_libraries_get_one_thread_unless_the_user_says_otherwise(monkeypatch):
 
 
 def test_the_shell_around_a_job_waits_until_its_state_is_saved(tmp_path):
-    """Where both are told to terminate, as a cluster does."""
+    """Where both are told to terminate, as a cluster does; old versions of bash stay beside the last
+    command too."""
     code = (
         "import signal, sys, time\n"
         "def save(*_):\n    time.sleep(0.3); open('saved', 'w').close(); sys.exit(1)\n"
@@ -68,7 +69,7 @@ def test_the_shell_around_a_job_waits_until_its_state_is_saved(tmp_path):
     )
     job = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
     process = subprocess.Popen(
-        ["bash", "-c", f"set -euo pipefail; {AROUND_JOBS}{job}"],
+        ["bash", "-c", f"set -euo pipefail; {AROUND_JOBS}{job} || exit"],
         cwd=tmp_path,
         start_new_session=True,
         stdout=subprocess.PIPE,

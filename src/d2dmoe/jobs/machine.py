@@ -12,8 +12,8 @@ import psutil
 SINGLE = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 LINK = Path(".snakemake/environment")
 
-# The shell around a job leaves ctrl-C to the workflow. A cluster tells every process to terminate: the
-# shell then waits until the job has saved its state.
+# The shell around a job leaves ctrl-C to the workflow. A cluster tells every process to terminate:
+# the shell then waits until the job has saved its state.
 AROUND_JOBS = "trap '' INT; trap : TERM; "
 
 
