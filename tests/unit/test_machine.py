@@ -60,7 +60,7 @@ def test_libraries_get_one_thread_unless_the_user_says_otherwise(monkeypatch):
 
 
 def test_the_shell_around_a_job_waits_until_its_state_is_saved(tmp_path):
-    """Where both are told to terminate, as a cluster does; old versions of bash stay beside the last
+    """Where both are told to terminate, as a cluster does. Old versions of bash stay beside a last
     command too."""
     code = (
         "import signal, sys, time\n"
