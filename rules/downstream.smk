@@ -12,7 +12,8 @@ rule boolq:
     benchmark:
         job_record(FOLDER, "boolq_{knob}")
     resources:
-        gpu=1,
+        **GPU,
+        **sized(measurement),
     params:
         cfg=lambda w: tables.boolq_options(PLAN, step_of(w), w.knob),
         code=model_code("boolq"),
