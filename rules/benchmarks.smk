@@ -32,7 +32,7 @@ rule benchmark_gpu:
         "results/logs/benchmarks/layer/{entry}.log",
     threads: CPUS
     resources:
-        gpu=1,
+        **GPU,
     params:
         cfg=lambda w: plain(TIMED["layer"][w.entry]),
         code=PLAN.code("benchmark_layer"),
@@ -49,7 +49,7 @@ rule benchmark_model:
         "results/logs/benchmarks/model/{entry}.log",
     threads: CPUS
     resources:
-        gpu=1,
+        **GPU,
     params:
         cfg=lambda w: plain(TIMED["model"][w.entry]),
         code=lambda w: PLAN.benchmark_code("benchmark_model", TIMED["model"][w.entry]),
@@ -64,7 +64,7 @@ rule benchmark_decode:
         "results/logs/benchmarks/decode/{entry}.log",
     threads: CPUS
     resources:
-        gpu=1,
+        **GPU,
     params:
         cfg=lambda w: plain(TIMED["decode"][w.entry]),
         code=lambda w: PLAN.benchmark_code("benchmark_decode", TIMED["decode"][w.entry]),
@@ -101,7 +101,7 @@ if PLAN.config.benchmarks.masks:
         log:
             "results/logs/benchmarks/masks.log",
         resources:
-            gpu=1,
+            **GPU,
         params:
             cfg=plain(PLAN.config.benchmarks.masks),
             knob=masks_line.knob,

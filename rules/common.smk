@@ -1,4 +1,5 @@
 # What all rules share: the plan, the patterns of paths, and how wildcards ask the plan.
+import json
 import os
 import re
 
@@ -16,7 +17,7 @@ from d2dmoe.jobs.machine import limit_threads, link_interpreter, stop_jobs_with_
 from d2dmoe.jobs.names import variants_by_folder
 from d2dmoe.lookup import resolve
 from d2dmoe.methods import EVALUATIONS
-from d2dmoe.plan import benchmarks, claims, tables
+from d2dmoe.plan import benchmarks, claims, cluster, tables
 from d2dmoe.plan.figures import folder_of
 from d2dmoe.plan.folders import plain
 from d2dmoe.plan.plan import SPLITS, lineage_of, load_plan, options_of
@@ -36,6 +37,12 @@ stop_jobs_with_the_workflow()
 
 # Folders have digests in their names; people want to read of variants, here and in the jobs' logs.
 Console.variants = config["variants_by_folder"] = variants_by_folder(tables.models(PLAN))
+
+# Of a job that computes on a GPU where there is one, each on its own: how many a machine has is said by
+# --resources device=N, and how a cluster is asked for one, by its profile.
+DEFAULTS = workflow.resource_settings.default_resources or {}
+REQUEST = cluster.gpu_request(DEFAULTS["gpu_request"].raw if "gpu_request" in DEFAULTS else "")
+GPU = {"device": 1} | REQUEST
 
 DATA = "results/data/{task}/{dataset}"
 FOLDER = "results/models/{task}/seed-{seed}/{folder}"  # of a stage, for one variant or several
@@ -129,6 +136,61 @@ def measure_options(wildcards):
 def evaluation_code(how):
     """Digest of what measures a model."""
     return lambda wildcards: PLAN.evaluation_code(how, step_of(wildcards), wildcards.knob)
+
+
+def sized(needs):
+    """Memory and run time that a rule's jobs ask a cluster for; `needs` (wildcards, input) says them."""
+
+    def resource(name):
+        return lambda wildcards, input, attempt: getattr(
+            needs(wildcards, input).times(attempt), name
+        )
+
+    return {name: resource(name) for name in ("mem_mb", "runtime")}
+
+
+def samples_in(input, split):
+    """Samples in a split of the dataset that a job reads, once it is there; 0 if its description is
+    damaged, which the job will say."""
+    try:
+        return json.loads(Path(input.data[0]).read_text())["sizes"][split]
+    except (ValueError, KeyError):
+        return 0
+
+
+def megabytes(files):
+    """Size of files, once they are there."""
+    return sum(Path(file).stat().st_size for file in files) / 2**20
+
+
+def training(wildcards, input):
+    """What a stage's training needs."""
+    return cluster.training_needs(
+        step_of(wildcards),
+        task_of(wildcards).data,
+        samples=samples_in(input, "train"),
+        data_mb=megabytes(input),
+        gpu=bool(REQUEST),
+    )
+
+
+def measurement(wildcards, input):
+    """What a job needs that runs a stage's model over a split, once for each operating point."""
+    task = task_of(wildcards)
+    return cluster.measuring_needs(
+        step_of(wildcards),
+        task.data,
+        samples=samples_in(input, wildcards.get("split", "test")),
+        data_mb=megabytes(input),
+        gpu=bool(REQUEST),
+        points=len(getattr(task.select, wildcards.get("knob", ""), [])) or 1,
+        batch_size=task.eval_batch_size,
+    )
+
+
+def conversion(wildcards, input):
+    """What a stage needs that reads no data."""
+    return cluster.converting_needs(step_of(wildcards), task_of(wildcards).data)
 
 
 def request_of(figure, suite=None):

@@ -11,7 +11,8 @@ rule boolq:
     log:
         job_log(FOLDER, "boolq_{knob}"),
     resources:
-        gpu=1,
+        **GPU,
+        **sized(measurement),
     params:
         cfg=lambda w: tables.boolq_options(PLAN, step_of(w), w.knob),
         code=model_code("boolq"),

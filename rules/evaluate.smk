@@ -21,7 +21,8 @@ for how in EVALUATIONS.values():
         wildcard_constraints:
             knob="|".join(how.knobs),
         resources:
-            gpu=1,
+            **GPU,
+            **sized(measurement),
         params:
             cfg=measure_options,
             measure=how.measure,
@@ -41,7 +42,8 @@ rule activity:
     log:
         job_log(FOLDER, "activity_{split}"),
     resources:
-        gpu=1,
+        **GPU,
+        **sized(measurement),
     params:
         cfg=lambda w: {"batch_size": task_of(w).eval_batch_size},
         code=model_code("activity"),
@@ -63,7 +65,8 @@ rule load_maps:
     wildcard_constraints:
         knob="|".join(RULES),
     resources:
-        gpu=1,
+        **GPU,
+        **sized(measurement),
     params:
         cfg=lambda w: plain(task_of(w).figures.load_maps),
         code=model_code("load_maps"),

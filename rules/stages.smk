@@ -20,7 +20,9 @@ for stage in STAGES.values():
                 folder=rf"{stage.name}-[\w.-]+",
             threads: lambda w: options(w)["threads"]
             resources:
-                gpu=1,
+                **GPU,
+                **sized(training),
+                cpus_per_task=lambda w: options(w)["threads"] + options(w)["workers"],
             params:
                 cfg=options,
                 lineage=lambda w: lineage_of(step_of(w)),
@@ -43,6 +45,8 @@ for stage in STAGES.values():
                 job_log(FOLDER, stage.name),
             wildcard_constraints:
                 folder=rf"{stage.name}-[\w.-]+",
+            resources:
+                **sized(conversion),
             params:
                 cfg=options,
                 lineage=lambda w: lineage_of(step_of(w)),

@@ -1,10 +1,10 @@
 from pathlib import Path
 
-import pandas as pd
-
 from d2dmoe.io.csvfile import write_rows
+from d2dmoe.io.read import read_table
 from d2dmoe.jobs.job import job
-from d2dmoe.tables import summary
+from d2dmoe.tables import TRADEOFF_COLUMNS, summary
 
 with job(snakemake):
-    write_rows(Path(snakemake.output[0]), summary(pd.read_csv(snakemake.input[0])))
+    table = read_table(Path(snakemake.input[0]), TRADEOFF_COLUMNS)
+    write_rows(Path(snakemake.output[0]), summary(table))

@@ -12,11 +12,17 @@ if not torch.cuda.is_available():  # kernels run in Triton's interpreter; read w
 torch.set_num_threads(1)  # tests run side by side; and the last bits of sums depend on it
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--whole-slurm", action="store_true", help="run the whole tiny workflow through sbatch too"
+    )
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Tests that share a fixture's work run in one process: those of a file, or of a finished
     workflow."""
     group = item.path.stem
-    if item.get_closest_marker("workflow"):
+    if item.get_closest_marker("workflow") and not item.get_closest_marker("slurm"):
         group = "language" if "finished_language" in getattr(item, "fixturenames", ()) else "tiny"
     item.add_marker(pytest.mark.xdist_group(group))
 

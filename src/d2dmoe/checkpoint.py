@@ -61,8 +61,14 @@ def read_model(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
     tensors, metadata = load_tensors(path, REBUILD)
     try:
         return ModelSpec.model_validate_json(metadata["spec"]), tensors
-    except (KeyError, ValidationError) as error:
-        raise CheckpointError(f"{path} is not a model saved by this package: {error}") from error
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        where = ".".join(["spec", *map(str, fault["loc"])])
+        raise CheckpointError(
+            f"{path} is not a model saved by this package: {where}: {fault['msg']}"
+        ) from error
+    except KeyError as error:
+        raise CheckpointError(f"{path} is not a model saved by this package: no {error}") from error
 
 
 def load_model(path: Path) -> tuple[nn.Module, ModelSpec]:
@@ -77,6 +83,11 @@ def load_model(path: Path) -> tuple[nn.Module, ModelSpec]:
         model = build(spec)
     except UnknownName as error:
         raise CheckpointError(f"{path} cannot be rebuilt: {error}") from error
+    except Exception as error:  # modules refuse impossible options in a dozen unrelated types
+        raise CheckpointError(
+            f"{path} cannot be rebuilt: its spec is impossible ({type(error).__name__}: {error}). "
+            f"{REBUILD}"
+        ) from error
     try:
         load_distinct(model, tensors)
     except RuntimeError as error:

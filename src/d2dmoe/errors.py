@@ -2,9 +2,23 @@
 
 from pathlib import Path
 
+LONGEST = 2000  # characters of a message; what libraries and users write can be of any length
+END = 500  # of these, characters of the message's end, where the remedy stands
+
+
+def shortened(message: str) -> str:
+    """A message of at most `LONGEST` characters and a note; its middle is left out."""
+    left_out = len(message) - LONGEST
+    if left_out <= 0:
+        return message
+    return f"{message[: LONGEST - END]} … ({left_out} characters) … {message[-END:]}"
+
 
 class UserError(Exception):
     """Something outside the code is wrong; the message says what, and what to do about it."""
+
+    def __init__(self, message: str):
+        super().__init__(shortened(message))
 
 
 class ConfigError(UserError):
@@ -12,7 +26,7 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A dataset is missing, damaged, or not of the form that it should have."""
+    """A dataset or a table is missing, damaged, or not of the form that it should have."""
 
 
 class CheckpointError(UserError):

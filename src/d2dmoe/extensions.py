@@ -14,7 +14,7 @@ def import_extensions(raw: Mapping[str, Any]) -> None:
         ConfigError: they are no list of names, or there is no such module.
     """
     names = raw.get("extensions") or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not all(map(_is_name, names)):
         raise ConfigError(f"extensions = {names!r}: must be a list of the names of modules")
     for name in names:
         try:
@@ -24,3 +24,7 @@ def import_extensions(raw: Mapping[str, Any]) -> None:
                 f"extensions names the module {name!r}, which cannot be imported: {error}. "
                 "Correct the name, or put the module's folder on PYTHONPATH."
             ) from error
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and all(part.isidentifier() for part in value.split("."))

@@ -5,21 +5,36 @@ beyond the dense model that all share; `wall_times.csv`, apart since it never re
 it took; `tuning.csv` what every learning rate tried came to, on validation samples.
 """
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+from pydantic import BaseModel, Field
 
 from d2dmoe.config.training import TrainingConfig
+from d2dmoe.errors import DataError
+from d2dmoe.io.read import REMEDY, read
 from d2dmoe.tables import quality_at, tradeoff
 
 LABELS = ["task", "method", "variant"]
 TRIAL_BUDGETS = [0.6, 0.7, 0.8, 0.9, 1.0]
 """Ratios at which learning rates are compared: up to the dense cost, for what is sought is a saving
 that keeps the dense quality."""
+
+
+class Sizes(BaseModel):
+    """Of `dataset.json`, how many samples each split has."""
+
+    sizes: dict[str, Annotated[int, Field(gt=0)]]
+
+
+class Times(BaseModel):
+    """Of a job's record, how long it took."""
+
+    s: Annotated[float, Field(ge=0, allow_inf_nan=False)]  # of all attempts
+    attempts: list[Any]
 
 
 def fairness(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -80,7 +95,7 @@ def _counts(trainings: pd.DataFrame) -> dict[str, int]:
 
 def _training(entry: dict[str, Any]) -> dict[str, Any]:
     """What one training had."""
-    samples = json.loads(Path(entry["about"]).read_text())["sizes"]["train"]
+    samples = _training_samples(Path(entry["about"]))
     stages = {stage["stage"]: _steps(stage, samples) for stage in entry["stages"]}
     seen = sum(stages[s["stage"]] * s["batch_size"] for s in entry["stages"])
     return {key: entry[key] for key in (*LABELS, "seed")} | {
@@ -100,12 +115,28 @@ def _steps(stage: dict[str, Any], samples: int) -> int:
 
 def _times(entry: dict[str, Any]) -> dict[str, Any]:
     """How long one training's jobs took."""
-    records = [json.loads(Path(path).read_text()) for path in entry["records"]]
+    records = [_record(Path(path)) for path in entry["records"]]
     return {key: entry[key] for key in (*LABELS, "seed")} | {
         "jobs": len(records),
-        "attempts": sum(len(record["attempts"]) for record in records),
-        "wall_s": sum(record["s"] for record in records),
+        "attempts": sum(len(record.attempts) for record in records),
+        "wall_s": sum(record.s for record in records),
     }
+
+
+def _training_samples(about: Path) -> int:
+    sizes = read(about)
+    try:
+        return Sizes.model_validate(sizes).sizes["train"]
+    except (LookupError, ValueError) as error:
+        raise DataError(f"{about} does not say how many samples train. {REMEDY}") from error
+
+
+def _record(path: Path) -> Times:
+    record = read(path)
+    try:
+        return Times.model_validate(record)
+    except ValueError as error:
+        raise DataError(f"{path} does not say how long the job took. {REMEDY}") from error
 
 
 def tuning(entries: Sequence[dict[str, Any]], metric: str) -> list[dict[str, Any]]:

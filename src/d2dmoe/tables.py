@@ -1,10 +1,14 @@
 """The tables that every figure, claim and notebook reads, gathered from the evaluations."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+from d2dmoe.errors import DataError
+from d2dmoe.io.read import read_table
 
 TRADEOFF_COLUMNS = [
     "task",
@@ -26,18 +30,34 @@ RATIOS = [round(0.1 * i, 1) for i in range(9, 0, -1)]  # budgets that the summar
 BUDGETS = [0.5, 0.6, 0.7, 0.8]  # ratios at which claims compare curves
 KEPT = {"99": 0.99, "95": 0.95}  # shares of the dense quality
 LAYER = ["tokens", "d_model", "num_experts", "expert_size", "activation"]  # what tells timed layers
+TIMED = ["device", "dtype", "mask", "fraction", "backend", "median_ms", "p20_ms", "p80_ms"]
+POINT = ["task", "method", "variant", "seed"]
+COLUMNS: dict[str, list[str]] = {  # that figures and claims need, by the name of their table
+    "tradeoff": TRADEOFF_COLUMNS,
+    "layers": [*POINT, "knob", "knob_value", "role", "layer", "num_experts", "experts", "std"],
+    "activity": [*POINT, "layer", "active", "d_ff", "tokens"],
+    "patch_load": [*POINT, "object_share", "load"],
+    "table": [*TIMED, "num_experts", "expert_size"],  # of any of the benchmarks
+}
 
 
-def gather(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def gather(entries: list[dict[str, Any]], columns: Collection[str] = ()) -> list[dict[str, Any]]:
     """The rows of many tables in one; each entry's other keys become leading columns.
 
     Args:
         entries: dicts with the `path` of a CSV file and the values to put before its columns.
+        columns: those of the files that are needed.
+
+    Raises:
+        DataError: a file is missing or damaged, or lacks a column of the first.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for entry in entries:
         labels = {key: value for key, value in entry.items() if key != "path"}
-        rows += [labels | row for row in pd.read_csv(entry["path"]).to_dict("records")]
+        table = read_table(Path(entry["path"]), columns)
+        if rows and (missing := rows[0].keys() - labels.keys() - {*table.columns}):
+            raise DataError(f"{entry['path']} lacks columns of the others: {sorted(missing)}")
+        rows += [labels | row for row in table.to_dict("records")]
     return rows
 
 
@@ -53,8 +73,11 @@ def tradeoff(entries: list[dict[str, Any]], metrics: Sequence[str]) -> list[dict
         entries: as for `gather`, each with task, model, dataset, method, variant, seed, and
             `reference`: whether it is of a dense model that the others are relative to.
         metrics: columns of the entries' tables, the main one first.
+
+    Raises:
+        DataError: a table is missing or damaged, or a quality cannot be had relative to another.
     """
-    rows = gather(entries)
+    rows = gather(entries, ["knob", "knob_value", "flops", "params", *metrics])
     references: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in (r for r in rows if r["reference"]):
         references.setdefault((row["task"], row["seed"]), []).append(row)
@@ -67,10 +90,16 @@ def tradeoff(entries: list[dict[str, Any]], metrics: Sequence[str]) -> list[dict
 
 def _relative(row: dict[str, Any], metric: str, references: list[dict[str, Any]]) -> dict[str, Any]:
     values = [reference[metric] for reference in references]
-    if metric in ("loss", "perplexity"):
-        relative = min(values) / row[metric]  # higher is better throughout
-    else:
-        relative = row[metric] / max(values)
+    falls = metric in ("loss", "perplexity")
+    # Higher is better throughout.
+    above, below = (min(values), row[metric]) if falls else (row[metric], max(values))
+    if below <= 0:
+        raise DataError(
+            f"task {row['task']}, seed {row['seed']}: {metric} {below:g} of "
+            f"{row['variant'] if falls else 'the dense models'}: nothing is relative to 0. Give "
+            "the task more test samples."
+        )
+    relative = above / below
     return row | {
         "metric": metric,
         "value": row[metric],
@@ -85,8 +114,17 @@ def quality_at(points: pd.DataFrame, ratio: float) -> float:
     A budget above the most expensive point gives that point's quality; one below the cheapest point
     cannot be met and gives NaN.
     """
+    return _quality(_curve(points), ratio)
+
+
+def _curve(points: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """Cost, ascending, and quality of one seed's operating points."""
     curve = points.sort_values("flops_ratio")
-    x, y = curve["flops_ratio"].to_numpy(), curve["relative_value"].to_numpy()
+    return curve["flops_ratio"].to_numpy(), curve["relative_value"].to_numpy()
+
+
+def _quality(curve: tuple[np.ndarray, np.ndarray], ratio: float) -> float:
+    x, y = curve
     return float(np.interp(ratio, x, y)) if ratio >= x[0] else float("nan")
 
 
@@ -100,8 +138,8 @@ def area(points: pd.DataFrame) -> float:
 
     A budget that the cheapest operating point exceeds counts as quality 0.
     """
-    budgets = np.linspace(0, 1, 201)
-    qualities = np.nan_to_num([quality_at(points, b) for b in budgets])
+    budgets, curve = np.linspace(0, 1, 201), _curve(points)
+    qualities = np.nan_to_num([_quality(curve, b) for b in budgets])
     return float(np.trapezoid(qualities, budgets))
 
 
@@ -123,7 +161,8 @@ def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _measures(points: pd.DataFrame) -> dict[str, float]:
     measures = {f"flops_ratio_at_{name}": cheapest(points, kept) for name, kept in KEPT.items()}
-    measures |= {f"quality_at_{ratio}": quality_at(points, ratio) for ratio in RATIOS}
+    curve = _curve(points)
+    measures |= {f"quality_at_{ratio}": _quality(curve, ratio) for ratio in RATIOS}
     return measures | {"area": area(points)}
 
 

@@ -61,7 +61,7 @@ def with_language(raw: dict, architecture: str) -> dict:
     task["model"] = {"architecture": architecture, "layers": 2, "d_model": 16, "heads": 4}
     task["model"] |= {"d_ff": 32, "positions": 12}
     if architecture == "gemma":
-        task["model"] |= {"head_dim": 5, "key_value_heads": 2}
+        task["model"] |= {"head_dim": 6, "key_value_heads": 2}
     task["data"] = {"kind": "texts" if architecture == "bert" else "corpus", "length": 12}
     task["data"] |= {"source": "hub:some/set", "validation": 4}
     task["data"]["tokenizer"] = {"source": "train", "vocab_size": 300}

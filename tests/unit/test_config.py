@@ -17,7 +17,7 @@ from d2dmoe.figures import by_key
 from d2dmoe.methods import METHODS
 from d2dmoe.methods.conversion.plan import Conversion, conversion
 from d2dmoe.models import ARCHITECTURES
-from d2dmoe.plan.checks import TARGETS, check
+from d2dmoe.plan.checks import check, rule_names
 from d2dmoe.plan.plan import load_plan
 from d2dmoe.plan.variants import bases_of, knob_of
 from d2dmoe.router_kinds import ROUTER_KINDS
@@ -210,9 +210,9 @@ WRONG = [  # key, value, what the message must hold
     pytest.param("seeds", [], ["seeds = []", "at least 1"], id="no seeds"),
     pytest.param(
         "tasks.tiny.dense.lr",
-        "1e-3",
-        ["tasks.tiny.dense.lr = '1e-3'", "YAML reads 1e-3 as text", "write 0.001"],
-        id="YAML's 1e-3 is text",
+        "1_000",
+        ["tasks.tiny.dense.lr = '1_000'", "valid number"],
+        id="a text that is no exact numeral",
     ),
     pytest.param(
         "tasks.tiny.data.source",
@@ -337,6 +337,7 @@ WRONG_TEXT = [  # architectures, key, value, what the message must hold
     (LANGUAGES, "figures.load_maps", {"variant": "sparse", "value": 0.5}, ["needs images"]),
     (["bert", "gpt2"], "model.heads", 3, [T + "model: heads = 3 must divide d_model = 16"]),
     (["gemma"], "model.heads", 3, [T + "model: key_value_heads = 2 must divide heads = 3"]),
+    (["gemma"], "model.head_dim", 5, [T + "model: head_dim = 5 must be even"]),
     (["gemma"], "model.key_value_heads", 3, ["key_value_heads = 3 must divide heads = 4"]),
     (["bert", "gpt2"], "model.key_value_heads", 2, ["key_value_heads = 2: unknown key"]),
     (["gpt2", "gemma"], "data.label", "class", ["data.label = 'class': unknown key"]),
@@ -398,7 +399,7 @@ def test_weights_are_named_in_the_forms_of_their_architecture(
 ):
     changed = put(of_any, T + "model.weights", weights)
     if architecture in names:
-        assert load(changed, root).tasks["tiny"].model.weights == weights
+        assert parse_config(changed).tasks["tiny"].model.weights == weights
     else:
         other = "'torchvision:MODEL:WEIGHTS'" if architecture == "vit" else "'hub:NAME@REVISION'"
         line = fault(changed, root)
@@ -557,6 +558,8 @@ def test_a_configuration_that_is_no_mapping_is_refused(raw, root):
         (["no_such_module"], ["'no_such_module'", "cannot be imported", "PYTHONPATH"]),
         ("json", ["extensions = 'json'", "must be a list"]),
         ([3], ["extensions = [3]", "must be a list"]),
+        ([""], ["extensions = ['']", "must be a list"]),
+        ([".mine"], ["extensions = ['.mine']", "must be a list"]),
     ],
 )
 def test_extensions_are_modules_that_can_be_imported(names, parts):
@@ -967,9 +970,9 @@ def test_boolq_asks_conversions_of_the_main_suite_only(raw, root, variant):
     assert f"boolq.variants names the variant '{variant}'; defined: ['sparse'" in line
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_a_task_cannot_take_a_targets_name(raw, root, target):
-    raw["tasks"][target] = raw["tasks"].pop("tiny")
+@pytest.mark.parametrize("name", sorted(rule_names()))
+def test_a_task_cannot_take_the_name_of_a_rule_or_target(raw, root, name):
+    raw["tasks"][name] = raw["tasks"].pop("tiny")
     assert fault(raw, root).endswith(
-        f"tasks.{target}: the name is a target's; call the task otherwise"
+        f"tasks.{name}: the name is a rule's or target's; call the task otherwise"
     )

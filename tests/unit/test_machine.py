@@ -1,13 +1,15 @@
 """How the workflow prepares this machine for its jobs."""
 
 import os
+import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from d2dmoe.jobs.machine import SINGLE, limit_threads, link_interpreter
+from d2dmoe.jobs.machine import AROUND_JOBS, SINGLE, limit_threads, link_interpreter
 
 
 @pytest.fixture
@@ -55,3 +57,23 @@ def test_libraries_get_one_thread_unless_the_user_says_otherwise(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     limit_threads()
     assert [os.environ[name] for name in SINGLE] == ["5", "1", "1", "1"]
+
+
+def test_the_shell_around_a_job_waits_until_its_state_is_saved(tmp_path):
+    """Where both are told to terminate, as a cluster does. Old versions of bash stay beside a last
+    command too."""
+    code = (
+        "import signal, sys, time\n"
+        "def save(*_):\n    time.sleep(0.3); open('saved', 'w').close(); sys.exit(1)\n"
+        "signal.signal(signal.SIGTERM, save); print('ready', flush=True); time.sleep(60)"
+    )
+    job = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)}"
+    process = subprocess.Popen(
+        ["bash", "-c", f"set -euo pipefail; {AROUND_JOBS}{job} || exit"],
+        cwd=tmp_path,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+    )
+    assert process.stdout.readline() == b"ready\n"
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(30) != 0 and (tmp_path / "saved").exists()

@@ -149,15 +149,16 @@ def test_the_split_seed_chooses_the_held_out_texts(make_config, root):
 def test_too_large_a_validation_set_is_refused(make_config, root):
     for count in (60, 61, 1000):
         with pytest.raises(ConfigError, match="(?s)validation: .*Hold out fewer|train documents"):
-            prepared(make_config(validation=count, tokenizer=given(root)), root)
+            prepared(make_config(validation=count, tokenizer=given(root, make_config)), root)
 
 
-def given(root: Path) -> dict:
-    """A ready tokenizer of both kinds."""
+def given(root: Path, make_config=corpus_config) -> dict:
+    """A ready tokenizer of both kinds, for one of them."""
     if not (root / "given").exists():
         cfg = corpus_config(tokenizer=TRAINED | {"end_of_text": "[PAD]"})
         make_tokenizer(cfg, root, root / "given")
-    return {"source": "path:given", "end_of_text": "[PAD]"}
+    own = {"end_of_text": "[PAD]"} if make_config is corpus_config else {}
+    return {"source": "path:given"} | own
 
 
 def test_validation_texts_are_proportional_to_their_classes():

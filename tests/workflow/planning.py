@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import yaml
+from snakemake_interface_executor_plugins.utils import encode_target_jobs_cli_args
 
 PROCESSES = get_context("forkserver")
 PROCESSES.set_forkserver_preload(["pytest", "snakemake.api", "snakemake.workflow", "pandas"])
@@ -22,6 +23,8 @@ class Job(NamedTuple):
 
     rule: str  # a drawing's is called by its figure
     outputs: tuple[str, ...]
+    wildcards: dict[str, str]
+    target: str  # as a cluster's node is told it
 
 
 def planned_jobs(
@@ -63,8 +66,10 @@ def _planned(folder: Path, config: Path, targets: set[str], modules: list[Path])
         dag = workflow.dag(DAGSettings(targets=targets, rerun_triggers=triggers))
         dag.execute_workflow(executor="dryrun")
         jobs = workflow._workflow.dag.needrun_jobs(exclude_finished=False)
-        return [
-            Job(job.rule.name.removeprefix("draw_"), tuple(map(str, job.output)))
-            for job in jobs
-            if job.output
-        ]
+        return [_described(job) for job in jobs if job.output]
+
+
+def _described(job) -> Job:
+    (target,) = encode_target_jobs_cli_args(job.get_target_spec())
+    rule = job.rule.name.removeprefix("draw_")
+    return Job(rule, tuple(map(str, job.output)), dict(job.wildcards_dict), target)

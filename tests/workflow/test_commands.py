@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from d2dmoe.plan.checks import rule_names
 from workflow.conftest import ROOT, SUITES
 
 pytestmark = pytest.mark.workflow
@@ -26,6 +27,15 @@ def printed() -> list[str]:
     """The calls, without the first word of `snakemake benchmarks` in running text."""
     found = [call.strip() for page in PAGES for call in CALL.findall(page.read_text())]
     return [*dict.fromkeys(call for call in found if not any(x in call for x in ELSEWHERE))]
+
+
+def test_no_rule_has_a_name_that_a_task_may_take():
+    command = [sys.executable, "-m", "snakemake", "--list-rules"]
+    config = ["--configfile", "tests/workflow/tiny.yaml"]
+    listed = subprocess.run([*command, *config], cwd=ROOT, capture_output=True, text=True)
+    names = set(listed.stdout.split()) - {"tiny"}
+    assert len(names) > 50, listed.stderr
+    assert names <= rule_names()
 
 
 @pytest.fixture(scope="module")

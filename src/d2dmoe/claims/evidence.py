@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from d2dmoe.lookup import look_up
 from d2dmoe.methods import METHODS
 from d2dmoe.tables import cheapest, quality_at
 
@@ -57,7 +58,8 @@ class Evidence:
     def of_role(self, figure: str, role: str) -> list[str]:
         """The variants of a figure whose methods have a role, in the legend's order."""
         methods = {v: self.method(v) for v in self.roles.get(figure, [])}
-        return [v for v, method in methods.items() if method and METHODS[method].role == role]
+        known = {v: look_up(METHODS, method, "method") for v, method in methods.items() if method}
+        return [v for v, method in known.items() if method.role == role]
 
     @property
     def main(self) -> str | None:

@@ -5,7 +5,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from d2dmoe.config.model import ActivationName, GPT2Config, ModelConfig
+from d2dmoe.config.model import (
+    ActivationName,
+    GPT2Config,
+    ModelConfig,
+    TransformerConfig,
+    ViTConfig,
+)
 from d2dmoe.config.strict import Strict
 
 Entry = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]*$")]  # names files
@@ -95,8 +101,12 @@ class ModelBenchmark(Timed):
         return self.mask == "converted"
 
     @model_validator(mode="after")
-    def _experts_divide(self):
-        _check_experts(self.num_experts, self.model.d_ff, "model.d_ff")
+    def _can_be_built(self):
+        _check_model(self.model, self.num_experts, self.size, "size")
+        if isinstance(self.model, ViTConfig) and self.size % self.model.patch_size:
+            raise ValueError(
+                f"model.patch_size = {self.model.patch_size} must divide size = {self.size}"
+            )
         return self
 
 
@@ -128,9 +138,20 @@ class StepBenchmark(Timed):
     batches: Batches = Field(description="Texts of a call, a token each")
 
     @model_validator(mode="after")
-    def _experts_divide(self):
-        _check_experts(self.num_experts, self.model.d_ff, "model.d_ff")
+    def _can_be_built(self):
+        _check_model(self.model, self.num_experts, self.context + 1, "context + 1")
         return self
+
+
+def _check_model(model: TransformerConfig, num_experts: int, length: int, key: str) -> None:
+    _check_experts(num_experts, model.d_ff, "model.d_ff")
+    if model.weights != "scratch":
+        raise ValueError(f"model.weights = {model.weights}: random ones are timed; leave it out")
+    if model.activation is not None:
+        raise ValueError(f"model.activation = {model.activation}: give the entry's activation")
+    positions = getattr(model, "positions", length)
+    if length > positions:
+        raise ValueError(f"{key} = {length} exceeds model.positions = {positions}")
 
 
 def _check_experts(num_experts: int, d_ff: int, key: str) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from d2dmoe.config.model import ModelConfig
-from d2dmoe.config.strict import Strict
+from d2dmoe.config.strict import Label, Strict
 from d2dmoe.config.training import TaskTrainingConfig
 
 BelowOne = Annotated[float, Field(ge=0, lt=1)]
@@ -42,7 +42,7 @@ class DistillConfig(TaskTrainingConfig):
 class PrunedBase(PruneConfig):
     """A pruned model with a name for figures, which is no option of the step that makes it."""
 
-    label: str = Field(min_length=1, description="Name in the legends")
+    label: Label = Field(description="Name in the legends")
 
     @property
     def step(self) -> PruneConfig:
@@ -53,7 +53,7 @@ class PrunedBase(PruneConfig):
 class DistilledBase(DistillConfig):
     """A distilled model with a name for figures, which is no option of the step that makes it."""
 
-    label: str = Field(min_length=1, description="Name in the legends")
+    label: Label = Field(description="Name in the legends")
 
     @property
     def step(self) -> DistillConfig:

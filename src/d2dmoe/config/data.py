@@ -14,9 +14,11 @@ from d2dmoe.config.sources import (
     check_images,
     check_texts,
     check_tokenizer,
+    class_folders,
     described,
 )
 from d2dmoe.config.strict import Strict
+from d2dmoe.errors import ConfigError
 
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(gt=0)]
@@ -114,6 +116,13 @@ class _TextSource(Strict):
             raise ValueError(f"subset = '{self.subset}': only hub: sources have subsets")
         return self
 
+    def _without(self, key: str, read: str):
+        """Itself; the tokenizer's option `key` is of the other kind of data."""
+        given = getattr(self.tokenizer, key)
+        if given != TokenizerConfig.model_fields[key].default:
+            raise ValueError(f"tokenizer.{key} = {given!r} is not read: give tokenizer.{read}")
+        return self
+
 
 class TextsConfig(_TextSource):
     """A text classification set: where it comes from, its tokens and how it is split."""
@@ -137,6 +146,10 @@ class TextsConfig(_TextSource):
     max_test: Count | None = Field(
         None, description="Test on the first so many texts only, in proportion; for trials"
     )
+
+    @model_validator(mode="after")
+    def _no_other_token(self):
+        return self._without("end_of_text", "pad")
 
 
 class CorpusConfig(_TextSource):
@@ -169,6 +182,10 @@ class CorpusConfig(_TextSource):
     max_test: Count | None = Field(None, description="Test on so many blocks only, evenly spaced")
 
     @model_validator(mode="after")
+    def _no_other_token(self):
+        return self._without("pad", "end_of_text")
+
+    @model_validator(mode="after")
     def _stream_has_a_tokenizer(self):
         if self.streaming and self.tokenizer.source == "train":
             raise ValueError(
@@ -196,9 +213,21 @@ def check_source(cfg: ImagesConfig | TextsConfig | CorpusConfig, root: Path) -> 
 
     Raises:
         DataError: a vendored set, a local file or folder is missing or lacks its splits.
+        ConfigError: so many images cannot be held out.
     """
     if cfg.kind == "images":
         check_images(cfg.source, root)
+        _check_shares(cfg, root)
         return
     check_texts(cfg.source, root, holds_out_test=cfg.kind == "corpus" and cfg.test is not None)
     check_tokenizer(cfg.tokenizer.source, root)
+
+
+def _check_shares(cfg: ImagesConfig, root: Path) -> None:
+    kind, _, name = cfg.source.partition(":")
+    classes = len(class_folders(root / name)) if kind == "path" else 1
+    if cfg.validation % classes:
+        raise ConfigError(
+            f"data.validation = {cfg.validation} images cannot be taken in equal shares from the "
+            f"{classes} classes of {cfg.source}; give a multiple of {classes}"
+        )

@@ -6,10 +6,14 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from d2dmoe.config.benchmarks import BenchmarksConfig
-from d2dmoe.config.explain import explain
+from d2dmoe.config.explain import explain_all, shown
 from d2dmoe.config.strict import Name, Strict
 from d2dmoe.config.task import TaskConfig
 from d2dmoe.errors import ConfigError
+
+MOST_VALUES = 100_000  # of a configuration; those that come with the project have hundreds
+LONGEST_TEXT = 1000  # characters
+LARGEST = 1e12  # of all numbers
 
 
 class RuntimeConfig(Strict):
@@ -27,10 +31,7 @@ class RuntimeConfig(Strict):
 class Config(Strict):
     """The experiment that `snakemake all` runs."""
 
-    # Not strict: snakemake's --config seeds='[0,1]' gives the numbers in a list as text.
-    seeds: list[Annotated[int, Field(ge=0, strict=False)]] = Field(
-        min_length=1, description="One run each"
-    )
+    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="One run each")
     extensions: list[str] = Field(
         [], description="Modules that add records to the tables; imported before all else is read"
     )
@@ -53,8 +54,33 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
     """
     if not isinstance(raw, Mapping):
         raise ConfigError("the configuration is empty; it needs the keys seeds and tasks")
+    _check_values(raw)
     try:
         return Config.model_validate(dict(raw))
     except ValidationError as error:
-        lines = [explain(fault, Config) for fault in error.errors()]
-        raise ConfigError("the configuration is wrong:\n  " + "\n  ".join(lines)) from None
+        raise ConfigError("the configuration is wrong:\n  " + explain_all(error, Config)) from None
+
+
+def _check_values(raw: Any) -> None:
+    """Refuse a tree that aliases have blown up, or closed to a circle, before anything walks it,
+    and values beyond all that an option can take."""
+    waiting, count = [raw], 0
+    while waiting:
+        value = waiting.pop()
+        count += 1
+        if count > MOST_VALUES:
+            raise ConfigError(
+                f"the configuration has more than {MOST_VALUES} values, those of aliases counted "
+                "wherever they stand. Look for aliases (*name) within what aliases name."
+            )
+        if isinstance(value, Mapping):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list | tuple):
+            waiting += value
+        elif isinstance(value, str) and len(value) > LONGEST_TEXT:
+            raise ConfigError(
+                f"the configuration has a text of {len(value)} characters, {shown(value)}; "
+                f"at most {LONGEST_TEXT} are allowed"
+            )
+        elif isinstance(value, int | float) and abs(value) > LARGEST:
+            raise ConfigError(f"no option takes a number as large as {shown(value)}")

@@ -1,15 +1,49 @@
 """Faults of a configuration in words: key, value, what is allowed."""
 
 import difflib
+import reprlib
 from collections.abc import Mapping
 from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from d2dmoe.config.named import Tagged
 
 KEY = "[key]"  # ends pydantic's location of a fault that lies in a dict's key itself
+
+MOST_FAULTS = 20  # that a message lists
+LONGEST = 200  # characters of a value in it
+
+
+class _Repr(reprlib.Repr):
+    """Values as Python writes them, but short, whatever aliases have made of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxdict = 3, 6
+        self.maxlist = self.maxtuple = 10
+        self.maxstring = self.maxother = 120
+
+    def repr_int(self, x: int, level: int) -> str:
+        return str(x) if x.bit_length() < 128 else f"a number of {x.bit_length()} bits"
+
+    def repr_OrderedDict(self, x: dict, level: int) -> str:
+        return self.repr_dict(x, level)
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it, of at most `LONGEST` characters."""
+    text = _Repr().repr(value)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def explain_all(error: ValidationError, root: type[BaseModel]) -> str:
+    """All of pydantic's faults in a model of the type `root`, each in a line."""
+    faults = error.errors(include_url=False)
+    lines = [explain(fault, root) for fault in faults[:MOST_FAULTS]]
+    more = len(faults) - MOST_FAULTS
+    return "\n  ".join([*lines, f"and {more} more"] if more > 0 else lines)
 
 
 def explain(fault: Mapping[str, Any], root: type[BaseModel]) -> str:
@@ -20,36 +54,28 @@ def explain(fault: Mapping[str, Any], root: type[BaseModel]) -> str:
     value = fault["input"]
     if fault["type"] == "extra_forbidden":
         allowed = sorted(_walk(fault["loc"][:-1], root)[1].model_fields)
-        close = difflib.get_close_matches(str(fault["loc"][-1]), allowed, n=1)
+        close = difflib.get_close_matches(names[-1], allowed, n=1)
         hint = f"; did you mean '{close[0]}'?" if close else ""
-        return f"{key} = {value!r}: unknown key{hint} (allowed keys: {', '.join(allowed)})"
+        return f"{key} = {shown(value)}: unknown key{hint} (allowed keys: {', '.join(allowed)})"
     if fault["type"] == "missing":
         return f"{key}: missing; it is required"
     if fault["type"] == "union_tag_not_found":
         return f"{key}.{_tag_key(fault)}: missing; allowed: {tags}"
     if fault["type"] == "union_tag_invalid":
         tag = fault["ctx"]["tag"]
-        return f"{key}.{_tag_key(fault)} = {tag!r}: allowed are {tags}"
+        return f"{key}.{_tag_key(fault)} = {shown(tag)}: allowed are {tags}"
     message = fault["msg"].removeprefix("Value error, ")
-    if fault["loc"][-1:] == (KEY,):
+    if fault["loc"][-1:] == (KEY,) or fault["type"] == "invalid_key":  # the value is the key
+        if not isinstance(value, str):  # as YAML reads no: and 1:
+            key, message = ".".join([*names[:-1], shown(value)]), "a key must be text: quote it"
         return f"{key}: {message}"
     if isinstance(value, Mapping):  # a check over several keys, whose message names them
         return f"{key or 'the configuration'}: {message}"
-    if fault["type"] == "float_type" and isinstance(value, str) and _is_number(value):
-        message += f" (YAML reads {value} as text: write {float(value)})"
-    return f"{key} = {value!r}: {message}"
+    return f"{key} = {shown(value)}: {message}"
 
 
 def _tag_key(fault: Mapping[str, Any]) -> str:
     return fault["ctx"]["discriminator"].strip("'")
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _walk(location: tuple, root: type[BaseModel]) -> tuple[list[str], Any]:
@@ -65,7 +91,7 @@ def _walk(location: tuple, root: type[BaseModel]) -> tuple[list[str], Any]:
         if (members := _members(kind)) and part in members:
             kind = members[part]
             continue
-        names.append(str(part))
+        names.append(shown(part).strip("'\""))
         if isinstance(kind, type) and issubclass(kind, BaseModel):
             kind = _type_of(kind.model_fields.get(part))
         else:  # dict[Name, Model], list[Model] or Model | None

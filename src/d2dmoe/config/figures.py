@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, create_model
 
 from d2dmoe.config.named import OneOf
-from d2dmoe.config.strict import Name, Strict
+from d2dmoe.config.strict import Label, Name, Strict
 from d2dmoe.figures import Figure, by_key
 from d2dmoe.lookup import resolve
 
@@ -19,7 +19,7 @@ class _Figures(Strict):
     """Which variants each figure of the task compares, in the legend's order; a figure that is left
     out is not drawn."""
 
-    labels: dict[Annotated[str, OneOf(COMPARING, "figure")], dict[Name, str]] = Field(
+    labels: dict[Annotated[str, OneOf(COMPARING, "figure")], dict[Name, Label]] = Field(
         {}, description="By figure: names in its legend where they differ from the variants' own"
     )
 

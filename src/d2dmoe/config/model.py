@@ -1,12 +1,14 @@
 """What the dense model is and where its weights come from, for each architecture."""
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from d2dmoe.activations import ACTIVATIONS
 from d2dmoe.config.named import OneOf, Tagged
 from d2dmoe.config.strict import Strict
+from d2dmoe.errors import CheckpointError
 from d2dmoe.models import ARCHITECTURES
 
 ActivationName = Annotated[str, OneOf(ACTIVATIONS, "activation")]
@@ -17,6 +19,8 @@ class TransformerConfig(Strict):
 
     forms: ClassVar[dict[str, int]]  # kinds of `weights`: how many colons follow the kind at least
     forms_text: ClassVar[str]
+    config_keys: ClassVar[dict[str, str]] = {}  # options: their names in a checkpoint's config.json
+    tensor_sizes: ClassVar[dict[str, tuple[str, int]]] = {}  # options: tensors with that size, axis
 
     architecture: str
     weights: str = Field("scratch", description="Initial weights: scratch, or pretrained ones")
@@ -63,10 +67,15 @@ class ViTConfig(DividedHeads):
 
     forms = {"torchvision": 1, "path": 0}
     forms_text = "'scratch', 'torchvision:MODEL:WEIGHTS' or 'path:FILE.safetensors'"
+    tensor_sizes = {
+        "d_model": ("class_token", 2),
+        "d_ff": (r".*\.mlp\.(0|linear_1)\.weight", 0),
+        "patch_size": (r"conv_proj\.weight", 2),
+    }
 
     architecture: Literal["vit"]
     patch_size: int = Field(gt=0, description="Side of a patch, pixels")
-    stem: list[int] = Field(
+    stem: list[Annotated[int, Field(gt=0)]] = Field(
         [],
         description="Output channels of the stride-2 3x3 convolutions that replace plain patches; "
         "they must reach the same grid. Empty: plain patches",
@@ -81,9 +90,46 @@ class LanguageConfig(TransformerConfig):
 
     positions: int = Field(gt=0, description="Longest sequence, tokens")
 
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The options that a checkpoint must agree with, by their names in its config.json."""
+        return {theirs: getattr(self, ours) for ours, theirs in self.config_keys.items()}
+
+    def check_config(self, config: Mapping[str, Any]) -> None:
+        """Compare with a checkpoint's config.json; what it does not say has a default there.
+
+        Raises:
+            CheckpointError: it is of another architecture or has other sizes.
+        """
+        kind = config.get("model_type")
+        if kind != self.architecture:
+            described = [name for name, x in ARCHITECTURES.items() if x.data != "images"]
+            raise CheckpointError(
+                f"{self.weights} is a checkpoint of the architecture '{kind}', but "
+                f"model.architecture is {self.architecture}. Described are {', '.join(described)}."
+            )
+        wrong = [
+            f"{key} {config[key]} (configured: {size})"
+            for key, size in self.sizes.items()
+            if config.get(key) not in (size, None)
+        ]
+        if wrong:
+            raise CheckpointError(
+                f"{self.weights} does not fit the configured model: {', '.join(wrong)}. Give the "
+                "model section the sizes of the checkpoint."
+            )
+
 
 class BertConfig(LanguageConfig, DividedHeads):
     """transformers' BertForSequenceClassification."""
+
+    config_keys = {
+        "layers": "num_hidden_layers",
+        "d_model": "hidden_size",
+        "heads": "num_attention_heads",
+        "d_ff": "intermediate_size",
+        "positions": "max_position_embeddings",
+    }
 
     architecture: Literal["bert"]
 
@@ -91,15 +137,46 @@ class BertConfig(LanguageConfig, DividedHeads):
 class GPT2Config(LanguageConfig, DividedHeads):
     """transformers' GPT2LMHeadModel."""
 
+    config_keys = {
+        "layers": "n_layer",
+        "d_model": "n_embd",
+        "heads": "n_head",
+        "d_ff": "n_inner",
+        "positions": "n_positions",
+    }
+
     architecture: Literal["gpt2"]
+
+    def check_config(self, config: Mapping[str, Any]) -> None:
+        """The same; GPT-2's own configurations leave the width of the FFNs out."""
+        width = config.get("n_embd")
+        if config.get("n_inner") is None and isinstance(width, int):
+            config = {**config, "n_inner": 4 * width}
+        super().check_config(config)
 
 
 class GemmaConfig(LanguageConfig):
     """transformers' GemmaForCausalLM: gated FFNs, rotary positions, grouped queries."""
 
+    config_keys = {
+        "layers": "num_hidden_layers",
+        "d_model": "hidden_size",
+        "heads": "num_attention_heads",
+        "d_ff": "intermediate_size",
+        "positions": "max_position_embeddings",
+        "key_value_heads": "num_key_value_heads",
+        "head_dim": "head_dim",
+    }
+
     architecture: Literal["gemma"]
     head_dim: int = Field(gt=0, description="Width of an attention head")
     key_value_heads: int = Field(gt=0, description="Heads of keys and values; must divide heads")
+
+    @model_validator(mode="after")
+    def _pairs_turn(self):
+        if self.head_dim % 2:
+            raise ValueError(f"head_dim = {self.head_dim} must be even: positions turn pairs")
+        return self
 
     @model_validator(mode="after")
     def _groups_divide(self):

@@ -118,6 +118,11 @@ def find_test_folder(tree: Path) -> Path | None:
     return next((tree / name for name in TEST_NAMES if _has_classes(tree / name)), None)
 
 
+def class_folders(tree: Path) -> list[str]:
+    """The names of an ImageFolder tree's classes."""
+    return sorted(p.name for p in (tree / "train").iterdir() if p.is_dir())
+
+
 def find_text_files(path: Path) -> dict[str, Path]:
     """The files of each split: of a folder by name (train.csv), a single file is all training.
 
@@ -177,6 +182,11 @@ def _check_tree(tree: Path) -> None:
         raise DataError(
             f"path:{tree} needs train/ and test/ or val/, each with a folder of images per class; "
             f"folders found: {found}. Arrange the images as train/CLASS/*.jpg and val/CLASS/*.jpg."
+        )
+    if len(class_folders(tree)) < 2:
+        raise DataError(
+            f"path:{tree}: all images of train/ are of the one class {class_folders(tree)[0]}; "
+            "at least two classes are needed. Give each a folder of its own."
         )
 
 

@@ -1,14 +1,30 @@
 """The base of every configuration model: strict types, unknown keys refused, values frozen."""
 
-from typing import Annotated
+import re
+from types import NoneType, UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.]*$")]  # of tasks, variants: names files
+LONGEST = 64  # characters of a name
+
+Name = Annotated[  # of tasks, variants: names files, on systems too that tell no capitals apart
+    str, Field(pattern=r"^[a-z0-9][a-z0-9_.]*$", max_length=LONGEST)
+]
+Label = Annotated[str, Field(min_length=1, max_length=100)]  # in legends
+
+INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
+NUMBER = re.compile(r"[-+]?([0-9]{1,18}(\.[0-9]{0,18})?|\.[0-9]{1,18})([eE][-+]?[0-9]{1,3})?")
+WORDS = {"true": True, "false": False}
+NULLS = ("null", "~")
 
 
 class Strict(BaseModel):
-    """No coercion ("3" is no integer), no unknown keys, no infinities, frozen once validated."""
+    """No coercion (2.0 is no integer), no unknown keys, no infinities, frozen once validated.
+
+    A number, true, false or null that is written as text is read as what it is where no text is
+    allowed: YAML 1.1 reads 1e-3 as text, and Snakemake all that stands in braces after --config.
+    """
 
     model_config = ConfigDict(
         strict=True,
@@ -17,3 +33,45 @@ class Strict(BaseModel):
         allow_inf_nan=False,
         defer_build=True,  # tables may get more records before the first use
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_texts(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        kinds = {key: field.annotation for key, field in cls.model_fields.items()}
+        return {key: _as(kinds.get(key), value) for key, value in values.items()}
+
+
+def _as(kind: Any, value: Any) -> Any:
+    """A value whose texts are read as a type asks; what does not fit stays as it is."""
+    if isinstance(value, str):
+        return _scalar(_members(kind), value)
+    containers = [k for k in _members(kind) if get_origin(k) in (list, tuple, dict)]
+    inner = get_args(containers[0]) if containers else ()
+    if isinstance(value, list) and inner:
+        return [_as(inner[0], item) for item in value]
+    if isinstance(value, dict) and len(inner) == 2:
+        return {key: _as(inner[1], item) for key, item in value.items()}
+    return value
+
+
+def _members(kind: Any) -> list[Any]:
+    """The types of a union; of another type itself. Annotations are left out."""
+    if get_origin(kind) is Annotated:
+        return _members(get_args(kind)[0])
+    if get_origin(kind) in (Union, UnionType):
+        return [member for part in get_args(kind) for member in _members(part)]
+    return [kind]
+
+
+def _scalar(kinds: list[Any], text: str) -> Any:
+    if int in kinds and INTEGER.fullmatch(text):
+        return int(text)
+    if float in kinds and NUMBER.fullmatch(text):
+        return float(text)
+    if bool in kinds:
+        return WORDS.get(text, text)
+    if NoneType in kinds and str not in kinds and text in NULLS:
+        return None
+    return text

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from d2dmoe.config.strict import Strict
+from d2dmoe.config.strict import Label, Strict
 
 FINETUNED = "_finetuned"  # ends the name of a dense or compressed model that was trained on
 
@@ -14,4 +14,4 @@ class Variant(Strict):
     """What all variants have."""
 
     method: str
-    label: str = Field(min_length=1, description="Name in the legends")
+    label: Label = Field(description="Name in the legends")

@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from d2dmoe.config.sources import TEST_NAMES, check_images, find_test_folder
 from d2dmoe.data.vendored import vendored_file
@@ -35,6 +35,7 @@ class Images:
     labels: torch.Tensor  # int64 [N]
     classes: list[str]
     read: Callable[[int], Image.Image]
+    place: Callable[[int], str]  # of an image of an index, for messages: its file or row
 
     def pixels(self, index: int, size: int) -> torch.Tensor:
         """Image `index` as uint8 [C, size, size]; C is 1 for a grey image, else 3.
@@ -43,17 +44,35 @@ class Images:
             DataError: the image cannot be decoded.
         """
         try:
-            image = self.read(index)
-            image = image if image.mode == "L" else image.convert("RGB")
-        except (OSError, SyntaxError, ValueError) as error:  # PIL raises all three
+            image = _in_eight_bits(_upright(self.read(index)))
+        except Exception as error:  # PIL's decoders raise a dozen unrelated types
             raise DataError(
-                f"{self.source}: image {index} cannot be read ({error}). Fetch the set again."
+                f"{self.source}: image {index} ({self.place(index)}) cannot be read "
+                f"({type(error).__name__}: {error}). Fetch or save it again, or remove it."
             ) from error
         if image.size != (size, size):
             # The shorter side becomes `size`, what sticks out on the longer one is cut off evenly.
             image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
         array = np.array(image)  # a copy: PIL's own buffer is read-only
         return torch.from_numpy(array).view(size, size, -1).permute(2, 0, 1)
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """As a camera meant it to be seen."""
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    return ImageOps.exif_transpose(image) if turned else image
+
+
+def _in_eight_bits(image: Image.Image) -> Image.Image:
+    """In mode L or RGB; of animations the first picture, without transparency."""
+    if image.mode.startswith("I;16"):  # which `convert` would cut off at 255
+        grey = (np.asarray(image).astype(np.uint32) + 128) // 257  # 65535 becomes 255
+        return Image.fromarray(grey.astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(
+            f"the range of its 32-bit pixels (mode {image.mode}) is unknown: save it with 8 or 16"
+        )
+    return image if image.mode == "L" else image.convert("RGB")
 
 
 def load_images(source: str, part: Part, root: Path) -> Images:
@@ -70,7 +89,21 @@ def load_images(source: str, part: Part, root: Path) -> Images:
         "torchvision": _torchvision,
         "path": _tree,
     }[kind]
-    return load(source, name, part, root)
+    images = load(source, name, part, root)
+    _check_labels(images)
+    return images
+
+
+def _check_labels(images: Images) -> None:
+    """Every image has one of the classes."""
+    wrong = (images.labels < 0) | (images.labels >= len(images.classes))
+    if wrong.any():
+        index = int(wrong.nonzero()[0, 0])
+        raise DataError(
+            f"{images.source}: image {index} ({images.place(index)}) has the label "
+            f"{int(images.labels[index])}, which is none of the {len(images.classes)} classes. "
+            "Correct it, or remove the image."
+        )
 
 
 def _vendored(source: str, name: str, part: Part, root: Path) -> Images:
@@ -78,7 +111,8 @@ def _vendored(source: str, name: str, part: Part, root: Path) -> Images:
     from datasets import Dataset
 
     # Not load_dataset: that would leave a second copy in the user's cache.
-    return _from_rows(source, Dataset(pq.read_table(vendored_file(name, f"{part}.parquet", root))))
+    table = pq.read_table(vendored_file(name, f"{part}.parquet", root))
+    return _from_rows(source, part, Dataset(table))
 
 
 def _hub(source: str, name: str, part: Part, root: Path) -> Images:
@@ -96,14 +130,18 @@ def _hub(source: str, name: str, part: Part, root: Path) -> Images:
         ) from error
     for split in ("train",) if part == "train" else TEST_NAMES:
         if split in splits:
-            images = _from_rows(source, splits[split])
-            if len(images.labels) and images.labels.min() >= 0:  # withheld labels are -1
+            images = _from_rows(source, split, splits[split])
+            if len(images.labels) and images.labels.max() >= 0:  # withheld labels are -1
                 return images
     raise DataError(f"{source}: no labelled {part} split among {', '.join(splits)}.")
 
 
-def _from_rows(source: str, rows) -> Images:
-    """A `datasets.Dataset` with an image column and (the first, if several) a ClassLabel column."""
+def _from_rows(source: str, split: str, rows) -> Images:
+    """A `datasets.Dataset` with an image column and (the first, if several) a ClassLabel column.
+
+    Raises:
+        DataError: it has other columns, or a row without an image or a label.
+    """
     from datasets import ClassLabel
     from datasets import Image as ImageFeature
 
@@ -116,9 +154,21 @@ def _from_rows(source: str, rows) -> Images:
         raise DataError(
             f"{source}: an image and a class label column are needed; the columns are {columns}."
         )
+    for column in (image[0], label[0]):
+        _check_filled(f"{source}, split {split}", column, rows.data.column(column))
     labels = torch.tensor(rows[label[0]][:], dtype=torch.int64)
     read = partial(_decode, rows.features[image[0]], rows.data.column(image[0]))
-    return Images(source, labels, list(rows.features[label[0]].names), read)
+    place = f"split {split}, row {{}} from 0".format
+    return Images(source, labels, list(rows.features[label[0]].names), read, place)
+
+
+def _check_filled(where: str, name: str, column) -> None:
+    if column.null_count:
+        row = next(i for i, value in enumerate(column) if not value.is_valid)
+        raise DataError(
+            f"{where}: row {row} (from 0) has no {name}. Save a copy without such rows, and give "
+            "its folder as hub:FOLDER."
+        )
 
 
 def _decode(feature, column, index: int) -> Image.Image:
@@ -146,7 +196,7 @@ def _torchvision(source: str, name: str, part: Part, root: Path) -> Images:
     names = getattr(data, "classes", range(int(labels.max()) + 1))
     # ImageNet's classes are tuples of synonyms.
     classes = [", ".join(n) if isinstance(n, tuple) else str(n) for n in names]
-    return Images(source, labels, classes, partial(_first, data))
+    return Images(source, labels, classes, partial(_first, data), f"{part} images, from 0".format)
 
 
 def _construct(cls, part: Part, folder: Path):
@@ -171,7 +221,12 @@ def _tree(source: str, name: str, part: Part, root: Path) -> Images:
     except OSError as error:
         raise DataError(f"{source}: {error}. Put images into every class folder.") from error
     labels = torch.tensor(data.targets, dtype=torch.int64)
-    return Images(source, labels, data.classes, partial(_first, data))
+    files = [file for file, _label in data.samples]
+    return Images(source, labels, data.classes, partial(_open, files), files.__getitem__)
+
+
+def _open(files: list[str], index: int) -> Image.Image:
+    return Image.open(files[index])
 
 
 def _first(data, index: int) -> Image.Image:

@@ -24,9 +24,16 @@ def prepare_images(
     """
     train, test = load_images(cfg.source, "train", root), load_images(cfg.source, "test", root)
     if train.classes != test.classes:
+        differing = sorted({*train.classes} ^ {*test.classes}) or train.classes
         raise DataError(
             f"{cfg.source}: the training and test images have different classes "
-            f"({len(train.classes)} and {len(test.classes)}). Make their names agree."
+            f"({len(train.classes)} and {len(test.classes)}; {differing[0]!a} is not in both, or "
+            "in another place). Make their names agree."
+        )
+    if len(train.labels.unique()) < 2:
+        raise DataError(
+            f"{cfg.source}: all {len(train.labels)} training images are of one class; at least "
+            "two classes are needed."
         )
     held_out = choose_validation(train.labels, cfg.validation, len(train.classes), seed)
     kept = torch.ones(len(train.labels), dtype=torch.bool)
@@ -66,7 +73,8 @@ def choose_validation(labels: torch.Tensor, count: int, classes: int, seed: int)
     if count % classes or each >= smallest:
         raise ConfigError(
             f"validation: {count} images cannot be taken from {classes} classes in equal shares. "
-            f"Allowed: multiples of {classes} up to {max(smallest - 1, 0) * classes}."
+            f"Allowed: multiples of {classes} up to {max(smallest - 1, 0) * classes}; the smallest "
+            f"class has {smallest} images."
         )
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(labels), generator=generator)

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
+from pydantic import BaseModel
 from torch import Generator, Tensor, device
 from torch.nn.functional import one_hot
 from torch.nn.utils.rnn import pad_sequence
@@ -27,6 +28,20 @@ RERUN = "Rerun rule `dataset` (`snakemake --forcerun dataset`)."
 
 Raw = tuple[Tensor, ...]  # samples as stored, each tensor [B, ...]
 Batch = tuple[dict[str, Tensor], Tensor]  # keyword arguments of the model's forward, and targets
+
+
+KEYS = {  # of dataset.json, by the kind of data
+    "images": ("source", "image_size", "mean", "std", "in_memory", "classes"),
+    "texts": ("classes", "length", "pad_id", "vocab_size"),
+    "corpus": ("length", "end_of_text_id", "vocab_size"),
+}
+
+
+class Description(BaseModel):
+    """What dataset.json says of every kind."""
+
+    kind: Literal["images", "texts", "corpus"]
+    sha256: dict[str, str]
 
 
 class Split(Protocol):
@@ -203,9 +218,11 @@ def open_split(folder: Path, name: str, root: Path = Path(".")) -> Split:
 def _description(path: Path) -> dict[str, Any]:
     try:
         about = json.loads(path.read_text())
-        about["kind"], about["sha256"]
-    except (OSError, ValueError, LookupError, TypeError) as error:
+        kind = Description.model_validate(about).kind
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read ({error}). {RERUN}") from error
+    if missing := [key for key in KEYS[kind] if key not in about]:
+        raise DataError(f"{path} lacks {', '.join(missing)}. {RERUN}")
     return about
 
 

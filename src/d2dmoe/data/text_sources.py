@@ -59,11 +59,16 @@ class Table:
             ) from error
 
     def _text(self, number: int, row: Mapping[str, Any], column: str) -> str:
-        text = self._value("text", row, column)
+        text = self._value("text", number, row, column)
         if text is not None and not isinstance(text, str):
             raise DataError(
                 f"{self.where}: the text of row {number} (from 0) is of type "
                 f"{type(text).__name__}. Set `text` to a column that holds texts."
+            )
+        if text and not _encodable(text):
+            raise DataError(
+                f"{self.where}: the text of row {number} (from 0) holds half a character (a lone "
+                "surrogate). Remove or mend such rows."
             )
         if not text or text.isspace():
             raise DataError(
@@ -73,8 +78,8 @@ class Table:
         return text
 
     def _class(self, number: int, row: Mapping[str, Any], column: str) -> str | None:
-        label, names = self._value("label", row, column), self.classes.get(column)
-        if label in (None, "", -1, "-1"):
+        label, names = self._value("label", number, row, column), self.classes.get(column)
+        if label in (None, -1, "-1") or (isinstance(label, str) and not label.strip()):
             return None
         if names and isinstance(label, int) and 0 <= label < len(names):
             return names[label]
@@ -85,13 +90,26 @@ class Table:
             )
         return str(label)
 
-    def _value(self, key: str, row: Mapping[str, Any], column: str) -> Any:
+    def _value(self, key: str, number: int, row: Mapping[str, Any], column: str) -> Any:
+        if not isinstance(row, Mapping) or None in row:  # as csv calls what the header does not
+            raise DataError(
+                f"{self.where}: row {number} (from 0) is no row of named cells, or has more cells "
+                "than the header. Quote texts that hold commas."
+            )
         if column not in row:
             raise DataError(
                 f"{self.where}: there is no column '{column}'; the columns are "
                 f"{', '.join(map(str, row))}. Set `{key}` to one of them."
             )
         return row[column]
+
+
+def _encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def open_tables(cfg: TextsConfig | CorpusConfig, root: Path) -> dict[str, Table]:

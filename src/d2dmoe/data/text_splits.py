@@ -5,6 +5,8 @@ left out of the training set, where they would let a model remember what it is a
 """
 
 import hashlib
+import re
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -71,6 +73,11 @@ def split_labelled(
     kept[held_out] = False
     rest = _without(pool[kept.nonzero()[:, 0]], set(map(fingerprint, validation.texts)))
     _log_copies(cfg.source, len(train.texts) - len(validation.texts) - len(rest.texts))
+    if len(rest.labels.unique()) < 2:
+        raise DataError(
+            f"{cfg.source}: {len(rest.texts)} training texts are left, not of two classes: the "
+            "others are copies of held-out ones. Remove copies from the source."
+        )
     splits = {
         "train": rest[first_proportional(rest.labels, cfg.max_train)],
         "validation": validation,
@@ -165,8 +172,14 @@ def _labelled(
     """The rows of the first split of these names whose labels are not withheld."""
     for name in names:
         rows: list[Any] = list(tables[name].labelled(cfg)) if name in tables else []
-        if rows and all(label is not None for _, label in rows):
+        withheld = [i for i, (_, label) in enumerate(rows) if label is None]
+        if rows and not withheld:
             return rows
+        if len(withheld) < len(rows):
+            raise DataError(
+                f"{tables[name].where}: row {withheld[0]} (from 0) has no label, as "
+                f"{len(withheld)} of {len(rows)} rows. Label or remove such rows."
+            )
     raise DataError(
         f"{cfg.source}: there is no labelled {names[0]} split among {', '.join(tables)}."
     )
@@ -174,11 +187,28 @@ def _labelled(
 
 def _classes(table: Table, rows: list[tuple[str, str]], cfg: TextsConfig) -> list[str]:
     """The names of the classes: the source's own, else the sorted labels of the training texts."""
+    found = {label for _, label in rows}
+    if len(found) < 2:
+        raise DataError(
+            f"{table.where}: all {len(rows)} training texts are of the class {found.pop()!r}; at "
+            "least two classes are needed."
+        )
     if cfg.label in table.classes:
         return list(table.classes[cfg.label])
-    found = {label for _, label in rows}
-    are_numbers = all(label.removeprefix("-").isdecimal() for label in found)
+    _check_forms(table.where, found)
+    are_numbers = all(re.fullmatch(r"-?[0-9]{1,18}", label) for label in found)
     return sorted(found, key=int if are_numbers else None)
+
+
+def _check_forms(where: str, labels: set[str]) -> None:
+    """No two labels look alike: é is one character, or e and an accent."""
+    known: dict[str, str] = {}
+    for label in labels:
+        other = known.setdefault(unicodedata.normalize("NFC", label).strip(), label)
+        if other != label:
+            raise DataError(
+                f"{where}: the labels {other!a} and {label!a} look alike. Write them as one."
+            )
 
 
 def _numbered(rows: list[tuple[str, str]], classes: list[str], cfg: TextsConfig) -> LabelledTexts:

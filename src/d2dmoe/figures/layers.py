@@ -13,6 +13,7 @@ from d2dmoe.errors import UserError
 from d2dmoe.figures import style
 from d2dmoe.figures.select import by_variant, count_seeds
 from d2dmoe.figures.style import Look
+from d2dmoe.lookup import look_up
 from d2dmoe.selection_rules import RULES
 
 TABLE = "results/tables/layers.csv"
@@ -50,7 +51,8 @@ def draw(
         for index, (variant, rows) in enumerate(chosen.items()):
             at = _at(rows, variant, value)
             _profile(axes, per_layer(at), offsets[index], style.look(index))
-        knobs = sorted({RULES[knob].symbol for rows in chosen.values() for knob in rows["knob"]})
+        rules = {knob for rows in chosen.values() for knob in rows["knob"]}
+        knobs = sorted({look_up(RULES, rule, "selection rule").symbol for rule in rules})
         axes.set_title(f"{', '.join(knobs)} = {value:g}")
         axes.grid(axis="y", linewidth=0.4, color="#dddddd")
     numbers = sorted(set().union(*(rows["layer"] for rows in chosen.values())))

@@ -44,7 +44,8 @@ def draw(tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Figure:
     for index, (axes, beside) in enumerate(panels.reshape(-1, 2)[: len(images)]):
         pixels = images[index].transpose(1, 2, 0)  # [H, W, 3]
         axes.imshow(pixels)
-        axes.set_title(about["classes"][int(tensors["labels"][index])], fontsize=7, pad=2)
+        name = about["classes"][int(tensors["labels"][index])]
+        axes.set_title(name, fontsize=7, pad=2, parse_math=False)
         scale = _overlay(beside, pixels, loads[index], limits)
     bar: Any = figure.colorbar(scale, ax=panels, location="bottom", aspect=40, shrink=0.9, pad=0.02)
     bar.solids.set_alpha(1)

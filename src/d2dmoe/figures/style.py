@@ -73,7 +73,9 @@ def legend(figure: Figure, handles: Sequence[Artist]) -> None:
     columns = (2 if longest <= 24 else 1) * round(figure.get_figwidth() / WIDTH)
     lines = -(-len(handles) // columns)
     figure.set_figheight(figure.get_figheight() + 0.15 * lines)
-    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+    entries = figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+    for text in entries.get_texts():
+        text.set_parse_math(False)  # a user's label may hold $
 
 
 @styled

@@ -153,7 +153,8 @@ def _panel(axes: Axes, tradeoff: DataFrame, panel: Panel, looks: dict[str, Look]
     for quality, line in REFERENCES.items():
         axes.axhline(quality, color=style.FAINT, zorder=0, **line)
     note = _limit(axes, chosen | dense, panel)
-    axes.set_xlabel("FLOPs relative to the dense model (multiply–add = 2)" + note)
+    x_label = "FLOPs relative to the dense model (multiply–add = 2)" + note
+    axes.set_xlabel(x_label, parse_math=False)
     axes.set_ylabel(_shown(panel["metric"]))
     return count_seeds(chosen | dense)
 

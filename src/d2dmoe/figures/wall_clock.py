@@ -5,9 +5,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from d2dmoe.errors import DataError
 from d2dmoe.figures import style
 from d2dmoe.figures.style import Look
-from d2dmoe.tables import of_first_layer
+from d2dmoe.lookup import look_up
+from d2dmoe.tables import LAYER, of_first_layer
 
 MACHINE = ["device", "torch", "triton"]
 POINT = ["fraction", "backend", "median_ms", "p20_ms", "p80_ms", "peak_mb"]
@@ -36,6 +38,8 @@ def draw(table: pd.DataFrame, subject: str = "One layer", layers: str = "all") -
         layers: of a table of layers `all`, the `first` that it lists, or the `others`.
     """
     rows = table
+    if "model" not in rows and (missing := {*LAYER} - {*rows.columns}):
+        raise DataError(f"the table has neither a column model nor {sorted(missing)}")
     if layers != "all":
         rows = rows[of_first_layer(rows) == (layers == "first")]
     shapes = [column for column in rows.columns if column not in MACHINE + POINT]
@@ -57,7 +61,7 @@ def draw(table: pd.DataFrame, subject: str = "One layer", layers: str = "all") -
 
 def _panel(axes: Axes, rows: pd.DataFrame) -> None:
     for backend, points in rows.groupby("backend", sort=False):
-        _, look = BACKENDS[backend]
+        _, look = look_up(BACKENDS, backend, "backend")
         signs = {"color": look.colour, "linestyle": look.line}
         if not look.marker:
             axes.axhline(points["median_ms"].median(), **signs, linewidth=0.9)

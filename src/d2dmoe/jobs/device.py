@@ -1,6 +1,8 @@
-"""Where a job computes: one GPU that no other job of this machine uses, or the CPU."""
+"""Where a job computes: one GPU that no other job of this host uses, or the CPU."""
 
 import fcntl
+import os
+import socket
 import time
 from pathlib import Path
 from typing import Any, TextIO
@@ -16,16 +18,17 @@ def claim_device(locks: Path, wants_gpu: bool, poll_s: float = 1.0) -> torch.dev
     """A free GPU, waited for if all are taken, or the CPU when there is none.
 
     Args:
-        locks: folder with a lock file per GPU, shared by the jobs of one machine.
+        locks: folder with a lock file per GPU; hosts may share it.
         wants_gpu: whether the job was given a GPU.
         poll_s: seconds between looks at the locks.
     """
     if not wants_gpu or not torch.cuda.is_available():
         return torch.device("cpu")
+    files = [locks / f"{socket.gethostname()}-{name}.lock" for name in _visible_gpus()]
     locks.mkdir(parents=True, exist_ok=True)
     while True:
-        for index in range(torch.cuda.device_count()):
-            lock = open(locks / f"gpu{index}.lock", "w")
+        for index, file in enumerate(files):
+            lock = open(file, "w")
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -35,6 +38,20 @@ def claim_device(locks: Path, wants_gpu: bool, poll_s: float = 1.0) -> torch.dev
             return torch.device("cuda", index)
         logger.info("all GPUs are taken by other jobs; waiting for one")
         time.sleep(poll_s)
+
+
+def _visible_gpus() -> list[str]:
+    """Names of the GPUs that this process sees, in their order.
+
+    Jobs that see different cards may count all of them from 0, so a name is the card's UUID. Parts
+    of a card (MIG) may bear the card's; they are visible only by their own.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    parts = [entry.strip().replace("/", "_") for entry in visible if "MIG-" in entry]
+    if parts:
+        return parts[: torch.cuda.device_count()]
+    indices = range(torch.cuda.device_count())
+    return [str(torch.cuda.get_device_properties(index).uuid) for index in indices]
 
 
 def make_deterministic(threads: int) -> None:

@@ -12,6 +12,10 @@ import psutil
 SINGLE = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS")
 LINK = Path(".snakemake/environment")
 
+# The shell around a job leaves ctrl-C to the workflow. A cluster tells every process to terminate:
+# the shell then waits until the job has saved its state.
+AROUND_JOBS = "trap '' INT; trap : TERM; "
+
 
 def link_interpreter(folder: Path) -> None:
     """Let jobs call Python by a path that a shell reads as it is.
@@ -53,5 +57,5 @@ def stop_jobs_with_the_workflow() -> None:
                 process.terminate()
         raise KeyboardInterrupt
 
-    shell.prefix("trap '' INT; ")
+    shell.prefix(AROUND_JOBS)
     signal.signal(signal.SIGINT, stop)

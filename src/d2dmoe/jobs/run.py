@@ -33,8 +33,8 @@ def stage_run(snakemake: Any) -> Iterator[Run]:
     Args:
         snakemake: the object that the workflow gives to scripts. Used are `params` (the stage's
             options `cfg`, the digest of its code and whatever else names the result),
-            `wildcards.seed`, `resources.gpu`, `config["runtime"]`, the first `log`, all inputs, and
-            of these `data`, the files of the dataset, where there are any.
+            `wildcards.seed`, `resources.device`, `config["runtime"]`, the first `log`, all inputs,
+            and of these `data`, the files of the dataset, where there are any.
     """
     with job(snakemake) as identity:
         run = _make_run(snakemake, identity)
@@ -51,13 +51,13 @@ def timed_job(snakemake: Any) -> Iterator[torch.device]:
     """A job that measures wall-clock time, on its GPU or with all of its CPU threads.
 
     Args:
-        snakemake: as for `stage_run`; `threads` are the CPU's, `resources.gpu` asks for a GPU.
+        snakemake: as for `stage_run`; `threads` are the CPU's, `resources.device` asks for a GPU.
 
     Raises:
         UserError: a GPU is asked for and there is none.
     """
     with job(snakemake):
-        gpu = bool(snakemake.resources.get("gpu", 0))
+        gpu = bool(snakemake.resources.get("device", 0))
         if gpu and not torch.cuda.is_available():
             raise UserError("this benchmark needs a CUDA device, and torch sees none")
         torch.set_num_threads(snakemake.threads)
@@ -71,7 +71,7 @@ def _make_run(snakemake: Any, identity: str) -> Run:
     data = snakemake.input.get("data")
     return Run(
         seed=int(seed),
-        device=claim_device(Path("results/.locks"), bool(snakemake.resources.get("gpu", 0))),
+        device=claim_device(Path("results/.locks"), bool(snakemake.resources.get("device", 0))),
         data=Path(data[0]).parent if data else Path(),
         state=TrainingState(STATES / f"{identity}.safetensors", runtime.get("save_every_s", 60.0)),
         log_every_s=runtime.get("log_every_s", 10.0),

@@ -15,9 +15,10 @@ import time
 from collections.abc import Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import BaseModel, Field
 from torch import nn
 
 from d2dmoe.errors import CheckpointError, UserError
@@ -26,6 +27,15 @@ from d2dmoe.jobs.progress import logger
 
 SHARE = 0.02  # of a training's time, at most, that goes into saving its state
 SPEED = 200e6  # bytes/s at which the first state is expected to be saved: a slow network disk's
+
+
+class About(BaseModel):
+    """Where a saved training stands."""
+
+    of: str  # which training
+    step: Annotated[int, Field(ge=0)]
+    history: list[dict[str, Any]]
+    sums: dict[str, Annotated[float, Field(allow_inf_nan=False)]]
 
 
 class TrainingState:
@@ -62,16 +72,16 @@ class TrainingState:
         device = next(model.parameters()).device
         tensors, metadata = load_tensors(self.path, remedy, device)
         try:
-            about = json.loads(metadata["about"])
-            if about["of"] != self._name:
-                raise ValueError(f"it is that of {about['of']}")
+            about = About.model_validate_json(metadata["about"])
+            if about.of != self._name:
+                raise ValueError(f"it is that of {about.of}")
             split: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}}
             for name, tensor in tensors.items():
                 kind, _, key = name.partition("/")
                 split[kind][key] = tensor
             load_distinct(model, split["model"])
             optimizer.load_state_dict(_nest(split["optimizer"], optimizer))
-            return about["step"], about["history"], about["sums"]
+            return about.step, about.history, about.sums
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(
                 f"{self.path} is not the state of this training: {error}. {remedy}"
@@ -164,7 +174,12 @@ def _log_first(tensors: Mapping[str, torch.Tensor], step: int, seconds: float) -
 def _nest(flat: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> dict:
     """From "index/name" keys to the form of the optimiser's state dict."""
     state: dict[int, dict] = {}
+    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
     for key, tensor in flat.items():
         index, _, name = key.partition("/")
         state.setdefault(int(index), {})[name] = tensor
+        if tensor.dim() and tensor.shape != parameters[int(index)].shape:
+            raise ValueError(f"the optimiser's {key} has another shape than its parameter")
+    if len({frozenset(values) for values in state.values()}) > 1:
+        raise ValueError("the optimiser's parameters have different values")
     return {"state": state, "param_groups": optimizer.state_dict()["param_groups"]}

@@ -8,7 +8,9 @@ from d2dmoe.io.checksums import check, checksum_file, name_of, read_checksums
 from d2dmoe.io.files import sha256
 from d2dmoe.io.header import check_digest
 from d2dmoe.jobs.attempts import load_attempts
+from d2dmoe.jobs.progress import logger
 
+SHOWN = 6  # faults in the message, which is cut where it is long
 OTHERS = {".state", ".locks", "logs", "reference"}  # folders of what is no result of a job
 
 
@@ -39,11 +41,15 @@ def report(results: Path) -> str:
     """What there is to say if all is well.
 
     Raises:
-        UserError: it is not; a line for every fault.
+        UserError: it is not; the log has a line for every fault, the message for the first ones.
     """
     count, faults = verify(results)
     if faults:
-        lines = [f"{len(faults)} of {count} files in {results}/ cannot be relied on:", *faults]
+        for fault in faults:
+            logger.info("%s", fault)
+        shown, more = faults[:SHOWN], len(faults) - SHOWN
+        lines = [f"{len(faults)} of {count} files in {results}/ cannot be relied on:", *shown]
+        lines += [f"and {more} more, which the log names"] if more > 0 else []
         raise UserError("\n  ".join(lines))
     return f"all {count} files in {results}/ are as their jobs left them"
 

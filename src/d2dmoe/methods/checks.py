@@ -22,5 +22,6 @@ def need_section(task: TaskConfig, name: str, section: str):
 
 
 def divisors(number: int) -> list[int]:
-    """For messages: what divides a number."""
-    return [i for i in range(1, number + 1) if number % i == 0]
+    """For messages: what divides a number; of one above 2**32, perhaps not all of it."""
+    low = [i for i in range(1, min(math.isqrt(number), 2**16) + 1) if number % i == 0]
+    return sorted({*low, *(number // i for i in low)})

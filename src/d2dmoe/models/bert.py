@@ -34,13 +34,6 @@ class AddAndNorm(nn.Module):
 
 def create(cfg: BertConfig, about: dict[str, Any]) -> tuple[dict[str, Any], nn.Module]:
     """The model's options for `build`, and the model; see `models.build.create_model`."""
-    sizes = {
-        "num_hidden_layers": cfg.layers,
-        "hidden_size": cfg.d_model,
-        "num_attention_heads": cfg.heads,
-        "intermediate_size": cfg.d_ff,
-        "max_position_embeddings": cfg.positions,
-    }
     others = {
         "id2label": dict(enumerate(about["classes"])),
         "label2id": {name: i for i, name in enumerate(about["classes"])},
@@ -48,7 +41,7 @@ def create(cfg: BertConfig, about: dict[str, Any]) -> tuple[dict[str, Any], nn.M
         "hidden_dropout_prob": cfg.dropout,
         "attention_probs_dropout_prob": cfg.dropout,
     }
-    options, model = pretrained.create(cfg, about, BertForSequenceClassification, sizes, others)
+    options, model = pretrained.create(cfg, about, BertForSequenceClassification, others)
     return options, _with_ffns(model)
 
 

@@ -17,19 +17,10 @@ PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
 
 def create(cfg: GemmaConfig, about: dict[str, Any]) -> tuple[dict[str, Any], nn.Module]:
     """The model's options for `build`, and the model; see `models.build.create_model`."""
-    sizes = {
-        "num_hidden_layers": cfg.layers,
-        "hidden_size": cfg.d_model,
-        "num_attention_heads": cfg.heads,
-        "num_key_value_heads": cfg.key_value_heads,
-        "head_dim": cfg.head_dim,
-        "intermediate_size": cfg.d_ff,
-        "max_position_embeddings": cfg.positions,
-    }
     others = {"eos_token_id": about["end_of_text_id"], "attention_dropout": cfg.dropout}
     if cfg.weights == "scratch":  # one token ends a text, begins the next and fills up
         others |= {"bos_token_id": about["end_of_text_id"], "pad_token_id": about["end_of_text_id"]}
-    options, model = pretrained.create(cfg, about, GemmaForCausalLM, sizes, others)
+    options, model = pretrained.create(cfg, about, GemmaForCausalLM, others)
     return options, _with_ffns(model)
 
 

@@ -16,13 +16,6 @@ from d2dmoe.surgery import find, replace
 
 def create(cfg: GPT2Config, about: dict[str, Any]) -> tuple[dict[str, Any], nn.Module]:
     """The model's options for `build`, and the model; see `models.build.create_model`."""
-    sizes = {
-        "n_layer": cfg.layers,
-        "n_embd": cfg.d_model,
-        "n_head": cfg.heads,
-        "n_inner": cfg.d_ff,
-        "n_positions": cfg.positions,
-    }
     others = {
         "bos_token_id": about["end_of_text_id"],
         "eos_token_id": about["end_of_text_id"],
@@ -30,7 +23,7 @@ def create(cfg: GPT2Config, about: dict[str, Any]) -> tuple[dict[str, Any], nn.M
         "embd_pdrop": cfg.dropout,
         "attn_pdrop": cfg.dropout,
     }
-    options, model = pretrained.create(cfg, about, GPT2LMHeadModel, sizes, others)
+    options, model = pretrained.create(cfg, about, GPT2LMHeadModel, others)
     return options, _with_ffns(model)
 
 

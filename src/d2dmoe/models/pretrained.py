@@ -12,7 +12,6 @@ from transformers.utils import logging
 from d2dmoe.activations import ACTIVATIONS
 from d2dmoe.config.model import LanguageConfig
 from d2dmoe.errors import CheckpointError, ConfigError
-from d2dmoe.models import ARCHITECTURES
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -24,7 +23,6 @@ def create(
     cfg: LanguageConfig,
     about: dict[str, Any],
     model_class: type[Model],
-    sizes: dict[str, Any],
     others: dict[str, Any],
 ) -> tuple[dict[str, Any], Model]:
     """A model of transformers as it is there, with fresh or pretrained weights, and its options.
@@ -34,19 +32,18 @@ def create(
         about: description of the data, with `length`, `vocab_size` and, where the
             vocabulary is to be compared with the checkpoint's, `vocabulary_sha256`.
         model_class: its class.
-        sizes: options of the class that a checkpoint must agree with.
-        others: options that it need not.
+        others: options of the class beside `cfg.sizes`; a checkpoint need not agree with them.
 
     Raises:
         CheckpointError: the weights cannot be had, or have other sizes.
         ConfigError: the data's samples are too long, or its tokenizer is another.
     """
     if cfg.weights == "scratch":
-        options = sizes | {"vocab_size": about["vocab_size"]} | others
+        options: dict[str, Any] = cfg.sizes | {"vocab_size": about["vocab_size"]} | others
         config = _config_class(model_class)(**options, initializer_range=initial_std(cfg.d_model))
         model = model_class(config)
     else:
-        config = _checked_config(cfg, sizes)
+        config = _checked_config(cfg)
         _check_tokenizer(cfg.weights, config, about)
         config.update({k: v for k, v in others.items() if v is not None})
         model = _load(model_class, cfg.weights, config)
@@ -113,27 +110,13 @@ def _place(weights: str) -> tuple[str, dict[str, Any]]:
     return name, {"revision": revision} if revision else {}
 
 
-def _checked_config(cfg: LanguageConfig, sizes: dict[str, Any]) -> PretrainedConfig:
+def _checked_config(cfg: LanguageConfig) -> PretrainedConfig:
     place, options = _place(cfg.weights)
     try:
         config = AutoConfig.from_pretrained(place, **options)
     except (OSError, ValueError) as error:
         raise _not_loaded(cfg.weights, error) from error
-    if config.model_type != cfg.architecture:
-        described = [name for name, about in ARCHITECTURES.items() if about.data != "images"]
-        raise CheckpointError(
-            f"{cfg.weights} is a checkpoint of the architecture '{config.model_type}', but "
-            f"model.architecture is {cfg.architecture}. Described are {', '.join(described)}."
-        )
-    found = {key: getattr(config, key) for key in sizes}
-    if found.get("n_inner", 0) is None:  # GPT-2's own configurations leave it out
-        found["n_inner"] = 4 * config.n_embd
-    wrong = [f"{k} {found[k]} (configured: {v})" for k, v in sizes.items() if found[k] != v]
-    if wrong:
-        raise CheckpointError(
-            f"{cfg.weights} does not fit the configured model: {', '.join(wrong)}. Give the model "
-            "section the sizes of the checkpoint."
-        )
+    cfg.check_config(config.to_dict())
     return config
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from d2dmoe.config.benchmarks import BenchmarksConfig
-from d2dmoe.config.compression import DistillConfig
+from d2dmoe.config.compression import DistillConfig, PruneConfig
 from d2dmoe.config.data import check_source
 from d2dmoe.config.downstream import check_boolq
 from d2dmoe.config.experiment import Config
@@ -14,19 +14,33 @@ from d2dmoe.config.model import TransformerConfig, ViTConfig
 from d2dmoe.config.task import SUITES, TaskConfig
 from d2dmoe.config.training import TrainingConfig
 from d2dmoe.config.variant import DENSE_VARIANTS, FINETUNED
-from d2dmoe.errors import ConfigError
-from d2dmoe.figures import by_key
+from d2dmoe.config.weights import check_weights
+from d2dmoe.errors import ConfigError, DataError
+from d2dmoe.figures import FIGURES, WALL_CLOCK, by_key
 from d2dmoe.lookup import resolve
+from d2dmoe.methods import EVALUATIONS
 from d2dmoe.methods.checks import divisors
 from d2dmoe.methods.conversion.plan import conversion, ffn_width
+from d2dmoe.models import ARCHITECTURES
 from d2dmoe.plan.figures import need_points
 from d2dmoe.plan.variants import chains, has_experts, knob_of, method_plan, rate, with_rate
+from d2dmoe.stages import STAGES
 
-TARGETS = (
-    *("all", "validation", "tuning", "benchmarks", "models", "clean_unused", "remove_unused"),
-    *("verify", *SUITES),
+OTHER_RULES = (
+    *("all", "all_tasks", "validation", "validation_tradeoff", "tuning", "tuning_table"),
+    *("benchmarks", "models", "clean_unused", "remove_unused", "dataset", "tokenizer", "activity"),
+    *("layers_table", "activity_table", "patch_load_table", "load_maps", "tradeoff", "summary"),
+    *("claims", "reference", "fairness", "boolq", "table_1"),
+    *("benchmark_cpu", "benchmark_gpu", "benchmark_model", "benchmark_decode", "benchmark_table"),
+    *("benchmark_masks", "benchmark_claims", "verify", "wall_times"),
 )
-"""Targets of the workflow, beside the tasks."""
+
+
+def rule_names() -> set[str]:
+    """Names of the workflow's rules and targets; a task is a target beside them."""
+    figures = {*FIGURES, "figure_5", "figure_11", WALL_CLOCK.name}
+    drawn = (f"draw_{figure}{end}" for figure in figures for end in ("", "_all_tasks"))
+    return {*OTHER_RULES, *SUITES, *STAGES, *EVALUATIONS, *figures, *drawn}
 
 
 def check(config: Config, root: Path) -> None:
@@ -34,13 +48,14 @@ def check(config: Config, root: Path) -> None:
 
     Raises:
         ConfigError: one message with a line for each task that has a fault, its first.
-        DataError: a task's dataset is not there.
+        DataError: a task's dataset is not there, or cannot be trained on.
+        CheckpointError: pretrained weights are not there, or not those of the model.
     """
     lines = []
     for name, task in config.tasks.items():
         try:
-            if name in TARGETS:
-                raise ValueError("the name is a target's; call the task otherwise")
+            if name in rule_names():
+                raise ValueError("the name is a rule's or target's; call the task otherwise")
             check_task(task)
         except ValueError as error:
             lines.append(f"tasks.{name}: {error}")
@@ -51,10 +66,20 @@ def check(config: Config, root: Path) -> None:
             lines.append(str(error))
     if lines:
         raise ConfigError("the configuration is wrong:\n  " + "\n  ".join(lines))
-    for task in config.tasks.values():
+    for name, task in config.tasks.items():
+        _check_files(name, task, root)
+
+
+def _check_files(name: str, task: TaskConfig, root: Path) -> None:
+    """What the task reads from a path is there, as far as can be told without reading all of it."""
+    try:
         check_source(task.data, root)
         if task.boolq:
             check_boolq(task.boolq, root)
+        for model in _models(task).values():
+            check_weights(model, root)
+    except OSError as error:
+        raise DataError(f"tasks.{name}: {error}. Correct the path, or its permissions.") from error
 
 
 def check_task(task: TaskConfig) -> None:
@@ -114,15 +139,22 @@ def check_masks(benchmarks: BenchmarksConfig, tasks: Mapping[str, TaskConfig]) -
 
 
 def _check_data(task: TaskConfig) -> None:
-    _check_input(task, "model", task.model)
+    for place, model in _models(task).items():
+        _check_input(task, place, model)
     for name, base in task.bases.items():
-        if isinstance(base, DistillConfig):
-            _check_input(task, f"bases.{name}.model", base.model)
+        if isinstance(base, PruneConfig):
+            _check_heads(task, name, base)
     if task.data.kind == "images":
         return
     trained = {key: value for key, value in task if isinstance(value, TrainingConfig)}
     for stage, cfg in (trained | {f"bases.{k}": v for k, v in task.bases.items()}).items():
         _check_no_image_options(task, stage, cfg)
+
+
+def _models(task: TaskConfig) -> dict[str, TransformerConfig]:
+    """The models that are made of a configuration, by its keys."""
+    students = {k: base for k, base in task.bases.items() if isinstance(base, DistillConfig)}
+    return {"model": task.model} | {f"bases.{k}.model": base.model for k, base in students.items()}
 
 
 def _check_input(task: TaskConfig, place: str, model: TransformerConfig) -> None:
@@ -140,6 +172,15 @@ def _check_input(task: TaskConfig, place: str, model: TransformerConfig) -> None
         raise ValueError(
             f"data.length = {data.length} tokens exceeds {place}.positions = "
             f"{positions}, the longest sequence of the model"
+        )
+
+
+def _check_heads(task: TaskConfig, name: str, base: PruneConfig) -> None:
+    architecture = task.model.architecture
+    if base.heads > 0 and not ARCHITECTURES[architecture].prunable_heads:
+        raise ValueError(
+            f"bases.{name}.heads = {base.heads}: heads of {architecture} cannot be removed; give 0 "
+            "to prune neurons alone"
         )
 
 

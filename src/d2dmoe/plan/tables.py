@@ -115,7 +115,9 @@ def tuning(plan: Plan, task: str) -> list[Entry]:
 def task_tables(plan: Plan, suite: Suite, task: str) -> list[str]:
     """Names of a task's tables."""
     cfg = plan.task(task)
-    names = ["tradeoff", "summary", "layers", "activity"]
+    names = ["tradeoff", "summary"]
+    if conversions(plan, suite, task):
+        names += ["layers", "activity"]
     if cfg.figures_of(suite).load_maps:
         names.append("patch_load")
     small = cfg.data.kind != "images" and not getattr(cfg.data, "streaming", False)

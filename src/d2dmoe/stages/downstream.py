@@ -5,13 +5,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from torch import nn
 
 from d2dmoe.checkpoint import load_model
 from d2dmoe.data.splits import open_split
 from d2dmoe.downstream import BoolQ, Point, calibrate, check_installed, load_boolq
 from d2dmoe.evaluate import evaluate_routed
+from d2dmoe.io.read import read_table
 from d2dmoe.jobs.progress import Progress
 from d2dmoe.jobs.run import Run
 from d2dmoe.moe import set_selection
@@ -51,7 +51,7 @@ def boolq(
     model, _spec = load_model(model_path)
     model.to(run.device)
     task = BoolQ(model, tokenizer_path, rows)
-    knob, points, dense_flops = _read_points(points_path, dense_path)
+    knob, points, dense_flops = read_points(points_path, dense_path)
     split = open_split(run.data, "validation")
 
     def measure(value: float) -> float:
@@ -72,10 +72,10 @@ def boolq(
     return results
 
 
-def _read_points(points_path: Path, dense_path: Path) -> tuple[str, list[Point], float]:
+def read_points(points_path: Path, dense_path: Path) -> tuple[str, list[Point], float]:
     """The knob, the measured operating points, and the FLOPs per sample of the dense model."""
-    table = pd.read_csv(points_path)
-    dense = float(pd.read_csv(dense_path)["flops"][0])
+    table = read_table(points_path, ["knob", "knob_value", "flops"])
+    dense = float(read_table(dense_path, ["flops"])["flops"][0])
     rows = table[["knob_value", "flops"]].astype(float).itertuples(index=False)
     return table["knob"][0], [Point(value, flops / dense) for value, flops in rows], dense
 

@@ -7,10 +7,10 @@ are compared in nats per byte of text.
 import json
 from pathlib import Path
 
-import pandas as pd
-
 from d2dmoe.config.data import CorpusConfig, TextsConfig
 from d2dmoe.data.text_splits import load_texts
+from d2dmoe.errors import DataError
+from d2dmoe.io.read import read_table
 from d2dmoe.text_references import ngram_loss_per_byte, tfidf_accuracy
 
 ORDER = 5  # bytes of an n-gram
@@ -41,7 +41,7 @@ def reference(
         column, scale = "loss", description["tokens"]["test"] / description["bytes"]["test"]
     rows = [{"task": task, "model": simple[0], "seed": "", "metric": metric, "value": simple[1]}]
     for entry in entries:
-        value = scale * float(pd.read_csv(entry["path"])[column].iloc[0])
+        value = scale * float(read_table(Path(entry["path"]), [column])[column].iloc[0])
         named = {"task": task, "model": entry["variant"], "seed": entry["seed"]}
         rows.append(named | {"metric": metric, "value": value})
     return rows
@@ -51,7 +51,10 @@ def _tfidf(cfg: TextsConfig, root: Path) -> float:
     train, train_labels = load_texts(cfg, "train", root)
     test, test_labels = load_texts(cfg, "test", root)
     assert train_labels is not None and test_labels is not None  # as of all labelled texts
-    return tfidf_accuracy(train, train_labels.tolist(), test, test_labels.tolist())
+    try:
+        return tfidf_accuracy(train, train_labels.tolist(), test, test_labels.tolist())
+    except ValueError as error:
+        raise DataError(f"{cfg.source}: TF-IDF has nothing to count ({error}).") from error
 
 
 def _ngram(cfg: CorpusConfig, root: Path) -> float:

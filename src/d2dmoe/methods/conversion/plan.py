@@ -7,7 +7,6 @@ from d2dmoe.config.stages import ClusteringConfig, ProjectionsConfig, RouterConf
 from d2dmoe.config.task import Chain, TaskConfig
 from d2dmoe.methods.checks import divisors, need_epochs
 from d2dmoe.methods.conversion.options import ConversionVariant
-from d2dmoe.models import ARCHITECTURES
 from d2dmoe.selection_rules import RULES
 
 
@@ -98,7 +97,7 @@ def ffn_width(task: TaskConfig, name: str, variant: ConversionVariant) -> int:
     """Hidden neurons of an FFN of the model that a variant converts.
 
     Raises:
-        ValueError: its base is not defined, or heads of the base cannot be pruned.
+        ValueError: its base is not defined.
     """
     if variant.base is None:
         return task.model.d_ff
@@ -110,11 +109,6 @@ def ffn_width(task: TaskConfig, name: str, variant: ConversionVariant) -> int:
     base = task.bases[variant.base]
     if not isinstance(base, PruneConfig):
         return base.model.d_ff
-    if base.heads > 0 and not ARCHITECTURES[task.model.architecture].prunable_heads:
-        raise ValueError(
-            f"bases.{variant.base}.heads = {base.heads}: heads of "
-            f"{task.model.architecture} cannot be removed; give 0 to prune neurons alone"
-        )
     return remaining(task.model.d_ff, base.neurons)
 
 

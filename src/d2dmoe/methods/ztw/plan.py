@@ -21,4 +21,9 @@ def check(task: TaskConfig, name: str, variant: ZTWVariant) -> None:
     own = need_section(task, name, "ztw")
     if not ARCHITECTURES[task.model.architecture].class_token:
         raise ValueError(f"variant '{name}': ztw needs a classifier; leave it out")
+    if own.every >= task.model.layers:
+        raise ValueError(
+            f"variant '{name}': ztw.every = {own.every} leaves no block of {task.model.layers} for "
+            "an exit; the last has none"
+        )
     need_epochs(task, name, own.epochs, "ztw.epochs")

@@ -1,0 +1,232 @@
+"""Damaged tables, descriptions and records, read as the jobs that come later read them.
+
+The tables are real: parts of those in results/reference.
+"""
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import yaml
+from mutations import damaged, json_of, mutated, with_cells
+
+from d2dmoe import tables
+from d2dmoe.claims.evidence import evidence_of
+from d2dmoe.claims.ledger import ledger, wall_clock_ledger
+from d2dmoe.config.data import data_config
+from d2dmoe.data.splits import open_split
+from d2dmoe.data.text_splits import split_documents, split_labelled
+from d2dmoe.fairness import fairness, tuning
+from d2dmoe.figures import FIGURES, by_key
+from d2dmoe.io.csvfile import write_csv, write_rows
+from d2dmoe.io.read import read, read_table
+from d2dmoe.lookup import resolve
+from d2dmoe.plan.claims import claim_options
+from d2dmoe.plan.plan import Plan, load_plan
+from d2dmoe.stages.downstream import read_points
+
+ROOT = Path(__file__).parents[2]
+REFERENCE = ROOT / "results/reference"
+TASK = "vision"
+DAMAGED_BYTES = 0.15  # share of the cases; the others have other cells
+
+Read = Callable[[], object]
+
+
+@cache
+def _plan() -> Plan:
+    return load_plan(yaml.safe_load((ROOT / "config.yaml").read_text(encoding="utf-8")), ROOT)
+
+
+@cache
+def _text(name: str, most: int = 400) -> str:
+    """A reference table's rows of one task and seed: the first so many of each variant."""
+    table = pd.read_csv(REFERENCE / f"{name}.csv", dtype=str, keep_default_na=False)
+    if "task" in table:
+        table = table[table["task"] == TASK]
+    if "seed" in table:
+        table = table[table["seed"] == "0"]
+    if "variant" in table:
+        table = table.groupby("variant", sort=False).head(most)
+    return table.head(4000).to_csv(index=False, lineterminator="\n")
+
+
+def _write(name: str, folder: Path, rng: random.Random | None, most: int = 400) -> Path:
+    """The table in a folder, damaged where there is a generator."""
+    text = _text(name, most)
+    content = text.encode()
+    if rng is not None:
+        as_bytes = rng.random() < DAMAGED_BYTES
+        content = damaged(content, rng) if as_bytes else with_cells(text, rng).encode()
+    path = folder / f"{Path(name).name}.csv"
+    path.write_bytes(content)
+    return path
+
+
+MINIATURE = "miniature/tables/"
+
+
+def _gathered(rng: random.Random, folder: Path) -> Read:
+    name = rng.choice(("tradeoff", "layers", "summary", "reference", "fairness", "tuning"))
+    path = _write(MINIATURE + name, folder, rng)
+    entries = [{"path": str(path)}, {"path": str(path)}]
+    return lambda: write_rows(folder / "out.csv", tables.gather(entries))
+
+
+def _points(rng: random.Random, folder: Path) -> list[dict[str, Any]]:
+    """The operating points of a dense model and a variant, as evaluations write them."""
+    entries = []
+    for variant, reference in (("dense", True), ("d2dmoe", False)):
+        rows = pd.read_csv(_write(MINIATURE + "tradeoff", folder, None), keep_default_na=False)
+        rows = rows[rows["variant"] == variant]
+        wide = rows.pivot(index=["knob", "knob_value", "flops", "params"], columns="metric")
+        text = wide["value"].reset_index().to_csv(index=False)
+        path = folder / f"{variant}.csv"
+        path.write_text(with_cells(text, rng) if rng.random() < 0.6 else text, encoding="utf-8")
+        labels = {"task": TASK, "model": "vit", "dataset": "images", "method": "d2dmoe"}
+        labels |= {"variant": variant, "seed": 0, "reference": reference}
+        entries.append({"path": str(path)} | labels)
+    return entries
+
+
+def _tradeoff(rng: random.Random, folder: Path) -> Read:
+    entries = _points(rng, folder)
+
+    def make() -> None:
+        rows = tables.tradeoff(entries, ["accuracy", "loss"])
+        write_csv(folder / "out.csv", rows, tables.TRADEOFF_COLUMNS)
+
+    return make
+
+
+def _tuning(rng: random.Random, folder: Path) -> Read:
+    entries = [entry | {"lr": 0.001, "chosen": True} for entry in _points(rng, folder)]
+    return lambda: write_rows(folder / "out.csv", tuning(entries, "accuracy"))
+
+
+def _boolq(rng: random.Random, folder: Path) -> Read:
+    entries = [Path(entry["path"]) for entry in _points(rng, folder)]
+    return lambda: read_points(entries[1], entries[0])
+
+
+def _summary(rng: random.Random, folder: Path) -> Read:
+    path = _write(MINIATURE + "tradeoff", folder, rng)
+
+    def make() -> None:
+        rows = tables.summary(read_table(path, tables.TRADEOFF_COLUMNS))
+        write_rows(folder / "out.csv", rows)
+
+    return make
+
+
+def _claims(rng: random.Random, folder: Path) -> Read:
+    broken = rng.choice(("tradeoff", "layers", "activity", "patch_load"))
+    names = ("tradeoff", "layers", "activity", "patch_load")
+    paths = {n: _write(MINIATURE + n, folder, rng if n == broken else None) for n in names}
+    options = claim_options(_plan(), "main")[TASK]
+
+    def make() -> None:
+        found = {name: read_table(path, tables.COLUMNS[name]) for name, path in paths.items()}
+        ledger([evidence_of(TASK, found, **options)])
+
+    return make
+
+
+def _timed(rng: random.Random, folder: Path) -> Read:
+    path = _write(rng.choice(("cpu/cpu", "h200/layer")), folder, rng)
+    needed = [*tables.COLUMNS["table"], *tables.LAYER]
+    return lambda: wall_clock_ledger([read_table(path, needed)])
+
+
+def _drawn(rng: random.Random, folder: Path) -> Read:
+    """A figure of the task, drawn but not saved."""
+    drawn = _plan().task(TASK).figures.of_figures()
+    figure = by_key()[rng.choice([key for key in drawn if key != "load_maps"])]
+    request = resolve(figure.request)(_plan(), "main", TASK, figure)
+    paths = {name: _write(MINIATURE + name, folder, rng, most=40) for name in request.inputs}
+
+    def make() -> None:
+        inputs = {name: read(path, tables.COLUMNS[name]) for name, path in paths.items()}
+        resolve(figure.draw)(**inputs, **request.arguments)
+
+    return make
+
+
+def _drawn_times(rng: random.Random, folder: Path) -> Read:
+    path = _write(rng.choice(("cpu/cpu", "h200/model", "h200/decode")), folder, rng)
+    draw = resolve("d2dmoe.figures.wall_clock:draw")
+    return lambda: draw(table=read(path, tables.COLUMNS["table"]))
+
+
+def _fairness(rng: random.Random, folder: Path) -> Read:
+    about, record = folder / "dataset.json", folder / "record.jsonl"
+    about.write_text(json_of(mutated({"sizes": {"train": 9, "test": 3}}, rng, aliases=False)))
+    whole = b's\th:m:s\n{"s": 1.5}\n' if rng.random() < 0.2 else b'{"s": 2.5}\n{"s": 1.5}\n'
+    record.write_bytes(damaged(whole, rng) if rng.random() < 0.5 else whole)
+    stage = {"stage": "sparsify", "epochs": 1.0, "batch_size": 4, "record": str(record)}
+    entry = {"task": TASK, "method": "d2dmoe", "variant": "a", "seed": 0, "lr": 0.1, "rates": [0.1]}
+    return lambda: fairness([entry | {"about": str(about), "stages": [stage]}])
+
+
+DESCRIPTION: Mapping[str, Any] = {
+    "kind": "texts", "sha256": {"train": "0" * 64}, "pad_id": 0, "classes": ["a", "b"],
+}  # fmt: skip
+
+
+def _description(rng: random.Random, folder: Path) -> Read:
+    path = folder / "dataset.json"
+    if rng.random() < 0.5:
+        path.write_bytes(damaged(json.dumps(DESCRIPTION).encode(), rng))
+    else:
+        path.write_text(json_of(mutated(dict(DESCRIPTION), rng, aliases=False)))
+    return lambda: open_split(folder, "train")
+
+
+ROWS = [{"text": f"text number {i} of many", "label": f"class {i % 3}"} for i in range(24)]
+
+
+def _texts(rng: random.Random, folder: Path) -> Read:
+    """A set of texts as a user brings it: CSV, JSON, one object a line, or plain text."""
+    ending = rng.choice(("csv", "json", "jsonl", "txt", "parquet"))
+    for split, rows in (("train", ROWS), ("test", [r | {"text": f"new {r}"} for r in ROWS[:9]])):
+        path = folder / f"{split}.{ending}"
+        _save_rows(path, rows, rng)
+    values = {"kind": "texts", "source": f"path:{folder}", "length": 9, "validation": 3}
+    tokenizer = {"tokenizer": {"vocab_size": 300}}
+    if ending == "txt":
+        corpus = values | tokenizer | {"kind": "corpus"}
+        return lambda: [list(x) for x in split_documents(data_config(corpus), ROOT).values()]
+    return lambda: split_labelled(data_config(values | tokenizer), ROOT)
+
+
+def _save_rows(path: Path, rows: list[dict[str, str]], rng: random.Random) -> None:
+    frame = pd.DataFrame(rows)
+    if path.suffix == ".parquet":
+        frame.to_parquet(path)
+        content = path.read_bytes()
+    elif path.suffix == ".csv":
+        content = with_cells(frame.to_csv(index=False), rng).encode()
+    elif path.suffix == ".txt":
+        content = "\n\n".join(frame["text"]).encode()
+    else:
+        changed: Any = mutated(rows, rng, aliases=False)
+        lines = changed if isinstance(changed, list) else [changed]
+        as_list = path.suffix == ".json"
+        content = (json_of(changed) if as_list else "\n".join(map(json_of, lines))).encode()
+    path.write_bytes(damaged(content, rng) if rng.random() < 0.3 else content)
+
+
+CASES = (_gathered, _tradeoff, _tuning, _boolq, _summary, _claims, _timed, _drawn, _drawn_times)
+CASES += (_fairness, _description, _texts, _texts)
+assert FIGURES  # drawn by their records
+
+
+def case(rng: random.Random, folder: Path) -> Read:
+    """A call that reads a damaged file as a job does."""
+    for path in folder.iterdir():
+        path.unlink()
+    return rng.choice(CASES)(rng, folder)
