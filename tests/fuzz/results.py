@@ -20,7 +20,7 @@ from d2dmoe.claims.ledger import ledger, wall_clock_ledger
 from d2dmoe.config.data import data_config
 from d2dmoe.data.splits import open_split
 from d2dmoe.data.text_splits import split_documents, split_labelled
-from d2dmoe.fairness import fairness, tuning
+from d2dmoe.fairness import fairness, wall_times
 from d2dmoe.figures import FIGURES, by_key
 from d2dmoe.io.csvfile import write_csv, write_rows
 from d2dmoe.io.read import read, read_table
@@ -163,13 +163,17 @@ def _drawn_times(rng: random.Random, folder: Path) -> Read:
 
 
 def _fairness(rng: random.Random, folder: Path) -> Read:
-    about, record = folder / "dataset.json", folder / "record.jsonl"
+    about, record = folder / "dataset.json", folder / "record.json"
     about.write_text(json_of(mutated({"sizes": {"train": 9, "test": 3}}, rng, aliases=False)))
-    whole = b's\th:m:s\n{"s": 1.5}\n' if rng.random() < 0.2 else b'{"s": 2.5}\n{"s": 1.5}\n'
-    record.write_bytes(damaged(whole, rng) if rng.random() < 0.5 else whole)
-    stage = {"stage": "sparsify", "epochs": 1.0, "batch_size": 4, "record": str(record)}
+    told = {"rule": "sparsify", "s": 4.0, "attempts": [{"s": 2.5}, {"s": 1.5}]}
+    if rng.random() < 0.5:
+        record.write_bytes(damaged(json.dumps(told).encode(), rng))
+    else:
+        record.write_text(json_of(mutated(told, rng, aliases=False)))
+    stage = {"stage": "sparsify", "epochs": 1.0, "batch_size": 4}
     entry = {"task": TASK, "method": "d2dmoe", "variant": "a", "seed": 0, "lr": 0.1, "rates": [0.1]}
-    return lambda: fairness([entry | {"about": str(about), "stages": [stage]}])
+    entry |= {"about": str(about), "stages": [stage], "records": [str(record)]}
+    return lambda: (fairness([entry]), wall_times([entry]))
 
 
 DESCRIPTION: Mapping[str, Any] = {
