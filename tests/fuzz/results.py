@@ -20,7 +20,7 @@ from d2dmoe.claims.ledger import ledger, wall_clock_ledger
 from d2dmoe.config.data import data_config
 from d2dmoe.data.splits import open_split
 from d2dmoe.data.text_splits import split_documents, split_labelled
-from d2dmoe.fairness import fairness, wall_times
+from d2dmoe.fairness import fairness, tuning, wall_times
 from d2dmoe.figures import FIGURES, by_key
 from d2dmoe.io.csvfile import write_csv, write_rows
 from d2dmoe.io.read import read, read_table
