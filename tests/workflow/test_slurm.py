@@ -1,7 +1,7 @@
 """The workflow on a real SLURM: a cluster of one node, without accounting, set up for these tests.
 
 By default a few jobs, in three minutes; `pytest -m slurm --whole-slurm` makes all suites of the
-tiny configuration, here and through sbatch, in about 20 minutes.
+tiny configuration, through sbatch and here, in about 25 minutes.
 """
 
 import importlib.util
@@ -123,7 +123,7 @@ def test_a_cancelled_training_goes_on_from_its_state(node, tmp_path):
 def test_all_suites_go_through_sbatch_and_equal_a_local_run(node, tmp_path, request):
     """Meanwhile one training is cancelled and another takes longer than it may."""
     if not request.config.getoption("--whole-slurm"):
-        pytest.skip("takes 20 minutes: pytest -m slurm --whole-slurm")
+        pytest.skip("takes 25 minutes: pytest -m slurm --whole-slurm")
     here, there = (Workspace(tmp_path / name) for name in ("here", "there"))
     for workspace in (here, there):  # trainings long enough to be stopped
         workspace.config["tasks"]["tiny"]["dense"]["epochs"] = 300
