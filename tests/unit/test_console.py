@@ -83,6 +83,8 @@ def test_a_failure_shows_its_cause_and_its_log(monkeypatch, tmp_path, log, shown
     assert f"    {shown}\n" in text and f"    log: {path}\n" in text
     assert "begins" not in text or shown == "12:00 begins"
     assert "1 failed:\n    router  vision" in say(own, "Elapsed time: 0:00:01.0")
+    say(own, event=LogEvent.JOB_FINISHED, job_id=7)  # repeated
+    assert "failed" not in say(own, "Elapsed time: 0:00:01.0")
 
 
 def test_what_is_interrupted_has_not_failed(monkeypatch, tmp_path):

@@ -20,7 +20,7 @@ NOISE = re.compile(
     "|Will exit after|Exiting because|Shutting down|Removing output files|Touching output"
     "|At least one job did not complete|WorkflowError:\nAt least one job"
     "|Some jobs were triggered|Rules with provenance|Assuming unrestricted|Reasons:"
-    "|Loading script code|Adding |Downloading resources|Creating report"
+    "|No SLURM account|Loading script code|Adding |Downloading resources|Creating report"
 )  # said at each start or after each failure, or said better here
 ENDED = "Elapsed time"  # what Snakemake says last
 DRY_RUN_ENDED = "This was a dry-run"
@@ -50,7 +50,7 @@ class Console(LogHandlerBase):
         self.began: dict[int, float] = {}  # when each job did, in seconds
         self.jobs: dict[int, Any] = {}  # records that describe them
         self.made: list[str] = []  # files
-        self.failed: list[str] = []  # names of jobs
+        self.failed: dict[int, str] = {}  # names of jobs; one that is repeated may leave it
         self.done = self.total = 0
         self.interrupted = False
         self.cause = ""  # of the failure that is reported next
@@ -100,6 +100,7 @@ class Console(LogHandlerBase):
         if job is None or self.common_settings.dryrun:
             return ""
         self.done += 1
+        self.failed.pop(record.job_id, None)
         self.made += job.output
         if not job.log:
             return ""
@@ -112,10 +113,10 @@ class Console(LogHandlerBase):
         name = self._about(job) if job else record.rule_name
         if self.interrupted:
             return _line("stopped", name)
-        self.failed.append(name)
+        self.failed[record.jobid] = name
         lines = [_line("FAILED", name)]
-        causes = [cause for log in record.log for cause in _causes(Path(log))]
-        lines += [f"    {line}" for line in causes or [self.cause or "its process was killed"]]
+        causes = _causes(record.log) or [self.cause or "its process was killed"]
+        lines += [f"    {line}" for line in causes]
         lines += [f"    log: {log}" for log in record.log]
         self.cause = ""
         return "\n".join(lines)
@@ -165,7 +166,7 @@ class Console(LogHandlerBase):
         lines = [done, *_places(self.made)]
         if self.failed:
             lines.append(f"{len(self.failed)} failed:")
-            lines += [f"    {name}" for name in self.failed]
+            lines += [f"    {name}" for name in self.failed.values()]
             lines.append("Once the causes are mended, the same command does what is left.")
         return "\n".join(lines)
 
@@ -178,14 +179,21 @@ def _jobs(number: int) -> str:
     return f"{number} job" + "s" * (number != 1)
 
 
-def _causes(log: Path) -> list[str]:
-    """A log's error message, or else its last lines."""
+def _causes(logs: list[str]) -> list[str]:
+    """The error message in a job's logs, or else their last lines."""
+    texts = [_read(Path(log)) for log in logs]
+    for text in texts:
+        _, found, message = text.rpartition("error: ")
+        if found:
+            return (found + message).splitlines()
+    return "".join(texts).splitlines()[-LAST_LINES:]
+
+
+def _read(log: Path) -> str:
     try:
-        text = log.read_text(encoding="utf-8", errors="replace")
+        return log.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return []
-    _, found, message = text.rpartition("error: ")
-    return (found + message).splitlines() if found else text.splitlines()[-LAST_LINES:]
+        return ""
 
 
 def _reason(reason: str) -> str:
