@@ -225,7 +225,7 @@ def reported(path, caption, kind, **labels):
         path,
         caption=f"../report/{caption}.rst",
         category=kind,
-        subcategory=lambda w: w.get("suite", "").strip("/") or "main results",
+        subcategory=lambda w: w.get("suite", "")[:-1] or "main results",
         labels=labels,
     )
 

@@ -111,7 +111,7 @@ class Workspace:
     def figures(self, task: str = "") -> set[str]:
         """Names of a task's figures, or of those over all tasks, that are there as PNG and PDF."""
         begins = {".png": b"\x89PNG", ".pdf": b"%PDF"}
-        files = self.find(f"figures/{task}/*.p*")
+        files = self.find(f"figures/{task}/[!.]*.p*")  # not their checksums
         assert all(file.read_bytes()[:4] == begins[file.suffix] for file in files)
         both = {end: {file.stem for file in files if file.suffix == end} for end in begins}
         assert both[".png"] == both[".pdf"]
