@@ -13,6 +13,8 @@ PAPER = ROOT / "configs/paper.yaml"
 
 LENGTH = 24
 SHORT = {"epochs": 1, "batch_size": 16}
+SMALL = {"d_model": 96, "heads": 4, "d_ff": 384}  # of 16 experts
+TOP_K = [1, 8, 16]
 HALF = {"epochs": 0.5, "batch_size": 16}  # taken from the sparsification's
 CHANGES = {
     "bert": {
@@ -23,7 +25,8 @@ CHANGES = {
             "validation": 16,
             "tokenizer": {"source": "path:checkpoints/bert"},
         },
-        "model": {"weights": "path:checkpoints/bert", "layers": 2},
+        "model": {"weights": "path:checkpoints/bert", "layers": 2} | SMALL,
+        "select": {"top_k": TOP_K},
         "dense": SHORT,
         "projections": HALF,
         "sparsify": SHORT,
@@ -41,7 +44,8 @@ CHANGES = {
             "max_test": 8,
             "tokenizer": {"source": "path:checkpoints/gpt2"},
         },
-        "model": {"weights": "path:checkpoints/gpt2", "layers": 1},
+        "model": {"weights": "path:checkpoints/gpt2", "layers": 1} | SMALL,
+        "select": {"top_k": TOP_K},
         "projections": HALF | {"accumulate": 2},
         "sparsify": SHORT | {"accumulate": 2},
         "router": {"epochs": 0.5},
@@ -73,7 +77,7 @@ CHANGES = {
         "sparsify": SHORT | {"accumulate": 2},
         "clustering": {"projection_expert_size": 8},
         "router": {"epochs": 0.25, "width": 16, "projection_width": 4},
-        "select": {"top_k": [1, 8, 16]},  # of 16 experts
+        "select": {"top_k": TOP_K},
         "boolq": None,
     },
 }
@@ -114,7 +118,7 @@ def save_sources(folder: Path, config: dict) -> None:
 
 
 def save_checkpoint(task: str, config: dict, texts, folder: Path) -> None:
-    """Save a model of the published class and width with random weights, and its tokenizer."""
+    """Save a small model of the published class with random weights, and its tokenizer."""
     import torch
     from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadModel
 
@@ -128,10 +132,24 @@ def save_checkpoint(task: str, config: dict, texts, folder: Path) -> None:
     size, layers = len(json.loads(tokenizer)["model"]["vocab"]), cfg["model"]["layers"]
     torch.manual_seed(0)
     if task == "bert":
-        options = BertConfig(vocab_size=size, num_hidden_layers=layers, pad_token_id=0)
+        options = BertConfig(
+            vocab_size=size,
+            num_hidden_layers=layers,
+            hidden_size=SMALL["d_model"],
+            num_attention_heads=SMALL["heads"],
+            intermediate_size=SMALL["d_ff"],
+            pad_token_id=0,
+        )
         model = BertForMaskedLM(options)
     else:
-        options = GPT2Config(vocab_size=size, n_layer=layers, bos_token_id=0, eos_token_id=0)
+        options = GPT2Config(
+            vocab_size=size,
+            n_layer=layers,
+            n_embd=SMALL["d_model"],
+            n_head=SMALL["heads"],
+            bos_token_id=0,
+            eos_token_id=0,
+        )
         model = GPT2LMHeadModel(options)
     model.save_pretrained(folder)
     (folder / "tokenizer.json").write_text(tokenizer)

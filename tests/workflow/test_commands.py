@@ -24,9 +24,12 @@ LONG = ("seeds=", "tuning", "validation")  # hours of a real configuration, minu
 
 
 def printed() -> list[str]:
-    """The calls, without the first word of `snakemake benchmarks` in running text."""
+    """The calls; of those that name the same targets the first."""
     found = [call.strip() for page in PAGES for call in CALL.findall(page.read_text())]
-    return [*dict.fromkeys(call for call in found if not any(x in call for x in ELSEWHERE))]
+    found = [call for call in found if not any(x in call for x in ELSEWHERE)]
+    targets = [re.sub(r".*snakemake|--cores \d+", "", call).split() for call in found]
+    first = {" ".join(own): call for own, call in [*zip(targets, found, strict=True)][::-1]}
+    return [call for call in dict.fromkeys(found) if call in first.values()]
 
 
 def test_no_rule_has_a_name_that_a_task_may_take():
@@ -79,7 +82,7 @@ def test_a_printed_call_works_as_it_is_printed(moved, command):
     assert "Traceback" not in done.stdout
 
 
-@pytest.mark.parametrize("target", ["figure_4", "figure_9d", "figure_7", "figure_10"])
+@pytest.mark.parametrize("target", ["figure_4", "figure_9d"])
 def test_a_figures_name_is_a_target(moved, target):
     shutil.rmtree(moved / "results/figures")
     done = call(moved, f"snakemake {target}")

@@ -405,7 +405,6 @@ def _flipped(content: bytes) -> bytes:
     ("damaged", "change"),
     [
         ("models/tiny/seed-0/dense-*/model.safetensors", _truncated),
-        ("data/tiny/*/dataset.json", _flipped),
         ("tables/tiny/tradeoff.csv", _flipped),
     ],
 )
