@@ -140,8 +140,9 @@ def test_experts_of_many_neurons_are_taken_in_chunks(size, form):
         assert relative_error(run(z, mask, weights, launch), masked_sum(z, mask, weights)) < 1e-5
 
 
-@pytest.mark.parametrize("form", ["relu", "gelu_tanh glu"])
-@pytest.mark.parametrize("size, d_out", [(24, 64), (130, 96), (24, 72)])
+@pytest.mark.parametrize(
+    "form, size, d_out", [("relu", 24, 64), ("relu", 130, 96), ("gelu_tanh glu", 24, 72)]
+)
 def test_for_many_tokens_the_second_matrix_is_put_in_order(size, d_out, form):
     """In groups of 16 columns, and not where these do not fill it."""
     tokens = persistent.PER_NEURON * 2 * size
