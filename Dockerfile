@@ -1,4 +1,4 @@
-# The pipeline and its tests. Build:  docker build -t d2dmoe .
+# The pipeline and its tests. Build: docker build -t d2dmoe .
 # Run, results in the current folder:
 #   docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD:/work" d2dmoe
 #   docker run --rm --user "$(id -u):$(id -g)" --volume "$PWD:/work" d2dmoe snakemake --snakefile /opt/d2dmoe/Snakefile -n
