@@ -2,13 +2,14 @@
 
 
 for name in FIGURES:  # snakemake figure_4, of all tasks and suites that have it
-    if tables.figure_results(PLAN, name):
+    files = tables.figure_results(PLAN, name)
+    if files:
 
         rule:
             name:
                 name
             input:
-                tables.figure_results(PLAN, name),
+                files,
             localrule: True
 
 

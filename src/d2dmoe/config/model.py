@@ -87,6 +87,13 @@ class LanguageConfig(TransformerConfig):
 
     forms = {"hub": 0, "path": 0}
     forms_text = "'scratch', 'hub:NAME' or 'hub:NAME@REVISION' (Hugging Face), or 'path:FOLDER'"
+    config_keys = {
+        "layers": "num_hidden_layers",
+        "d_model": "hidden_size",
+        "heads": "num_attention_heads",
+        "d_ff": "intermediate_size",
+        "positions": "max_position_embeddings",
+    }
 
     positions: int = Field(gt=0, description="Longest sequence, tokens")
 
@@ -123,14 +130,6 @@ class LanguageConfig(TransformerConfig):
 class BertConfig(LanguageConfig, DividedHeads):
     """transformers' BertForSequenceClassification."""
 
-    config_keys = {
-        "layers": "num_hidden_layers",
-        "d_model": "hidden_size",
-        "heads": "num_attention_heads",
-        "d_ff": "intermediate_size",
-        "positions": "max_position_embeddings",
-    }
-
     architecture: Literal["bert"]
 
 
@@ -158,12 +157,7 @@ class GPT2Config(LanguageConfig, DividedHeads):
 class GemmaConfig(LanguageConfig):
     """transformers' GemmaForCausalLM: gated FFNs, rotary positions, grouped queries."""
 
-    config_keys = {
-        "layers": "num_hidden_layers",
-        "d_model": "hidden_size",
-        "heads": "num_attention_heads",
-        "d_ff": "intermediate_size",
-        "positions": "max_position_embeddings",
+    config_keys = LanguageConfig.config_keys | {
         "key_value_heads": "num_key_value_heads",
         "head_dim": "head_dim",
     }

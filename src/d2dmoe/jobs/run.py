@@ -14,6 +14,8 @@ from d2dmoe.jobs.job import STATES, job
 from d2dmoe.jobs.progress import logger
 from d2dmoe.jobs.state import TrainingState
 
+LOCKS = Path("results/.locks")  # a file per GPU
+
 
 @dataclass(frozen=True)
 class Run:
@@ -61,7 +63,7 @@ def timed_job(snakemake: Any) -> Iterator[torch.device]:
         if gpu and not torch.cuda.is_available():
             raise UserError("this benchmark needs a CUDA device, and torch sees none")
         torch.set_num_threads(snakemake.threads)
-        yield claim_device(Path("results/.locks"), gpu)
+        yield claim_device(LOCKS, gpu)
 
 
 def _make_run(snakemake: Any, identity: str) -> Run:
@@ -71,7 +73,7 @@ def _make_run(snakemake: Any, identity: str) -> Run:
     data = snakemake.input.get("data")
     return Run(
         seed=int(seed),
-        device=claim_device(Path("results/.locks"), bool(snakemake.resources.get("device", 0))),
+        device=claim_device(LOCKS, bool(snakemake.resources.get("device", 0))),
         data=Path(data[0]).parent if data else Path(),
         state=TrainingState(STATES / f"{identity}.safetensors", runtime.get("save_every_s", 60.0)),
         log_every_s=runtime.get("log_every_s", 10.0),
