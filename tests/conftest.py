@@ -1,6 +1,7 @@
 """Fixtures for all tests: a minimal valid configuration, and the repository that it is for."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,9 @@ import torch
 
 if not torch.cuda.is_available():  # kernels run in Triton's interpreter; read when it is imported
     os.environ["TRITON_INTERPRET"] = "1"
+# Compiled modules are kept, whatever the environment says: every job imports them anew.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 torch.set_num_threads(1)  # tests run side by side; and the last bits of sums depend on it
 
 
@@ -21,10 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Tests that share a fixture's work run in one process: those of a file, or of a finished
     workflow."""
-    group = item.path.stem
-    if item.get_closest_marker("workflow") and not item.get_closest_marker("slurm"):
-        group = "language" if "finished_language" in getattr(item, "fixturenames", ()) else "tiny"
-    item.add_marker(pytest.mark.xdist_group(group))
+    shared = {"finished", "finished_language"} & set(getattr(item, "fixturenames", ()))
+    item.add_marker(pytest.mark.xdist_group(min(shared, default=item.path.stem)))
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def test_each_chosen_pair_of_token_and_expert_runs_once(tokens, n, density):
         assert torch.equal(run(z, mask, tellers(n, 16), launch), mask.float())
 
 
-@pytest.mark.parametrize("ahead", [0, 1, 2, 5])
+@pytest.mark.parametrize("ahead", [0, 2, 5])
 @pytest.mark.parametrize("routed", [True, False])
 def test_superblocks_may_be_routed_ahead_of_the_experts(ahead, routed):
     mask, launch = random_mask(300, 3, 0.5), replace(LAUNCH, ahead=ahead)
@@ -84,10 +84,10 @@ def test_superblocks_may_be_routed_ahead_of_the_experts(ahead, routed):
 
 @pytest.mark.parametrize("kind", ROUTER_KINDS)
 @pytest.mark.parametrize(
-    "n, h, launch", [(3, 8, LAUNCH), (24, 128, DETERMINISTIC), (40, 20, LAUNCH)]
+    "n, h, launch", [(3, 8, LAUNCH), (24, 128, DETERMINISTIC), (40, 20, DETERMINISTIC)]
 )
 def test_the_fused_router_selects_as_torch_does(n, h, launch, kind):
-    z, router = make_tokens(150, 72, DEVICE), make_router(n, h, 72, kind, DEVICE)
+    z, router = make_tokens(70, 72, DEVICE), make_router(n, h, 72, kind, DEVICE)
     mask = persistent.run(z, tellers(n, 72), launch, router=router, tau=0.5)
     found = scores(z, router)
     near = (found - 0.5 * found.amax(-1, keepdim=True)).abs() < 1e-5
@@ -106,7 +106,7 @@ def test_a_token_whose_scores_are_all_0_runs_none_unless_tau_is_0(tau, runs):
 
 
 @pytest.mark.parametrize("form", SOME_FORMS)
-@pytest.mark.parametrize("tokens, e", [(1, 24), (7, 32), (197, 64)])
+@pytest.mark.parametrize("tokens, e", [(1, 24), (197, 64)])
 def test_the_kernels_give_the_masked_sum(form, tokens, e):
     weights = make_weights(form, 5, e, d_model=72, d_out=40, device=DEVICE)
     z, mask = make_tokens(tokens, 72, DEVICE), random_mask(tokens, 5, 0.4)
@@ -132,7 +132,7 @@ def test_every_activation_gives_the_masked_sum(form):
 
 
 @pytest.mark.parametrize("form", ["relu", "relu glu with biases"])
-@pytest.mark.parametrize("size", [40, 130, 256])
+@pytest.mark.parametrize("size", [40, 130])
 def test_experts_of_many_neurons_are_taken_in_chunks(size, form):
     weights = make_weights(form, 3, size, d_model=32, d_out=48, device=DEVICE)
     z, mask = make_tokens(70, 32, DEVICE), random_mask(70, 3, 0.5)
