@@ -22,10 +22,14 @@ def add_routers(
 ) -> nn.Module:
     """Give every MoE layer, in place, a fresh router, in attention projections of its own width."""
     for moe in find(model, MoE).values():
-        own = width if moe.role == "ffn" else projection_width or width
-        router = Router(moe.d_model, own, moe.num_experts, kind)
-        moe.router = router.to(moe.up.device)
+        add_router(moe, kind, width if moe.role == "ffn" else projection_width or width)
     return model
+
+
+def add_router(moe: MoE, kind: str, width: int) -> None:
+    """Give a layer, in place, a fresh router of its own device and dtype."""
+    router = Router(moe.d_model, width, moe.num_experts, kind)
+    moe.router = router.to(moe.up.device, moe.weights.dtype).train(moe.training)
 
 
 def rebuild_experts(model: nn.Module, spec: ModelSpec, num_experts: dict[str, int]) -> nn.Module:

@@ -1,0 +1,107 @@
+"""What was put into a model in place of its feed-forward blocks, as plain values that rebuild it.
+
+A model keeps its own class; its FFNs, and attention projections that were converted, are modules of
+this package. Their names and shapes, and the operating point, are all that a fresh model of the
+class needs before the weights are loaded.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from d2dmoe.conversion import add_router
+from d2dmoe.ffn import FFN
+from d2dmoe.moe import MoE
+from d2dmoe.surgery import find
+
+
+class Bypass(nn.Identity):
+    """Stands where a map or an activation was that an FFN elsewhere in the block now computes."""
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """The replaced modules of a model by their names: `layers`, FFNs and mixtures of experts, and
+    `bypassed`, names of modules that became a `Bypass`. Plain values, as JSON has them."""
+    layers = {name: _described(layer) for name, layer in find(model, (FFN, MoE)).items()}
+    return {"layers": layers, "bypassed": list(find(model, Bypass))}
+
+
+def rebuild(model: nn.Module, described: dict[str, Any]) -> nn.Module:
+    """Put modules of these shapes, with fresh weights, in place of those of the same names; returns
+    the model. They lie on the device of what they replace and have its dtype.
+
+    Raises:
+        AttributeError: the model has no module of a name.
+        UnknownName: an activation, a kind of router or a rule is in no table.
+    """
+    for name, layer in described["layers"].items():
+        model.set_submodule(name, _rebuilt(model.get_submodule(name), **layer))
+    for name in described["bypassed"]:
+        model.set_submodule(name, Bypass())
+    return model
+
+
+def _described(layer: FFN | MoE) -> dict[str, Any]:
+    linears = {"up": layer.up, "gate": layer.gate, "down": layer.down}
+    if isinstance(layer, FFN):
+        biases = [
+            n for n, linear in linears.items() if linear is not None and linear.bias is not None
+        ]
+        rates = {"dropout": layer.dropout.p, "hidden_dropout": layer.hidden_dropout.p}
+        return _shape(layer, layer.d_ff, biases) | rates
+    biases = [name for name in linears if getattr(layer, f"{name}_bias") is not None]
+    rule, value = layer.operating_point
+    d_ff = layer.num_experts * layer.expert_size
+    described = _shape(layer, d_ff, biases) | {"num_experts": layer.num_experts}
+    if layer.router is not None:
+        described["router"] = {"kind": layer.router.kind, "width": layer.router.width}
+        described |= {"rule": rule, "value": value}
+    return described
+
+
+def _shape(layer: FFN | MoE, d_ff: int, biases: list[str]) -> dict[str, Any]:
+    return {
+        "role": layer.role,
+        "d_model": layer.d_model,
+        "d_ff": d_ff,
+        "d_out": layer.d_out,
+        "activation": layer.activation_name,
+        "gated": layer.gate is not None,
+        "biases": biases,
+    }
+
+
+def _rebuilt(
+    replaced: nn.Module,
+    *,
+    role: str,
+    d_model: int,
+    d_ff: int,
+    d_out: int,
+    activation: str,
+    gated: bool,
+    biases: list[str],
+    dropout: float = 0.0,
+    hidden_dropout: float = 0.0,
+    num_experts: int | None = None,
+    router: dict[str, Any] | None = None,
+    rule: str = "dynamic_k",
+    value: float = 0.0,
+) -> FFN | MoE:
+    """A layer with fresh weights for the place of a module."""
+    weight = next(replaced.parameters())
+    place: dict[str, Any] = {"device": weight.device, "dtype": weight.dtype}
+
+    def linear(name: str, d_in: int, d_out: int) -> nn.Linear:
+        return nn.Linear(d_in, d_out, name in biases, **place)
+
+    up, down = linear("up", d_model, d_ff), linear("down", d_ff, d_out)
+    gate = linear("gate", d_model, d_ff) if gated else None
+    ffn = FFN(up, down, activation, gate, dropout, hidden_dropout, role)
+    if num_experts is None:
+        return ffn.train(replaced.training)
+    moe = MoE(ffn, num_experts)
+    if router is not None:
+        add_router(moe, **router)
+        moe.selection.rule, moe.selection.value = rule, value
+    return moe.train(replaced.training)
