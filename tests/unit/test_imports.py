@@ -24,11 +24,11 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "the report": ["page"],
     "data": ["data", "data.*"],
     "tables of results": ["tables", "fairness", "text_references"],
-    "modules": ["inputs", "surgery"],
+    "modules": ["inputs", "surgery", "padding"],
     "the paper": ["ffn", "sparsity", "activity", "attention", "balanced_kmeans", "experts"]
     + ["weights", "router", "selection", "backend", "moe", "flops"],
     "architectures": ["models.*"],
-    "saved models": ["spec", "checkpoint", "conversion"],
+    "saved models": ["spec", "checkpoint", "conversion", "layers"],
     "quality": ["quality"],
     "training": ["training"],
     "the clock": ["timing"],
