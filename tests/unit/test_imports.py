@@ -28,7 +28,7 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "the paper": ["ffn", "sparsity", "activity", "attention", "balanced_kmeans", "experts"]
     + ["weights", "router", "selection", "backend", "moe", "flops"],
     "architectures": ["models.*"],
-    "saved models": ["spec", "checkpoint", "conversion"],
+    "saved models": ["spec", "checkpoint", "conversion", "layers"],
     "quality": ["quality"],
     "training": ["training"],
     "the clock": ["timing"],
@@ -40,6 +40,8 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "benchmarks": ["benchmark", "benchmark.*"],
     "figures": ["figures.*"],
     "claims": ["claims.*"],
+    "finding FFNs": ["discovery", "discovery.*"],
+    "the library": ["api", "api.*"],
     "plan": ["plan", "plan.*", "methods.checks", "methods.*.plan"],
 }
 NONE = "no room"
