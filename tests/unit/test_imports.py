@@ -30,6 +30,7 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "architectures": ["models.*"],
     "saved models": ["spec", "checkpoint", "conversion", "layers"],
     "transformers": ["huggingface", "huggingface.*"],
+    "the library": ["api", "api.*"],
     "quality": ["quality"],
     "training": ["training"],
     "the clock": ["timing"],

@@ -1,0 +1,1 @@
+"""What users call; `d2dmoe` exports it."""
