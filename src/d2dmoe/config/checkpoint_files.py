@@ -31,8 +31,8 @@ def options_said(weights: str, root: Path) -> dict[str, Any]:
     if kind == "torchvision":
         return {"architecture": "vit"} | ViTConfig.said_by_torchvision(name)
     if kind == "path" and not (root / name).is_dir():
-        shapes = _read(weights, root / name, tensor_shapes)
-        return {"architecture": "vit"} | ViTConfig.said_by(shapes)
+        said = _read(weights, root / name, lambda path: ViTConfig.said_by(tensor_shapes(path)))
+        return {"architecture": "vit"} | said
     config = _json(weights, CONFIG, root)
     architecture = config.get("model_type")
     record = ARCHITECTURES.get(architecture) if isinstance(architecture, str) else None

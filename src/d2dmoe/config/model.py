@@ -161,6 +161,8 @@ class LanguageConfig(TransformerConfig):
         "positions": "max_position_embeddings",
     }
 
+    activation_key: ClassVar[str] = "hidden_act"  # of a checkpoint's config.json
+
     positions: Size = Field(gt=0, description="Longest sequence, tokens")
 
     @classmethod
@@ -178,7 +180,8 @@ class LanguageConfig(TransformerConfig):
         """Compare with a checkpoint's config.json; what it does not say has a default there.
 
         Raises:
-            CheckpointError: it is of another architecture or has other sizes.
+            CheckpointError: it is of another architecture, has other sizes, or an activation that
+                is not described here.
         """
         kind = config.get("model_type")
         if kind != self.architecture:
@@ -196,6 +199,13 @@ class LanguageConfig(TransformerConfig):
             raise CheckpointError(
                 f"{self.weights} does not fit the configured model: {', '.join(wrong)}. Give the "
                 "model section the sizes of the checkpoint, or leave them out."
+            )
+        activation = config.get(self.activation_key)
+        known = [alias for record in ACTIVATIONS.values() for alias in record.aliases]
+        if activation is not None and activation not in known:
+            raise CheckpointError(
+                f"{self.weights}: the activation {activation!r} is not described; described are "
+                f"{', '.join(known)} (d2dmoe/activations.py)."
             )
 
 
@@ -215,6 +225,7 @@ class GPT2Config(LanguageConfig, DividedHeads):
         "d_ff": "n_inner",
         "positions": "n_positions",
     }
+    activation_key = "activation_function"
 
     architecture: Annotated[Literal["gpt2"], COMPLETED]
 
