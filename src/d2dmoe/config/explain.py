@@ -77,14 +77,12 @@ def explain(fault: Mapping[str, Any], root: type[BaseModel]) -> str:
 
 def _unless(location: tuple, root: type[BaseModel]) -> str:
     """Says of a missing option where it is not required."""
-    section = _walk(location[:-1], root)[1]
-    if (
-        isinstance(section, type)
-        and issubclass(section, Strict)
-        and section.completes(location[-1])
-    ):
-        return " unless model.weights are given"
-    return ""
+    section: Any = _walk(location[:-1], root)[1]
+    strict = isinstance(section, type) and issubclass(section, Strict)
+    if not strict or not section.completes(location[-1]):
+        return ""
+    of_model = "model" in location[:-1]
+    return " where the weights do not say it" if of_model else " unless model.weights are given"
 
 
 def _tag_key(fault: Mapping[str, Any]) -> str:
