@@ -1,5 +1,6 @@
 """Damaged configurations, planned as the workflow plans them."""
 
+import os
 import random
 from collections.abc import Callable
 from functools import cache
@@ -13,6 +14,8 @@ from d2dmoe.config.task import SUITES
 from d2dmoe.extensions import import_extensions
 from d2dmoe.plan import benchmarks, claims, tables
 from d2dmoe.plan.plan import Plan, lineage_of, load_plan, options_of
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # what is left out of a model is not asked of the hub
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ("config.yaml", "configs/paper.yaml", "tests/workflow/tiny.yaml")
