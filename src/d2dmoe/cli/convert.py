@@ -137,6 +137,6 @@ def _text(result: dict[str, Any]) -> str:
     rows = [[str(layer[column]) for column in columns] for layer in result["layers"]]
     headers = ("layer", "experts", "neurons of one", "router's neurons")
     return (
-        f"{table(headers, rows)}\n\nsaved in {result['folder']}, with every expert on. To choose how "
-        f"many run: d2dmoe calibrate {result['folder']} --data … --flops-ratio 0.7"
+        f"{table(headers, rows)}\n\nsaved in {result['folder']}, with every expert on. To choose "
+        f"how many run: d2dmoe calibrate {result['folder']} --data … --flops-ratio 0.7"
     )

@@ -47,7 +47,7 @@ def plain(value: Any) -> Any:
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Rows of texts below their headers; the first column is flush left, numbers are flush right."""
+    """Rows of texts below their headers; the first column is flush left, the others right."""
     drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
     for index, column in enumerate(columns):
         drawn.add_column(column, justify="right" if index else "left", no_wrap=True)

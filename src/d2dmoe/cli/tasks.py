@@ -5,7 +5,7 @@
 | causal | texts | of the next token |
 | masked | texts, 15 % of the tokens hidden, the same ones in every pass | of the hidden tokens |
 | seq2seq | texts, and those to be written | of the written tokens |
-| classifier | texts or images, and their classes; else the original's own decisions | cross-entropy |
+| classifier | texts or images, and their classes, or the original's decisions | cross-entropy |
 | embedder | texts or images, and the original's embeddings | 1 − the cosine to these |
 
 Labels make an embedder a classifier where it is measured: a linear head, fitted to the original's
