@@ -81,12 +81,12 @@ def penalty(mode: str, layers: Iterable[Activations], real_tokens: Tensor | None
         UnknownName: there is no such mode.
     """
     measure = look_up(PENALTIES, mode, "penalty").measure
-    measures = torch.stack([measure(_displaced(layer)) for layer in layers])
+    measures = torch.stack([measure(displaced(layer)) for layer in layers])
     return (measures if real_tokens is None else measures[:, real_tokens]).mean()
 
 
-def _displaced(layer: Activations) -> Tensor:
-    """Non-negative activations, 0 for idle neurons: [..., d_ff]."""
+def displaced(layer: Activations) -> Tensor:
+    """What a penalty measures: non-negative activations, 0 for idle neurons, [..., d_ff]."""
     if layer.activation.exact:
         return layer.hidden
     return (layer.pre - layer.activation.threshold).clamp(min=0)

@@ -35,6 +35,7 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "the clock": ["timing"],
     "kernels": ["kernels", "kernels.*"],
     "evaluation": ["evaluate", "downstream"],
+    "the library": ["api", "api.*"],
     "compression": ["compression", "compression.*"],
     "stages": ["stages.*"],
     "methods": ["methods.*"],

@@ -1,0 +1,1 @@
+"""The library's calls on models in memory, whatever they are made of (see `d2dmoe`)."""

@@ -1,0 +1,231 @@
+"""The paper's losses for anyone's training loop: the sparsity penalty and the routers' loss.
+
+Each watches a model by hooks while it is attached. A hook keeps little: of each layer a number a
+token, or the layer's input. So a step of a loop is forward, loss, backward, as ever.
+"""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from d2dmoe.api.forwards import Forward
+from d2dmoe.api.padding import RealTokens, real_tokens
+from d2dmoe.errors import UserError
+from d2dmoe.ffn import FFN
+from d2dmoe.lookup import look_up
+from d2dmoe.moe import MoE
+from d2dmoe.router import router_losses
+from d2dmoe.sparsity import PENALTIES, Activations, activation_of, displaced
+from d2dmoe.surgery import find
+
+
+class _Hook:
+    """A hook of one model alone: in copies of the model and in files it does nothing."""
+
+    def __init__(self, function: Callable[..., None]):
+        self._function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        self._function(*args, **kwargs)
+
+    def __reduce__(self) -> tuple:
+        return _Hook, (_nothing,)
+
+
+def _nothing(*_args: Any, **_kwargs: Any) -> None: ...
+
+
+class _LastForward:
+    """Watches layers of a model while it is attached: what its last forward brought."""
+
+    def __init__(self, model: nn.Module, layers: dict[str, nn.Module]):
+        self._model, self._layers = model, layers  # layers by the names of those that are judged
+        self._handles: list[Any] = []
+        self._seen: list[tuple[str, Any]] | None = None  # of each call of a layer, in their order
+        self._open = False  # a forward is running; gradient checkpointing calls layers outside one
+
+    def attach(self) -> Self:
+        """Watch the model's forwards from now on, until `close`; returns itself."""
+        if not self._handles:
+            self._form = Forward.of(self._model)
+            before, after = _Hook(self._begin), _Hook(self._end)
+            self._handles = [
+                self._model.register_forward_pre_hook(before, with_kwargs=True),
+                self._model.register_forward_hook(after, always_call=True),
+                *(self._hook(name, layer) for name, layer in self._layers.items()),
+            ]
+        return self
+
+    def close(self) -> None:
+        """Remove all hooks from the model."""
+        for handle in self._handles:
+            handle.remove()
+        self._handles, self._seen = [], None
+
+    def __enter__(self) -> Self:
+        return self.attach()
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
+
+    def _begin(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        if getattr(model, "_is_replica", False):
+            raise UserError(
+                f"{type(self).__name__} cannot watch the copies of torch.nn.DataParallel: use one "
+                "process for each GPU (torchrun or accelerate launch), or a single GPU "
+                "(CUDA_VISIBLE_DEVICES=0)"
+            )
+        self._real = real_tokens(model, self._form.bound(args, kwargs))
+        self._seen, self._open = [], True
+
+    def _end(self, *_: Any) -> None:
+        self._open = False
+
+    def _hook(self, name: str, layer: nn.Module) -> Any:
+        def record(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
+            seen = self._see(layer, inputs[0], output)  # also when it is computed once more
+            if self._open and self._seen is not None:
+                self._seen.append((name, seen))
+
+        return layer.register_forward_hook(_Hook(record))
+
+    def _see(self, layer: Any, z: Tensor, output: Tensor) -> Any:
+        """What to keep of one call of a layer."""
+        raise NotImplementedError
+
+    def _last(self) -> tuple[list[tuple[str, Any]], RealTokens]:
+        """What the last forward brought, and which of its tokens are no padding."""
+        kind = type(self).__name__
+        if not self._handles:
+            raise UserError(
+                f"{kind} is not attached: use it in `with {kind}(model) as loss:`, or call "
+                "`attach()` before the forward and `close()` when the training is over"
+            )
+        if not self._seen:
+            raise UserError(
+                f"{kind} has seen no forward: call the model itself (not model.forward) with a "
+                "batch before the loss, and torch.compile after attaching"
+            )
+        return self._seen, self._real
+
+
+class SparsityPenalty(_LastForward):
+    """L_s of the last forward: L = L_task + α · L_s (paper section 3.1, equation 1).
+
+    ```python
+    with SparsityPenalty(model) as penalty:
+        for batch in loader:
+            loss = model(**batch).loss + alpha * penalty()
+            loss.backward()
+    ```
+
+    Gradient checkpointing must be of torch's non-reentrant kind, which transformers uses.
+    """
+
+    def __init__(self, model: nn.Module, mode: str = "relu_hoyer"):
+        """`model`: whose FFNs are `ffn.FFN`; `mode`: a key of `sparsity.PENALTIES`.
+
+        Raises:
+            UnknownName: there is no such mode.
+            UserError: the model has no FFNs, or they lack the mode's activation.
+        """
+        self.mode = mode
+        ffns = find(model, FFN)
+        _check_ffns(model, ffns, mode)
+        self._measure = look_up(PENALTIES, mode, "penalty").measure
+        self._ffns = ffns
+        super().__init__(model, {name: ffn.activation for name, ffn in ffns.items()})
+
+    def _see(self, layer: Any, pre: Tensor, hidden: Tensor) -> Tensor:  # -> [...], a token each
+        with torch.autocast(hidden.device.type, enabled=False):  # squares need float32
+            return self._measure(displaced(Activations(pre, hidden, layer.record)).float())
+
+    def __call__(self) -> Tensor:
+        """The mean over layers and real tokens, a float32 scalar; it has gradients where the
+        forward had.
+
+        Raises:
+            UserError: there was no forward, or it ran without gradients and they are wanted.
+        """
+        seen, real = self._last()
+        for name, measures in seen:
+            wanted = torch.is_grad_enabled() and self._ffns[name].activated.weight.requires_grad
+            if wanted and not measures.requires_grad:
+                raise UserError(
+                    f"the penalty of {name} has no gradient: the last forward ran without "
+                    "gradients (call the penalty before any evaluation, or under torch.no_grad()),"
+                    " or gradient checkpointing is of the reentrant kind (use_reentrant=False)"
+                )
+        means = [_mean(measures, real.of(name, measures.shape)) for name, measures in seen]
+        return torch.stack([mean.to(means[0].device) for mean in means]).mean()
+
+
+class RouterLoss(_LastForward):
+    """The routers' loss on the layers' inputs in the last forward (section 3.3, equation 3).
+
+    Gradients reach routers alone. The inputs are those of the model as it ran: at the operating
+    point τ = 0, a fresh router's, every expert runs, as the paper has it.
+
+    ```python
+    with RouterLoss(model) as router_loss:
+        for batch in loader:
+            with torch.no_grad():
+                model(**batch)
+            router_loss().backward()
+    ```
+    """
+
+    def __init__(self, model: nn.Module):
+        """`model`: converted, with routers (`conversion.add_routers`).
+
+        Raises:
+            UserError: it is not.
+        """
+        moes = find(model, MoE)
+        if not moes:
+            raise UserError(f"{type(model).__name__} has no experts: convert it first")
+        if missing := [name for name, moe in moes.items() if moe.router is None]:
+            raise UserError(f"{missing[0]} has no router: call add_routers first")
+        self._moes = moes
+        super().__init__(model, dict(moes))
+
+    def _see(self, layer: Any, z: Tensor, output: Tensor) -> Tensor:  # -> [..., d_model]
+        return z.detach()
+
+    def __call__(self) -> Tensor:
+        """The sum over layers of each router's loss, padding left out; a scalar.
+
+        Raises:
+            UserError: there was no forward.
+        """
+        seen, real = self._last()
+        return router_losses(self._inputs(name, z, real) for name, z in seen)
+
+    def _inputs(self, name: str, z: Tensor, real: RealTokens) -> tuple[Any, MoE, Tensor]:
+        moe, mask = self._moes[name], real.of(name, z.shape[:-1])
+        z = z.flatten(0, -2) if mask is None else z[mask]  # [tokens, d_model]
+        z = z.clone() if z.is_inference() else z
+        return moe.router, moe, z.to(moe.weights.dtype)
+
+
+def _mean(values: Tensor, real: Tensor | None) -> Tensor:
+    """Over real tokens; without reading the mask on the CPU, as an index would."""
+    if real is None:
+        return values.mean()
+    return torch.where(real, values, 0.0).sum() / real.sum()
+
+
+def _check_ffns(model: nn.Module, ffns: dict[str, FFN], mode: str) -> None:
+    needed = activation_of(mode)
+    if not ffns:
+        has = "its FFNs are experts already" if find(model, MoE) else "none of its modules is one"
+        raise UserError(f"{type(model).__name__} has no FFN to make sparse: {has}")
+    for name, ffn in ffns.items():
+        if needed is not None and not ffn.activation.record.exact:
+            kept = ", ".join(key for key, mode in PENALTIES.items() if mode.activation is None)
+            raise UserError(
+                f"{mode} measures {needed}, and {name} has {ffn.activation_name}: call "
+                f"set_activation(model, {needed!r}) first, or use a mode that keeps it ({kept})"
+            )
