@@ -280,7 +280,7 @@ def test_only_weights_that_will_be_fetched_count(monkeypatch):
 
 
 def test_a_large_model_of_the_hub_is_refused_without_a_terminal(monkeypatch):
-    monkeypatch.setattr("d2dmoe.cli.models.hub_bytes", lambda *_: 3 * 10**9)
+    monkeypatch.setattr("d2dmoe.cli.of_transformers.hub_bytes", lambda *_: 3 * 10**9)
     message = fault("inspect", "some/model")
     assert "3.0 GB" in message and "--yes" in message
 

@@ -45,7 +45,8 @@ def run(
     - `d2dmoe benchmark sparse --data my.csv`
     - `d2dmoe benchmark sparse --data my.csv --batch-size 1 --batch-size 8 --device cuda`
     """
-    from d2dmoe.cli.models import Loading, check_converted
+    from d2dmoe.cli.models import check_converted
+    from d2dmoe.cli.opened import Loading
     from d2dmoe.cli.output import report
     from d2dmoe.cli.samples import Data
     from d2dmoe.cli.tasks import source_of

@@ -73,7 +73,8 @@ def run(
 
     import d2dmoe
     from d2dmoe.cli.folders import check_free, whole
-    from d2dmoe.cli.models import Loading, check_converted, save
+    from d2dmoe.cli.models import check_converted, save
+    from d2dmoe.cli.opened import Loading
     from d2dmoe.cli.output import Shown, report
     from d2dmoe.cli.samples import Data
     from d2dmoe.cli.tasks import measuring, source_of

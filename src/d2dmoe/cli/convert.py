@@ -89,7 +89,8 @@ def run(
 
     import d2dmoe
     from d2dmoe.cli.folders import check_free, whole
-    from d2dmoe.cli.models import Loading, save
+    from d2dmoe.cli.models import save
+    from d2dmoe.cli.opened import Loading
     from d2dmoe.cli.output import Shown, report, say
     from d2dmoe.cli.samples import Data
     from d2dmoe.cli.tasks import source_of, training

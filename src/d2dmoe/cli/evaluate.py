@@ -34,7 +34,8 @@ def run(
     - `d2dmoe evaluate openai-community/gpt2 --data my.txt --json`
     """
     import d2dmoe
-    from d2dmoe.cli.models import Loading, is_routed
+    from d2dmoe.cli.models import is_routed
+    from d2dmoe.cli.opened import Loading
     from d2dmoe.cli.output import Shown, report
     from d2dmoe.cli.samples import Data
     from d2dmoe.cli.tasks import every_expert, measuring, source_of

@@ -29,7 +29,8 @@ def run(
     - `d2dmoe inspect timm:vit_small_patch16_224 --data photos/ --json`
     """
     import d2dmoe
-    from d2dmoe.cli.models import Loading, open_model
+    from d2dmoe.cli.models import open_model
+    from d2dmoe.cli.opened import Loading
     from d2dmoe.cli.output import Shown, report
     from d2dmoe.cli.samples import Data
     from d2dmoe.cli.tasks import Source

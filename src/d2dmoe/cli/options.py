@@ -26,8 +26,8 @@ Data = Annotated[
     Path,
     typer.Option(
         help="Texts: a csv, jsonl, json, parquet or txt file, or a folder with train.csv "
-        "and, if there are such, validation.csv and test.csv. Images: a folder of images, of a folder "
-        "for each class, or of train/, validation/ and test/ with these.",
+        "and, if there are such, validation.csv and test.csv. Images: a folder of images, of a "
+        "folder for each class, or of train/, validation/ and test/ with these.",
         rich_help_panel=DATA,
         show_default=False,
     ),

@@ -2,7 +2,6 @@
 
 import json
 import math
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -48,7 +47,7 @@ def plain(value: Any) -> Any:
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Rows of texts below their headers; the first column is flush left, the others right."""
-    drawn = Table(box=SIMPLE_HEAD, pad_edge=False)
+    drawn = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False)
     for index, column in enumerate(columns):
         drawn.add_column(column, justify="right" if index else "left", no_wrap=True)
     for row in rows:
@@ -56,7 +55,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     console = Console(width=200, no_color=True, highlight=False, markup=False)
     with console.capture() as captured:
         console.print(drawn)
-    return "\n".join(line.rstrip() for line in captured.get().strip("\n").splitlines())
+    lines = [line.rstrip() for line in captured.get().splitlines()]
+    return "\n".join(line for line in lines if line)
 
 
 class Shown:
@@ -71,11 +71,12 @@ class Shown:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        if self.bar is None or self.steps is None:
-            total = self.steps or len(self.batches)
-            self.bar = tqdm(total=total, desc=self.what, file=sys.stderr, disable=None, leave=False)
         for batch in self.batches:
-            yield batch
+            if self.bar is None:
+                total = self.steps or len(self.batches)
+                self.bar = tqdm(total=total, desc=self.what, disable=None, leave=False)
             self.bar.update()
-        if self.steps is None:
-            self.bar.close()
+            if self.bar.n >= self.bar.total:
+                self.bar.close()
+                self.bar = None
+            yield batch

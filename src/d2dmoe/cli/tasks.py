@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from d2dmoe.api.batches import Batch, as_batches
+from d2dmoe.api.task_loss import logits_of
 from d2dmoe.cli.embeddings import (
     EmbeddingClassifier,
     Pool,
@@ -33,7 +34,8 @@ from d2dmoe.cli.embeddings import (
     mean_of_tokens,
 )
 from d2dmoe.cli.encoders import Inputs
-from d2dmoe.cli.models import Loading, Opened, open_model
+from d2dmoe.cli.models import open_model
+from d2dmoe.cli.opened import Loading, Opened
 from d2dmoe.cli.output import Shown
 from d2dmoe.cli.samples import Data, Row, SplitName
 from d2dmoe.errors import UserError
@@ -135,7 +137,7 @@ def _masked(source: Source, split: SplitName) -> Task:
     from transformers import DataCollatorForLanguageModeling
 
     encoded = list(source.encoded(split))
-    (tokenizer,) = source.opened.keep
+    tokenizer = source.opened.kept["tokenizer"]
     hide = DataCollatorForLanguageModeling(tokenizer, mlm_probability=HIDDEN, seed=source.data.seed)
     batches = []
     for rows, inputs in encoded:
@@ -162,12 +164,19 @@ def _classifier(source: Source, split: SplitName) -> Task:
     encoded = list(source.encoded(split))
     numbers = _class_numbers(source, encoded)
     if numbers is None:
-        labels = source.answers(encoded, lambda outputs, _: _logits(outputs).argmax(-1))
+        labels = source.answers(encoded, _decisions)
         about = "agreement with the original's decisions"
     else:
         labels = [torch.tensor([numbers[str(row.label)] for row in rows]) for rows, _ in encoded]
         about = "accuracy on the labels"
     return Task(_with(encoded, labels), None, about)
+
+
+def _decisions(outputs: Any, _batch: Batch) -> Tensor:
+    logits = logits_of(outputs)
+    if logits is None:
+        raise UserError("the model gives no logits, so it decides nothing")
+    return logits.argmax(-1)  # int64 [batch]
 
 
 def _class_numbers(source: Source, encoded: list[Encoded]) -> dict[str, int] | None:
@@ -223,10 +232,6 @@ def _read_embeddings(source: Source, split: SplitName) -> Task:
     return Task(batches, None, about, partial(EmbeddingClassifier, pool=pool, head=head))
 
 
-def _logits(outputs: Any) -> Tensor:
-    return getattr(outputs, "logits", outputs)  # transformers wraps them, others do not
-
-
 def _with(encoded: list[Encoded], targets: list[Tensor]) -> list[tuple[Inputs, Tensor]]:
     return [(inputs, target) for (_, inputs), target in zip(encoded, targets, strict=True)]
 
@@ -251,6 +256,6 @@ TASKS: dict[str, Callable[[Source, SplitName], Task]] = {
 
 def pooling(opened: Opened) -> Pool:
     """How an embedding is made of tokens: as sentence-transformers' file says, else their mean."""
-    file = opened.find("1_Pooling/config.json")
+    file = opened.companion("1_Pooling/config.json")
     options = json.loads(file.read_text(encoding="utf-8")) if file else {}
     return first_token if options.get("pooling_mode_cls_token") else mean_of_tokens
