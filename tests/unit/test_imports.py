@@ -42,6 +42,8 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "benchmarks": ["benchmark", "benchmark.*"],
     "figures": ["figures.*"],
     "claims": ["claims.*"],
+    "finding FFNs": ["discovery", "discovery.*"],
+    "the library": ["api", "api.*"],
     "plan": ["plan", "plan.*", "methods.checks", "methods.*.plan"],
 }
 NONE = "no room"
