@@ -124,9 +124,8 @@ class MoE(nn.Module):
 
     def _fusible(self, router: Router) -> bool:
         """Whether nothing but the layer itself needs to see the mask."""
-        selection = self.selection
-        watched = selection._forward_hooks or router._forward_hooks
-        return selection.fused and selection.real_tokens is None and not watched
+        watched = self.selection._forward_hooks or router._forward_hooks
+        return self.selection.fused and not watched
 
     @property
     def operating_point(self) -> tuple[str, float]:
@@ -174,22 +173,6 @@ def split_ffn(ffn: FFN, neurons: Tensor) -> MoE:
                 if layer.bias is not None:
                     getattr(moe, f"{name}_bias").copy_(layer.bias[neurons])  # [n, e]
     return moe
-
-
-def skip_padding(model: nn.Module) -> None:
-    """Let padding tokens run no expert: hand each forward's attention mask to the MoE layers.
-
-    Works on models that take a 2-D `attention_mask` [batch, tokens] by keyword, as those of
-    transformers do; without one every token is real.
-    """
-
-    def hand_over(model: nn.Module, _args: tuple, kwargs: dict[str, Any]) -> None:
-        mask = kwargs.get("attention_mask")
-        real = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        for moe in find(model, MoE).values():
-            moe.selection.real_tokens = real
-
-    model.register_forward_pre_hook(hand_over, with_kwargs=True)
 
 
 def set_selection(model: nn.Module, rule: str, value: float) -> None:

@@ -24,7 +24,7 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "the report": ["page"],
     "data": ["data", "data.*"],
     "tables of results": ["tables", "fairness", "text_references"],
-    "modules": ["inputs", "surgery"],
+    "modules": ["inputs", "surgery", "padding"],
     "the paper": ["ffn", "sparsity", "activity", "attention", "balanced_kmeans", "experts"]
     + ["weights", "router", "selection", "backend", "moe", "flops"],
     "architectures": ["models.*"],
@@ -35,7 +35,6 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "the clock": ["timing"],
     "kernels": ["kernels", "kernels.*"],
     "evaluation": ["evaluate", "downstream"],
-    "the library": ["api", "api.*"],
     "compression": ["compression", "compression.*"],
     "stages": ["stages.*"],
     "methods": ["methods.*"],
@@ -45,6 +44,7 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "finding FFNs": ["discovery", "discovery.*"],
     "the library": ["api", "api.*"],
     "plan": ["plan", "plan.*", "methods.checks", "methods.*.plan"],
+    "the command line": ["cli", "cli.*"],
 }
 NONE = "no room"
 ORDER = {room: place for place, room in enumerate([*ROOMS, NONE])}
