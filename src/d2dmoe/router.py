@@ -42,9 +42,13 @@ class Router(nn.Module):
         first, last = layers[0], layers[2]
         return RouterWeights(first.weight, first.bias, last.weight, last.bias, self.kind)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the scores; tokens of another dtype are brought to it."""
+        return self.weights.up.dtype
+
     def logits(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., n]
-        layers: Any = self.layers
-        return layers(z.to(layers[0].bias.dtype))  # in training, of more precision than z's
+        return self.layers(z.to(self.dtype))
 
     def forward(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., n]
         return self._scores(self.logits(z))
