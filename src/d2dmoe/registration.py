@@ -6,7 +6,6 @@ as soon as that table exists: at once, or when transformers is asked for a model
 
 import sys
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 
@@ -27,7 +26,7 @@ def _add() -> None:
     resolve("d2dmoe.huggingface.quantizer:register")()
 
 
-class _Finder(MetaPathFinder):
+class _Finder:
     """Finds that module as Python would, and adds our entry when it has been imported."""
 
     def find_spec(

@@ -14,14 +14,15 @@ METHOD = "d2dmoe"  # its `quant_method`
 
 
 class ConversionConfig(QuantizationConfigMixin):
-    """`layers.describe` of a model as it is at this moment, so that the operating point is true.
+    """`layers.describe` of a model as it is at this moment, so that the operating point is true;
+    and `absent`, the tensors that its class may have and this model has not.
 
     It refers to the model weakly. A copy of it describes the model's copy if both are copied
     together; else, as when it is pickled, it keeps what it said then.
     """
 
     def __init__(self, model: PreTrainedModel | None = None, **described: Any):
-        """Of a model, or of the values that `to_dict` gave."""
+        """Of a model, and of values that `to_dict` gave."""
         self.quant_method: Any = METHOD  # which transformers types as one of its own
         self._model = None if model is None else ref(model)
         self._described = described
@@ -30,7 +31,8 @@ class ConversionConfig(QuantizationConfigMixin):
     def described(self) -> dict[str, Any]:
         """As `layers.rebuild` takes it."""
         model = self._model() if self._model else None
-        return self._described if model is None else resolve("d2dmoe.layers:describe")(model)
+        present = {} if model is None else resolve("d2dmoe.layers:describe")(model)
+        return self._described | present
 
     def to_dict(self) -> dict[str, Any]:
         return {"quant_method": METHOD, "version": __version__} | self.described

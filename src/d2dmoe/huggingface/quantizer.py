@@ -82,6 +82,7 @@ class ConversionQuantizer(HfQuantizer):
         with _described_well(model):
             described = _named_as_in(model, self.quantization_config.described)
             resolve("d2dmoe.layers:rebuild")(model, described)
+            self.absent = set(self.quantization_config.described["absent"])
         replaced = _first_replaced(before, model)
         if replaced:
             ignored = set(model._keys_to_ignore_on_load_unexpected or ())
@@ -96,13 +97,13 @@ class ConversionQuantizer(HfQuantizer):
             CheckpointError: tensors are missing. In a class other than the one that was saved,
                 those outside the converted layers may be, as a fresh head is: transformers warns.
         """
-        described = _described(model)
-        missing = sorted(_not_loaded(model))
+        missing = set(_not_loaded(model)) - self.absent
         if type(model).__name__ not in (model.config.architectures or []):
-            missing = [name for name in missing if name.startswith(tuple(described["layers"]))]
+            missing = {name for name in missing if _lies_in(_places(model), name)}
         if missing:
+            first = sorted(missing)[:3]
             raise CheckpointError(
-                f"{model.name_or_path}: {len(missing)} tensors are missing, first {missing[:3]}. "
+                f"{model.name_or_path}: {len(missing)} tensors are missing, first {first}. "
                 "Fetch the folder again, or save the model anew."
             )
         for name in ("is_quantized", "quantization_method"):  # no casting, no training
@@ -113,9 +114,10 @@ class ConversionQuantizer(HfQuantizer):
         self, model: PreTrainedModel
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
         """What `save_pretrained` writes; it asks before it writes the configuration."""
-        model.config.quantization_config = ConversionConfig(model)
-        tensors = model.state_dict()
-        replaced = _first_replaced(_dense_names(model), model)
+        tensors, dense, places = model.state_dict(), _dense_names(model), _places(model)
+        absent = [n for n in dense if n not in tensors and not _lies_in(places, n)]
+        model.config.quantization_config = ConversionConfig(model, absent=absent)
+        replaced = _first_replaced(dense, model)
         return tensors | ({replaced: torch.empty(0)} if replaced else {}), {}
 
 
@@ -123,19 +125,31 @@ def _described(model: PreTrainedModel) -> dict[str, Any]:
     return resolve("d2dmoe.layers:describe")(model)
 
 
-def _dense_names(model: PreTrainedModel) -> Iterable[str]:
+def _places(model: PreTrainedModel) -> list[str]:
+    """Names of the modules that are not the class's own."""
+    described = _described(model)
+    return [*described["layers"], *described["bypassed"]]
+
+
+def _lies_in(modules: Iterable[str], name: str) -> bool:
+    """Whether a tensor's name is below one of some modules'."""
+    return name.startswith(tuple(f"{module}." for module in modules))
+
+
+def _dense_names(model: PreTrainedModel) -> list[str]:
     """Names of the tensors that the model's class has by itself."""
     with (
         torch.device("meta"),
         initialization.meta_device_safe_creation_ops(),
         initialization.no_init_weights(),
     ):
-        return type(model)(copy.deepcopy(model.config)).state_dict()
+        return list(type(model)(copy.deepcopy(model.config)).state_dict())
 
 
 def _first_replaced(before: Iterable[str], model: PreTrainedModel) -> str | None:
-    """A tensor that the dense model has and the converted one has not; None if there is none."""
-    return min(set(before) - set(model.state_dict()), default=None)
+    """A tensor that a converted layer of the dense model had; None if there is none."""
+    replaced, places = set(before) - set(model.state_dict()), _places(model)
+    return min((name for name in replaced if _lies_in(places, name)), default=None)
 
 
 def _prefix(model: PreTrainedModel) -> str:
@@ -153,14 +167,15 @@ def _named_as_in(model: PreTrainedModel, described: dict[str, Any]) -> dict[str,
     layers, bypassed = described["layers"], described["bypassed"]
     modules, prefix = dict(model.named_modules()), _prefix(model)
     names = [*layers, *bypassed]
-    if all(name in modules for name in names):
-        new = {name: name for name in names}
-    elif any(name.startswith(prefix) for name in names):  # without its head
-        new = {name: name[len(prefix) :] for name in names if name.startswith(prefix)}
-    else:
-        new = {name: prefix + name for name in names}
+    ways = (
+        {name: name for name in names},
+        {name: name[len(prefix) :] for name in names if name.startswith(prefix)},
+        {name: prefix + name for name in names},
+    )
+    new = max(ways, key=lambda way: sum(name in modules for name in way.values()))
     for name in new.values():
-        model.get_submodule(name)
+        if name not in modules:
+            raise AttributeError(f"it has no module {name}")
     return {
         "layers": {new[name]: layer for name, layer in layers.items() if name in new},
         "bypassed": [new[name] for name in bypassed if name in new],
