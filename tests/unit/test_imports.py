@@ -30,7 +30,6 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "architectures": ["models.*"],
     "saved models": ["spec", "checkpoint", "conversion", "layers"],
     "transformers": ["huggingface", "huggingface.*"],
-    "the library": ["api", "api.*"],
     "quality": ["quality"],
     "training": ["optimizer", "training"],
     "the clock": ["timing"],
@@ -45,6 +44,7 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "finding FFNs": ["discovery", "discovery.*"],
     "the library": ["api", "api.*"],
     "plan": ["plan", "plan.*", "methods.checks", "methods.*.plan"],
+    "the command line": ["cli", "cli.*"],
 }
 NONE = "no room"
 ORDER = {room: place for place, room in enumerate([*ROOMS, NONE])}
