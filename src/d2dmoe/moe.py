@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from d2dmoe.backend import Backend, uncalibrated
+from d2dmoe.backend import Backend, check_backend, uncalibrated
+from d2dmoe.errors import ModelError, whole
 from d2dmoe.ffn import FFN
 from d2dmoe.router import Router
 from d2dmoe.selection import Selection
@@ -24,6 +25,8 @@ from d2dmoe.weights import (
     dense,
     hidden_neurons,
 )
+
+INTEGERS = (torch.int64, torch.int32, torch.int16)
 
 _ops: ModuleType | None = None
 
@@ -52,8 +55,14 @@ class MoE(nn.Module):
     down_bias: Tensor | None
 
     def __init__(self, ffn: FFN, num_experts: int):
-        """A layer of the FFN's shape, activation, device and dtype, its weights uninitialised."""
+        """A layer of the FFN's shape, activation, device, dtype and mode, its weights uninitialised
+        and frozen where the FFN's are.
+
+        Raises:
+            ModelError: so many experts do not divide the hidden neurons, or weights are no floats.
+        """
         super().__init__()
+        _check_split(ffn, num_experts)
         self.d_model, self.d_out, self.role = ffn.d_model, ffn.d_out, ffn.role
         self.num_experts = num_experts
         self.expert_size = ffn.d_ff // num_experts
@@ -66,6 +75,7 @@ class MoE(nn.Module):
         self.router: Router | None = None
         self.selection = Selection()
         self.backend = Backend()
+        self.train(ffn.training)
         _operators()  # now: torch.compile follows no import
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # of one that was pickled
@@ -78,11 +88,10 @@ class MoE(nn.Module):
             return None, None
         neurons = (self.num_experts, self.expert_size)
         width = self.d_out if name == "down" else self.d_model
-        weight = nn.Parameter(layer.weight.new_empty(*neurons, width))
+        weight = _empty_like(layer.weight, *neurons, width)
         if layer.bias is None:
             return weight, None
-        shape = (self.d_out,) if name == "down" else neurons
-        return weight, nn.Parameter(layer.bias.new_empty(shape))
+        return weight, _empty_like(layer.bias, *((self.d_out,) if name == "down" else neurons))
 
     @property
     def weights(self) -> ExpertWeights:
@@ -114,7 +123,9 @@ class MoE(nn.Module):
 
         Raises:
             UserError: z and the experts are of different dtypes, and autocast is off.
+            UnknownName: there is no such backend.
         """
+        check_backend(backend)
         weights = self.weights
         check_dtype(z, weights)
         if self.router is None:
@@ -166,6 +177,21 @@ class MoE(nn.Module):
             return _norms(hidden.float(), down.float())
 
 
+def _check_split(ffn: FFN, num_experts: int) -> None:
+    if ffn.d_ff % whole(num_experts, "num_experts"):
+        raise ModelError(f"{num_experts} experts do not divide {ffn.d_ff} hidden neurons")
+    for name, layer in (("up", ffn.up), ("gate", ffn.gate), ("down", ffn.down)):
+        if layer is not None and not layer.weight.is_floating_point():
+            raise ModelError(
+                f"the FFN's {name} is {layer.weight.dtype}: split it into experts before its "
+                "weights are quantized"
+            )
+
+
+def _empty_like(weight: Tensor, *shape: int) -> nn.Parameter:
+    return nn.Parameter(weight.new_empty(shape), weight.requires_grad)
+
+
 def _norms(hidden: Tensor, down: Tensor) -> Tensor:
     gram = down @ down.transpose(1, 2)  # [n, e, e]
     squared = (torch.einsum("...ne,nef->...nf", hidden, gram) * hidden).sum(-1)
@@ -179,9 +205,14 @@ def split_ffn(ffn: FFN, neurons: Tensor) -> MoE:
         ffn: the trained FFN.
         neurons: of each expert, integers [num_experts, expert_size], from
             `experts.assign_neurons`.
+
+    Raises:
+        ModelError: these are not all of its hidden neurons, each once, or its weights are no
+            floats.
     """
+    check_neurons(ffn, neurons)
     moe = MoE(ffn, neurons.shape[0])
-    neurons = neurons.to(ffn.up.weight.device)
+    neurons = neurons.to(ffn.up.weight.device).long()
     with torch.no_grad():
         moe.down.copy_(ffn.down.weight.T[neurons])  # [n, e, d_out]
         if moe.down_bias is not None:
@@ -192,6 +223,23 @@ def split_ffn(ffn: FFN, neurons: Tensor) -> MoE:
                 if layer.bias is not None:
                     getattr(moe, f"{name}_bias").copy_(layer.bias[neurons])  # [n, e]
     return moe
+
+
+def check_neurons(ffn: FFN, neurons: Tensor) -> None:
+    """Refuse what is no split of an FFN into experts of one size.
+
+    Raises:
+        ModelError: `neurons` are not integers [num_experts, expert_size], every neuron once.
+    """
+    if not isinstance(neurons, Tensor) or neurons.ndim != 2 or neurons.dtype not in INTEGERS:
+        raise ModelError("neurons must be a tensor of integers [num_experts, expert_size]")
+    found, expected = neurons.flatten().sort().values.cpu(), torch.arange(ffn.d_ff)
+    if not torch.equal(found.long(), expected):
+        raise ModelError(
+            f"neurons {list(neurons.shape)} must be all of the FFN's {ffn.d_ff}, from 0 on, each "
+            "once"
+        )
+    _check_split(ffn, len(neurons))
 
 
 def set_selection(model: nn.Module, rule: str, value: float) -> None:
