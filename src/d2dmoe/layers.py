@@ -103,5 +103,5 @@ def _rebuilt(
     moe = MoE(ffn, num_experts)
     if router is not None:
         add_router(moe, **router)
-        moe.selection.rule, moe.selection.value = rule, value
+        moe.operating_point = rule, value
     return moe

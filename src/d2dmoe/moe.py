@@ -3,6 +3,7 @@
 The output is the unweighted sum of the selected experts, plus b2, which lies outside the experts.
 """
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from importlib import import_module
 from types import ModuleType
@@ -16,7 +17,7 @@ from d2dmoe.backend import Backend, check_backend, uncalibrated
 from d2dmoe.errors import ModelError, whole
 from d2dmoe.ffn import FFN
 from d2dmoe.router import Router
-from d2dmoe.selection import Selection
+from d2dmoe.selection import Selection, check_value
 from d2dmoe.surgery import find, watch
 from d2dmoe.weights import (
     ExpertWeights,
@@ -152,8 +153,19 @@ class MoE(nn.Module):
 
     @property
     def operating_point(self) -> tuple[str, float]:
-        """The rule and its value."""
+        """The rule and its value: a share in [0, 1], or of rules that count experts, how many.
+
+        Raises:
+            UnknownName: where it is set, there is no such rule.
+            ModelError: where it is set, the value is none of the rule's.
+        """
         return self.selection.rule, self.selection.value
+
+    @operating_point.setter
+    def operating_point(self, point: tuple[str, float]) -> None:
+        rule, value = point
+        value = check_value(rule, value, self.num_experts)
+        self.selection.rule, self.selection.value = rule, value
 
     def explain(self) -> str:
         """Why the layer runs as it does."""
@@ -243,13 +255,64 @@ def check_neurons(ffn: FFN, neurons: Tensor) -> None:
 
 
 def set_selection(model: nn.Module, rule: str, value: float) -> None:
-    """Give every MoE layer of the model the same rule and operating point.
+    """Give every MoE layer of the model, those without a router too, the same operating point.
 
     Raises:
         UnknownName: there is no such rule.
+        ModelError: the value is none of the rule's.
     """
     for moe in find(model, MoE).values():
-        moe.selection.rule, moe.selection.value = rule, value
+        moe.operating_point = rule, value
+
+
+def set_operating_point(
+    model: nn.Module, rule: str, value: float | Mapping[str, float]
+) -> nn.Module:
+    """Route the model's layers by a rule at one of its values; returns the model.
+
+    Args:
+        model: converted, with routers.
+        rule: a key of `selection_rules.RULES`.
+        value: τ or a share p in [0, 1], or a number of experts k from 1 on; one for all layers, or
+            by the names of layers, of which those that are not named stay as they are.
+
+    Raises:
+        UnknownName: there is no such rule.
+        ModelError: the model has no MoE layers, one has no router or is not there, or a value is
+            none of the rule's; then all layers are as they were.
+    """
+    moes = _routed(model)
+    values = value if isinstance(value, Mapping) else dict.fromkeys(moes, value)
+    if strange := [str(name) for name in values if name not in moes]:
+        raise ModelError(
+            f"the model has no routed layers {', '.join(strange)}; it has {', '.join(moes)}"
+        )
+    for name, its in values.items():
+        try:
+            check_value(rule, its, moes[name].num_experts)
+        except ModelError as error:
+            raise ModelError(f"{name}: {error}") from error
+    for name, its in values.items():
+        moes[name].operating_point = rule, its
+    return model
+
+
+def operating_point(model: nn.Module) -> dict[str, tuple[str, float]]:
+    """The rule and its value of every MoE layer, by the layers' names.
+
+    Raises:
+        ModelError: the model has no MoE layers, or one has no router.
+    """
+    return {name: moe.operating_point for name, moe in _routed(model).items()}
+
+
+def _routed(model: nn.Module) -> dict[str, MoE]:
+    moes = find(model, MoE)
+    if not moes:
+        raise ModelError("the model has no MoE layers: convert it first")
+    if bare := [name for name, moe in moes.items() if moe.router is None]:
+        raise ModelError(f"layers without a router run all experts: {', '.join(bare)}")
+    return moes
 
 
 def watch_inputs(model: nn.Module) -> AbstractContextManager[dict[str, Tensor]]:
