@@ -11,7 +11,7 @@ from torch.nn.functional import mse_loss, scaled_dot_product_attention
 
 from d2dmoe.ffn import FFN
 from d2dmoe.lookup import look_up
-from d2dmoe.surgery import find, put
+from d2dmoe.surgery import find, swap
 
 ROLES = ("q", "k", "v", "o")
 """Query, key, value and output map of an attention."""
@@ -124,7 +124,7 @@ def mark_projections(attention: nn.Module, names: dict[str, str]) -> None:
     roles to the maps' names in the attention."""
     for role, name in names.items():
         linear: Any = attention.get_submodule(name)
-        put(attention, name, Projection.of(role, linear.weight, linear.bias))
+        swap(attention, name, Projection.of(role, linear.weight, linear.bias))
 
 
 def mlp_width(projection: nn.Linear, factor: float, multiple: int) -> int:
@@ -176,7 +176,7 @@ def projection_mlps(
 def replace_projections(model: nn.Module, mlps: dict[str, FFN]) -> nn.Module:
     """Put MLPs, in place, where the projections of those names are; returns the model."""
     for name, mlp in mlps.items():
-        put(model, name, mlp)
+        swap(model, name, mlp)
     return model
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from d2dmoe.conversion import add_router
 from d2dmoe.ffn import FFN
 from d2dmoe.moe import MoE
-from d2dmoe.surgery import find, put
+from d2dmoe.surgery import find, swap
 
 
 class Bypass(nn.Identity):
@@ -35,9 +35,9 @@ def rebuild(model: nn.Module, described: dict[str, Any]) -> nn.Module:
         UnknownName: an activation, a kind of router or a rule is in no table.
     """
     for name, layer in described["layers"].items():
-        put(model, name, _rebuilt(model.get_submodule(name), **layer))
+        swap(model, name, _rebuilt(model.get_submodule(name), **layer))
     for name in described["bypassed"]:
-        put(model, name, Bypass())
+        swap(model, name, Bypass())
     return model
 
 

@@ -16,14 +16,14 @@ def find(model: nn.Module, kind: type[M] | tuple[type[M], ...]) -> dict[str, M]:
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
 
 
-def put(model: nn.Module, name: str, module: nn.Module) -> None:
+def swap(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put a module, in place, where the one called `name` is, in the mode of that one: training or
     evaluation."""
     model.set_submodule(name, module.train(model.get_submodule(name).training))
 
 
 def replace(model: nn.Module, kind: type[M], make: Callable[[M, int], nn.Module]) -> nn.Module:
-    """Replace in place each module of a type by `make(module, index)`, as `put` does; returns the
+    """Replace in place each module of a type by `make(module, index)`, as `swap` does; returns the
     model.
 
     Raises:
@@ -33,7 +33,7 @@ def replace(model: nn.Module, kind: type[M], make: Callable[[M, int], nn.Module]
     if not found:
         raise ModelError(f"{type(model).__name__} holds no {kind.__name__}")
     for index, (name, module) in enumerate(found.items()):
-        put(model, name, make(module, index))
+        swap(model, name, make(module, index))
     return model
 
 

@@ -12,7 +12,7 @@ from d2dmoe.attention import FusedProjections, Projection
 from d2dmoe.config.model import GPT2Config
 from d2dmoe.ffn import FFN
 from d2dmoe.models import pretrained
-from d2dmoe.surgery import find, put, replace
+from d2dmoe.surgery import find, replace, swap
 
 
 def create(cfg: GPT2Config, about: dict[str, Any]) -> tuple[dict[str, Any], nn.Module]:
@@ -38,8 +38,8 @@ def separate_projections(model: nn.Module) -> nn.Module:
     """See `models.build.separate_projections`; the attentions hold Q, K and V fused."""
     for attention in find(model, GPT2Attention).values():
         fused, out = attention.c_attn, attention.c_proj
-        put(attention, "c_attn", FusedProjections(fused.weight.T, fused.bias))
-        put(attention, "c_proj", Projection.of("o", out.weight.T, out.bias))
+        swap(attention, "c_attn", FusedProjections(fused.weight.T, fused.bias))
+        swap(attention, "c_proj", Projection.of("o", out.weight.T, out.bias))
     return model
 
 
