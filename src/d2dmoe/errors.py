@@ -16,6 +16,21 @@ def shortened(message: str) -> str:
     return f"{message[: LONGEST - END]} … ({left_out} characters) … {message[-END:]}"
 
 
+def whole(value: Any, name: str, least: int = 1) -> int:
+    """A whole number of at least `least`; the message calls it by its name.
+
+    Raises:
+        ModelError: it is none.
+    """
+    try:
+        number = index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < least:
+        raise ModelError(f"{name} = {value!r}: must be a whole number of at least {least}")
+    return number
+
+
 class UserError(Exception):
     """Something outside the code is wrong; the message says what, and what to do about it."""
 
@@ -53,18 +68,3 @@ class ResultError(UserError):
 
 class UnknownName(UserError, ValueError):
     """A name that a table does not hold; the message lists those that it holds."""
-
-
-def whole(value: Any, name: str, least: int = 1) -> int:
-    """A whole number of at least `least`; the message calls it by its name.
-
-    Raises:
-        ModelError: it is none.
-    """
-    try:
-        number = index(value)
-    except TypeError:
-        number = None
-    if number is None or isinstance(value, bool) or number < least:
-        raise ModelError(f"{name} = {value!r}: must be a whole number of at least {least}")
-    return number
