@@ -49,6 +49,22 @@ def put(model: nn.Module, name: str, value: Any) -> Any:
     return old
 
 
+class Hook:
+    """A hook of one model alone: in copies of the model and in files it does nothing."""
+
+    def __init__(self, function: Callable[..., None]):
+        self._function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        self._function(*args, **kwargs)
+
+    def __reduce__(self) -> tuple:
+        return Hook, (_nothing,)
+
+
+def _nothing(*_args: Any, **_kwargs: Any) -> None: ...
+
+
 @contextmanager
 def watch(modules: Mapping[str, M], see: Callable[[M, Any, Any], Any]) -> Iterator[dict[str, Any]]:
     """Record `see(module, input, output)` of each module, by name, at every forward.
@@ -62,7 +78,7 @@ def watch(modules: Mapping[str, M], see: Callable[[M, Any, Any], Any]) -> Iterat
         def hook(module, inputs, output, name=name):
             recorded[name] = see(module, inputs[0], output)
 
-        handles.append(module.register_forward_hook(hook))
+        handles.append(module.register_forward_hook(Hook(hook)))
     try:
         yield recorded
     finally:
