@@ -280,7 +280,9 @@ def _tensor(name: str, value: Any) -> Any:
     """A tensor of arrays and of lists of numbers; a list of tensors if their lengths differ.
     Anything else (None, flags, nested inputs) is itself."""
     if _is_array(value) and not isinstance(value, Tensor):
-        return _converted(name, value)
+        if value.dtype != object:
+            return _converted(name, value)
+        value = list(value)  # arrays of several lengths
     if not isinstance(value, list | tuple) or not value:
         return value
     rows = [_converted(name, row) for row in value]
