@@ -130,7 +130,7 @@ def _size(config: Any, *names: str) -> Any:
 
 def _tokens(config: Any, generator: torch.Generator, tokens: int = TOKENS) -> Tensor:
     """A text of ordinary tokens, with an end token where the model has one."""
-    vocabulary = _size(config, "vocab_size")
+    vocabulary = _size(config, "vocab_size") or 128  # of CANINE, which takes any letters
     longest = _size(config, "max_position_embeddings", "n_positions") or 2 * tokens
     special = {_size(config, f"{kind}_token_id") for kind in ("pad", "bos", "eos", "unk", "image")}
     special = {i for s in special for i in (s if isinstance(s, list) else [s])}
