@@ -87,7 +87,7 @@ def adopted(model: nn.Module, example: Any = None) -> Iterator[None]:
     Raises:
         ConversionError: the model has none, or cannot be called.
     """
-    if find(model, (FFN, MoE)):
+    if any(layer.role == "ffn" for layer in find(model, (FFN, MoE)).values()):
         yield
         return
     adoption = adopt_ffns(model, example_for(model, example))

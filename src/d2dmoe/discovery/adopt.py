@@ -1,4 +1,4 @@
-"""Replacing modules of a model, in place, by others that must be their equals, or putting back.
+"""Replacing modules of a model, in place, by their equals; whatever proves to be none goes back.
 
 The model with the new modules has to repeat its own outputs, and those of every module that was
 replaced, on an example and on another of its shapes.
@@ -55,6 +55,8 @@ class Adoption:
 def adopt(model: nn.Module, steps: Sequence[Step], example: Example) -> Adoption:
     """Carry out all steps that leave the model what it is, and refuse the others."""
     adoption = Adoption(model)
+    if not steps:
+        return adoption
     examples = _examples(model, example)
     before = [_outputs(model, e, [step.output[0] for step in steps]) for e in examples]
     for step in steps:

@@ -44,7 +44,7 @@ def example_for(model: nn.Module, given: Any = None) -> Example:
             _called(model, example)
             return example
         except ConversionError as error:
-            failure = error
+            failure = failure or error
     if failure is not None:
         raise failure
     raise ConversionError(
@@ -115,7 +115,10 @@ def _of_transformers(model: nn.Module, generator: torch.Generator) -> Iterator[E
     decoder = [name for name in known if name.startswith("decoder_")]
     needed = [main, *(decoder if getattr(config, "is_encoder_decoder", False) else [])]
     for names in dict.fromkeys([tuple(needed), tuple(dict.fromkeys([*needed, *known]))]):
-        yield Example((), {name: MAKERS[name](config, generator) for name in names})
+        try:
+            yield Example((), {name: MAKERS[name](config, generator) for name in names})
+        except (AttributeError, TypeError, ValueError):  # its configuration has other names
+            continue
 
 
 def _size(config: Any, *names: str) -> Any:
