@@ -1,1 +1,1 @@
-"""What users call; `d2dmoe` exports it."""
+"""The library: functions on models in memory, which `d2dmoe` itself exports."""
