@@ -6,10 +6,9 @@ as soon as that table exists: at once, or when transformers is asked for a model
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-
-from d2dmoe.lookup import resolve
 
 MODELS = "transformers.modeling_utils"  # imported before any model is loaded, after that table
 
@@ -23,7 +22,7 @@ def register() -> None:
 
 
 def _add() -> None:
-    resolve("d2dmoe.huggingface.quantizer:register")()
+    import_module("d2dmoe.huggingface.quantizer")
 
 
 class _Finder:

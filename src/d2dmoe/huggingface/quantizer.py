@@ -19,18 +19,12 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import initialization
 from transformers.modeling_utils import PreTrainedModel
-from transformers.quantizers import auto
+from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
 from d2dmoe.errors import CheckpointError, UserError
 from d2dmoe.huggingface.config import METHOD, ConversionConfig
 from d2dmoe.lookup import resolve
-
-
-def register() -> None:
-    """Add the method to transformers' tables."""
-    auto.AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(METHOD, ConversionConfig)
-    auto.AUTO_QUANTIZER_MAPPING.setdefault(METHOD, ConversionQuantizer)
 
 
 def attach(model: PreTrainedModel) -> PreTrainedModel:
@@ -53,6 +47,7 @@ def attach(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+@register_quantizer(METHOD)
 class ConversionQuantizer(HfQuantizer):
     """Puts our modules into a model before its weights are loaded."""
 
