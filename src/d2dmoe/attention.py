@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, scaled_dot_product_attention
 
 from d2dmoe.ffn import FFN
-from d2dmoe.surgery import find
+from d2dmoe.lookup import look_up
+from d2dmoe.surgery import find, swap
 
 ROLES = ("q", "k", "v", "o")
 """Query, key, value and output map of an attention."""
@@ -23,13 +24,26 @@ class Projection(nn.Linear):
 
     @classmethod
     def of(cls, role: str, weight: Tensor, bias: Tensor | None) -> "Projection":
-        """A map with given weights [out, in] and bias [out], which it owns as parameters."""
+        """A map with given weights [out, in] and bias [out], which it owns as parameters, frozen
+        where these are."""
         layer = cls(weight.shape[1], weight.shape[0], bias is not None, device="meta")
         layer.role = role
-        layer.weight = nn.Parameter(weight.detach().contiguous())
+        layer.weight = _owned(weight)
         if bias is not None:
-            layer.bias = nn.Parameter(bias.detach().contiguous())
+            layer.bias = _owned(bias)
         return layer
+
+
+def _owned(weight: Tensor) -> nn.Parameter:
+    return nn.Parameter(weight.detach().contiguous(), weight.requires_grad)
+
+
+@torch.enable_grad()  # parts of a trainable weight are trainable
+def _add_parts(module: nn.Module, weight: Tensor, bias: Tensor | None) -> None:
+    """The projections q, k and v of a fused weight [3 d, d_model] and bias [3 d]."""
+    biases = [None] * 3 if bias is None else bias.chunk(3)
+    for role, w, b in zip("qkv", weight.chunk(3), biases, strict=True):
+        module.add_module(role, Projection.of(role, w, b))
 
 
 class FusedProjections(nn.Module):
@@ -42,8 +56,7 @@ class FusedProjections(nn.Module):
     def __init__(self, weight: Tensor, bias: Tensor):
         """From the fused weight [3 d, d_model] and bias [3 d]."""
         super().__init__()
-        for role, w, b in zip("qkv", weight.chunk(3), bias.chunk(3), strict=True):
-            self.add_module(role, Projection.of(role, w, b))
+        _add_parts(self, weight, bias)
 
     def forward(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., 3 d]
         return torch.cat((self.q(z), self.k(z), self.v(z)), dim=-1)
@@ -66,9 +79,7 @@ class SelfAttention(nn.Module):
         if not fused.batch_first or fused.bias_k is not None or not fused._qkv_same_embed_dim:
             raise ValueError("only plain self-attention with batch_first can be taken apart")
         self.heads, self.dropout = fused.num_heads, fused.dropout
-        biases = [None] * 3 if fused.in_proj_bias is None else fused.in_proj_bias.chunk(3)
-        for role, w, b in zip("qkv", fused.in_proj_weight.chunk(3), biases, strict=True):
-            self.add_module(role, Projection.of(role, w, b))
+        _add_parts(self, fused.in_proj_weight, fused.in_proj_bias)
         self.o = Projection.of("o", fused.out_proj.weight, fused.out_proj.bias)
 
     def forward(
@@ -113,7 +124,7 @@ def mark_projections(attention: nn.Module, names: dict[str, str]) -> None:
     roles to the maps' names in the attention."""
     for role, name in names.items():
         linear: Any = attention.get_submodule(name)
-        attention.set_submodule(name, Projection.of(role, linear.weight, linear.bias))
+        swap(attention, name, Projection.of(role, linear.weight, linear.bias))
 
 
 def mlp_width(projection: nn.Linear, factor: float, multiple: int) -> int:
@@ -143,7 +154,13 @@ def projection_mlp(projection: Projection, width: int, dropout: float = 0.0) -> 
 
 
 def find_projections(model: nn.Module, maps: Sequence[str]) -> dict[str, Projection]:
-    """The model's projections of the roles `maps`, by name."""
+    """The model's projections of the roles `maps`, by name.
+
+    Raises:
+        UnknownName: a role is none of `ROLES`.
+    """
+    for role in maps:
+        look_up(dict.fromkeys(ROLES), role, "role of a projection")
     return {n: p for n, p in find(model, Projection).items() if p.role in maps}
 
 
@@ -159,7 +176,7 @@ def projection_mlps(
 def replace_projections(model: nn.Module, mlps: dict[str, FFN]) -> nn.Module:
     """Put MLPs, in place, where the projections of those names are; returns the model."""
     for name, mlp in mlps.items():
-        model.set_submodule(name, mlp)
+        swap(model, name, mlp)
     return model
 
 

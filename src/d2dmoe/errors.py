@@ -1,6 +1,8 @@
 """Errors that a user can mend: one message that names the cause and the remedy."""
 
+from operator import index
 from pathlib import Path
+from typing import Any
 
 LONGEST = 2000  # characters of a message; what libraries and users write can be of any length
 END = 500  # of these, characters of the message's end, where the remedy stands
@@ -33,6 +35,10 @@ class CheckpointError(UserError):
     """A saved model or training state is missing, damaged, or does not fit."""
 
 
+class ModelError(UserError, ValueError):
+    """A model cannot be converted or run as it was asked for."""
+
+
 class ResultError(UserError):
     """A file in results/ is not as the job that it belongs to left it."""
 
@@ -47,3 +53,18 @@ class ResultError(UserError):
 
 class UnknownName(UserError, ValueError):
     """A name that a table does not hold; the message lists those that it holds."""
+
+
+def whole(value: Any, name: str, least: int = 1) -> int:
+    """A whole number of at least `least`; the message calls it by its name.
+
+    Raises:
+        ModelError: it is none.
+    """
+    try:
+        number = index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < least:
+        raise ModelError(f"{name} = {value!r}: must be a whole number of at least {least}")
+    return number

@@ -12,7 +12,7 @@ from torch import nn
 from d2dmoe.conversion import add_router
 from d2dmoe.ffn import FFN
 from d2dmoe.moe import MoE
-from d2dmoe.surgery import find
+from d2dmoe.surgery import find, swap
 
 
 class Bypass(nn.Identity):
@@ -35,9 +35,9 @@ def rebuild(model: nn.Module, described: dict[str, Any]) -> nn.Module:
         UnknownName: an activation, a kind of router or a rule is in no table.
     """
     for name, layer in described["layers"].items():
-        model.set_submodule(name, _rebuilt(model.get_submodule(name), **layer))
+        swap(model, name, _rebuilt(model.get_submodule(name), **layer))
     for name in described["bypassed"]:
-        model.set_submodule(name, Bypass())
+        swap(model, name, Bypass())
     return model
 
 
@@ -99,9 +99,9 @@ def _rebuilt(
     gate = linear("gate", d_model, d_ff) if gated else None
     ffn = FFN(up, down, activation, gate, dropout, hidden_dropout, role)
     if num_experts is None:
-        return ffn.train(replaced.training)
+        return ffn
     moe = MoE(ffn, num_experts)
     if router is not None:
         add_router(moe, **router)
-        moe.selection.rule, moe.selection.value = rule, value
-    return moe.train(replaced.training)
+        moe.operating_point = rule, value
+    return moe

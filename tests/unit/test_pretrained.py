@@ -50,7 +50,7 @@ from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
 from d2dmoe.huggingface import attach
 from d2dmoe.layers import Bypass
-from d2dmoe.moe import MoE, set_selection
+from d2dmoe.moe import MoE, set_operating_point
 from d2dmoe.surgery import find, replace
 
 torch.set_num_threads(1)
@@ -167,6 +167,17 @@ def test_transformers_loads_what_it_saved(make, converted, tmp_path):
     assert same_files(tmp_path / "a", tmp_path / "b")
 
 
+def test_a_class_is_told_by_a_model(tmp_path):
+    model = split(llama())
+    save_pretrained(model, tmp_path)
+    path = tmp_path / "config.json"
+    about = json.loads(path.read_text()) | {"architectures": ["Somebodys"]}
+    path.write_text(json.dumps(about))
+    with pytest.raises(CheckpointError, match="Somebodys"):
+        from_pretrained(tmp_path)
+    assert equal(from_pretrained(tmp_path, llama()), model)
+
+
 def test_an_encoder_decoder_is_loaded(tmp_path):
     model = split(t5())
     save_pretrained(model, tmp_path)
@@ -176,7 +187,7 @@ def test_an_encoder_decoder_is_loaded(tmp_path):
 
 @pytest.mark.parametrize("make", HEADS)
 def test_the_model_without_its_head_is_the_same(make, tmp_path):
-    model = attach(split(make()))
+    model = split(make())
     model.save_pretrained(tmp_path / "whole")
     model.base_model.save_pretrained(tmp_path / "base")
     with torch.no_grad():
@@ -189,7 +200,7 @@ def test_the_model_without_its_head_is_the_same(make, tmp_path):
 
 
 def test_another_head_is_fresh_and_the_layers_are_not(tmp_path):
-    model = attach(split(bert()))
+    model = split(bert())
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     with torch.no_grad():
@@ -260,8 +271,8 @@ def test_a_device_map_is_followed(tmp_path):
 
 
 def test_the_configuration_says_the_present_operating_point(tmp_path):
-    model = attach(split(llama()))
-    set_selection(model, "top_k", 5)
+    model = split(llama())
+    set_operating_point(model, "top_k", 5)
     layers = model.config.to_dict()["quantization_config"]["layers"]
     assert {(layer["rule"], layer["value"]) for layer in layers.values()} == {("top_k", 5)}
     json.loads(model.config.to_json_string())
@@ -269,9 +280,9 @@ def test_the_configuration_says_the_present_operating_point(tmp_path):
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies_are_saved_with_their_own_operating_point(copied, tmp_path):
-    model = attach(split(llama()))
+    model = split(llama())
     other = copied(model)
-    set_selection(other, "top_k", 5)
+    set_operating_point(other, "top_k", 5)
     other.save_pretrained(tmp_path)
     assert set(points(AutoModelForCausalLM.from_pretrained(tmp_path))) == {("top_k", 5)}
     assert points(model) == POINTS[:2]
@@ -309,6 +320,9 @@ def layer(change):
 
 
 DAMAGES = {
+    "value": Damage(layer(lambda it: it.update(value=1.5)), "1.5"),
+    "no number": Damage(layer(lambda it: it.update(value="nan")), "nan"),
+    "too many experts": Damage(layer(lambda it: it.update(rule="top_k", value=9)), "9"),
     "rule": Damage(layer(lambda it: it.update(rule="best_k")), "best_k"),
     "activation": Damage(layer(lambda it: it.update(activation="mish")), "mish"),
     "router": Damage(layer(lambda it: it["router"].update(kind="oracle")), "oracle"),
@@ -342,6 +356,15 @@ def test_missing_tensors_are_never_fresh_ones(name, load, tmp_path):
     del tensors[name]
     save_file(tensors, path, {"format": "pt"})
     with pytest.raises(CheckpointError, match=name):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("load", [from_pretrained, AutoModelForCausalLM.from_pretrained])
+def test_a_truncated_file_is_one_error(load, tmp_path):
+    save_pretrained(split(llama()), tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="model.safetensors"):
         load(tmp_path)
 
 
@@ -399,7 +422,7 @@ def test_a_card_says_what_is_known(tmp_path):
         assert said in card.text
     assert str(tmp_path) not in card.content
     loaded = from_pretrained(tmp_path / "saved")
-    save_pretrained(set_selection(loaded, "top_k", 2) or loaded, tmp_path / "again")
+    save_pretrained(set_operating_point(loaded, "top_k", 2), tmp_path / "again")
     card = ModelCard.load(tmp_path / "again" / "README.md")
     assert card.data.license == "apache-2.0" and card.data.base_model == "some/base"
     assert "k = 2, in every converted layer" in card.text and "Not measured." in card.text

@@ -4,12 +4,11 @@ Those of transformers have its own form, which its `AutoModel…` classes read a
 others that of `api.folders`. A model card comes with each.
 """
 
-import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import HfApi
@@ -24,7 +23,7 @@ from d2dmoe.api.hub import CONFIG, fetch, read_config
 from d2dmoe.errors import CheckpointError, UserError
 from d2dmoe.layers import describe
 from d2dmoe.lookup import resolve
-from d2dmoe.registration import MODELS
+from d2dmoe.registration import MODELS, attach, is_of_transformers
 
 TRANSFORMERS = "transformers"
 
@@ -78,11 +77,9 @@ def save_pretrained(
         )
     folder.mkdir(parents=True, exist_ok=True)
     base = base_of(model)
-    if _is_of_transformers(model):
-        library = TRANSFORMERS
-        resolve("d2dmoe.huggingface:attach")(model).save_pretrained(
-            folder, max_shard_size=max_shard_size
-        )
+    if is_of_transformers(model):
+        library, of_transformers = TRANSFORMERS, cast(Any, attach(model))
+        of_transformers.save_pretrained(folder, max_shard_size=max_shard_size)
         copy_processing(base, folder)
     else:
         library = library_of(model)
@@ -191,12 +188,6 @@ def _unwrapped(model: Any) -> nn.Module:
     ):
         model = getattr(model, "_orig_mod", None) or model.module
     return model
-
-
-def _is_of_transformers(model: nn.Module) -> bool:
-    """Whether it is a `PreTrainedModel`; that needs no import, the model has made it."""
-    models = sys.modules.get(MODELS)
-    return models is not None and isinstance(model, models.PreTrainedModel)
 
 
 def _class_of(about: dict[str, Any], model: nn.Module | None) -> Any:
