@@ -6,11 +6,14 @@ Names are imported when they are used: importing the package imports no torch.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from d2dmoe.registration import register
+
 if TYPE_CHECKING:
+    from d2dmoe.api.pretrained import from_pretrained as from_pretrained
+    from d2dmoe.api.pretrained import push_to_hub as push_to_hub
+    from d2dmoe.api.pretrained import save_pretrained as save_pretrained
     from d2dmoe.moe import operating_point as operating_point
     from d2dmoe.moe import set_operating_point as set_operating_point
-
-from d2dmoe.registration import register
 
 __version__ = "0.1.0"
 
@@ -44,4 +47,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *PUBLIC})
 
 
-register()
+register()  # last: transformers may be imported already, and then reads the version
