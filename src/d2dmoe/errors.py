@@ -50,14 +50,12 @@ class UnknownName(UserError, ValueError):
 
 
 EXTRAS = {  # of the package, by the modules that they bring
-    "huggingface_hub": "hf",
     "tokenizers": "hf",
     "transformers": "hf",
     "PIL": "vision",
     "timm": "vision",
     "torchvision": "vision",
     "rich": "cli",
-    "tqdm": "cli",
     "typer": "cli",
     "datasets": "pipeline",
     "matplotlib": "pipeline",
