@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 from torch import Tensor, nn
 
@@ -64,6 +63,8 @@ def save_lineage(path: Path, lineage: dict[str, Any]) -> None:
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
+    import yaml  # of the workflow alone
+
     text = yaml.safe_dump(lineage, allow_unicode=True, sort_keys=False)
     write_atomically(path, lambda p: p.write_text(text, encoding="utf-8"))
 

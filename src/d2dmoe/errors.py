@@ -72,3 +72,37 @@ class ResultError(UserError):
 
 class UnknownName(UserError, ValueError):
     """A name that a table does not hold; the message lists those that it holds."""
+
+
+EXTRAS = {  # of the package, by the modules that they bring
+    "tokenizers": "hf",
+    "transformers": "hf",
+    "PIL": "vision",
+    "timm": "vision",
+    "torchvision": "vision",
+    "rich": "cli",
+    "typer": "cli",
+    "datasets": "pipeline",
+    "matplotlib": "pipeline",
+    "pandas": "pipeline",
+    "psutil": "pipeline",
+    "pyarrow": "pipeline",
+    "sklearn": "pipeline",
+    "snakemake": "pipeline",
+    "yaml": "pipeline",
+    "lm_eval": "lm-eval",
+}
+
+
+class MissingExtra(UserError, ImportError):
+    """A library is not installed that belongs to an extra of this package."""
+
+
+def missing_extra(error: ImportError) -> MissingExtra | None:
+    """The error to raise where a module cannot be imported that an extra brings; None of others."""
+    module = (error.name or "").partition(".")[0]
+    if not isinstance(error, ModuleNotFoundError) or module not in EXTRAS:
+        return None
+    return MissingExtra(
+        f'{module} is not installed. Install it with `pip install "d2dmoe[{EXTRAS[module]}]"`.'
+    )

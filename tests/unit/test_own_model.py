@@ -223,11 +223,23 @@ def test_a_variant_may_select_by_any_rule_without_its_points(rule, folders):
 
 
 @any_architecture
-def test_attention_projections_are_one_word_more(architecture, folders):
+@pytest.mark.parametrize("given", [{}, {"clustering": {"expert_size": 8}, "router": {"width": 8}}])
+def test_attention_projections_are_one_word_more(architecture, given, folders):
     variant = {"method": "d2dmoe", "label": "x", "projections": {}}
     raw = put(short(architecture), "tasks.mine.variants", {"own": variant})
-    steps = [step.stage.name for step in load_plan(raw, folders).line("main", "mine", "own").steps]
-    assert steps == ["dense", "projections", "sparsify", "clustering", "router"]
+    mine(raw).update(given)
+    steps = {s.stage.name: s.cfg for s in load_plan(raw, folders).line("main", "mine", "own").steps}
+    assert list(steps) == ["dense", "projections", "sparsify", "clustering", "router"]
+    usual = load_plan(short(architecture), folders).line("main", "mine", "d2dmoe").steps
+    after_the_dense = sum(getattr(step.cfg, "epochs", 0) for step in usual[1:])
+    assert sum(getattr(cfg, "epochs", 0) for cfg in list(steps.values())[1:]) == after_the_dense
+
+
+def test_so_they_are_in_another_suite(folders):
+    variant = {"method": "d2dmoe", "label": "x", "projections": {}}
+    own = {"variants": {"own": variant}, "figures": {"phases": ["d2dmoe", "own"]}}
+    plan = load_plan(put(short("bert"), "tasks.mine.ablations", own), folders)
+    assert plan.line("ablations", "mine", "own").step_of("projections").cfg.epochs > 0
 
 
 @pytest.mark.parametrize("d_ff", [1, 7, 23, 24, 384, 1536, 3072, 3073, 8960, 16384])
@@ -293,6 +305,12 @@ def test_heads_that_no_shape_says_are_asked_for(folders):
     save_vit(folders / "my/vit.safetensors", d_model=96, d_ff=384)
     assert "model.heads: missing; it is required where the w" in refusal(short("vit"), folders)
     assert load_plan(put(short("vit"), "tasks.mine.model.heads", 4), folders).steps
+
+
+def test_a_model_that_torchvision_has_not_is_named_with_those_that_it_has(folders):
+    raw = put(short("vit"), "tasks.mine.model.weights", "torchvision:resnet50:DEFAULT")
+    message = refusal(raw, folders)
+    assert "torchvision:resnet50:DEFAULT" in message and "vit_b_16, vit_b_32" in message
 
 
 # Tokens.

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from d2dmoe.config.model import LanguageConfig, ViTConfig
+from d2dmoe.config.model import VITS, LanguageConfig, ViTConfig
 from d2dmoe.errors import CheckpointError
 from d2dmoe.io.shapes import tensor_shapes
 from d2dmoe.lookup import resolve
@@ -20,8 +20,13 @@ CONFIG, TOKENIZER = "config.json", "tokenizer_config.json"
 TOKENS = {"pad": "pad_token", "end_of_text": "eos_token"}  # ours: their names in the latter
 
 
-def options_said(weights: str, root: Path) -> dict[str, Any]:
-    """The options of the model section that weights say; `root` is where relative paths begin.
+def options_said(weights: str, root: Path, architecture: Any = None) -> dict[str, Any]:
+    """The options of the model section that weights say.
+
+    Args:
+        weights: their name, as in the section.
+        root: where relative paths begin.
+        architecture: as it is given; files of tensors do not say it, and are vit's unless it is.
 
     Raises:
         CheckpointError: the weights are not there, cannot be read, or are of an architecture that
@@ -29,10 +34,12 @@ def options_said(weights: str, root: Path) -> dict[str, Any]:
     """
     kind, _, name = weights.partition(":")
     if kind == "torchvision":
-        return {"architecture": "vit"} | ViTConfig.said_by_torchvision(name)
+        return {"architecture": "vit"} | _of_torchvision(weights, name)
     if kind == "path" and not (root / name).is_dir():
-        said = _read(weights, root / name, lambda path: ViTConfig.said_by(tensor_shapes(path)))
-        return {"architecture": "vit"} | said
+        known = architecture if architecture in list(ARCHITECTURES) else "vit"
+        options = resolve(ARCHITECTURES[known].options)
+        said = _read(weights, root / name, lambda path: options.said_by(tensor_shapes(path)))
+        return {"architecture": known} | said
     config = _json(weights, CONFIG, root)
     architecture = config.get("model_type")
     record = ARCHITECTURES.get(architecture) if isinstance(architecture, str) else None
@@ -44,6 +51,16 @@ def options_said(weights: str, root: Path) -> dict[str, Any]:
             "torchvision."
         )
     return {"architecture": architecture} | options.said_by(config)
+
+
+def _of_torchvision(weights: str, name: str) -> dict[str, Any]:
+    said = ViTConfig.said_by_torchvision(name)
+    if not said:
+        raise CheckpointError(
+            f"{weights}: torchvision has no such Vision Transformer; it has {', '.join(VITS)}. "
+            "Give torchvision:MODEL:WEIGHTS, as torchvision:vit_b_16:DEFAULT."
+        )
+    return said
 
 
 def tokens_said(weights: str, root: Path) -> dict[str, str]:

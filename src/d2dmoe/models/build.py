@@ -1,6 +1,5 @@
 """Dense models of any architecture: built, taken apart, asked for their blocks and heads."""
 
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -9,7 +8,7 @@ from torch import nn
 from d2dmoe.attention import ROLES
 from d2dmoe.config.model import TransformerConfig
 from d2dmoe.errors import CheckpointError
-from d2dmoe.lookup import look_up
+from d2dmoe.lookup import look_up, module_named
 from d2dmoe.models import ARCHITECTURES, names_where
 from d2dmoe.registration import attach
 from d2dmoe.surgery import find
@@ -96,4 +95,4 @@ def _heads(architecture: str) -> tuple[type[nn.Module], str]:
 
 
 def _module(architecture: str) -> ModuleType:
-    return import_module(look_up(ARCHITECTURES, architecture, "architecture").module)
+    return module_named(look_up(ARCHITECTURES, architecture, "architecture").module)

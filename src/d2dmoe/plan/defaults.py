@@ -75,8 +75,8 @@ def _task(task: Any, root: Path) -> Any:
     said = {} if whole else _said(given, root)
     model = _model(given, said)
     found = {"model": model}
+    kind = data.get("kind", _kind(model)) if isinstance(data, Mapping) else _kind(model)
     if isinstance(data, Mapping):
-        kind = data.get("kind", _kind(model))
         found["data"] = _data(data, kind, model, said, root)
     return {**task, **found, **(usual_sections(task, kind, model) if kind in list(DATA) else {})}
 
@@ -106,7 +106,7 @@ def _kind(model: Options) -> str | None:
 
 def _said(model: Options, root: Path) -> dict[str, Any]:
     """What the weights say of the model; no option that is given may differ from it."""
-    said = options_said(model["weights"], root)
+    said = options_said(model["weights"], root, model.get("architecture"))
     wrong = [
         f"{key} {value} (configured: {model[key]})"
         for key, value in said.items()

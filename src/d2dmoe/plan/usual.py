@@ -6,6 +6,7 @@ from typing import Any
 
 from d2dmoe.config.stages import ClusteringConfig, ProjectionsConfig, RouterConfig, SparsifyConfig
 from d2dmoe.config.strict import Strict
+from d2dmoe.config.task import SUITES
 from d2dmoe.config.training import TaskTrainingConfig
 from d2dmoe.methods.checks import divisors
 from d2dmoe.selection_rules import RULES, Rule
@@ -42,21 +43,24 @@ def usual_sections(task: Options, kind: str, model: Options) -> dict[str, Any]:
     fresh = {"lr": FRESH_RATE, "batch_size": BATCH[kind]}
     trained = fresh | {"lr": RATE}
     penalty = {"mode": "relu_hoyer", "alpha": ALPHA[kind], "epochs": SPARSIFY[kind]}
-    experts = {"expert_size": size, "projection_expert_size": PROJECTION_EXPERT}
-    widths = {"width": width, "projection_width": width, "epochs": ROUTER[kind]}
+    routed = {"width": width, "epochs": ROUTER[kind]}
     variants = task.get("variants", VARIANTS)
     found = {
         "dense": filled(TaskTrainingConfig, task.get("dense"), {"epochs": DENSE[kind]} | trained),
         "sparsify": filled(SparsifyConfig, task.get("sparsify"), penalty | trained),
-        "clustering": filled(ClusteringConfig, task.get("clustering"), experts),
-        "router": filled(RouterConfig, task.get("router"), widths | fresh),
+        "clustering": filled(ClusteringConfig, task.get("clustering"), {"expert_size": size}),
+        "router": filled(RouterConfig, task.get("router"), routed | fresh),
         "variants": variants,
         "figures": _figures(task.get("figures"), variants),
         "select": _points(task.get("select"), size_of(model.get("d_ff")) // size),
     }
-    if _converts_projections(variants) or "projections" in task:
+    if _converts_projections(task):
         imitation = {"epochs": _imitation(found["sparsify"])} | fresh
-        found["projections"] = filled(ProjectionsConfig, task.get("projections"), imitation)
+        found |= {
+            "projections": filled(ProjectionsConfig, task.get("projections"), imitation),
+            "clustering": _with(found["clustering"], projection_expert_size=PROJECTION_EXPERT),
+            "router": _with(found["router"], projection_width=width),
+        }
     if "select" not in task:
         found["eval_batch_size"] = task.get("eval_batch_size", EVALUATED[kind])
     return found
@@ -93,9 +97,16 @@ def _imitation(sparsify: Any) -> float:
         return 0.0
 
 
-def _converts_projections(variants: Any) -> bool:
-    options = variants.values() if isinstance(variants, Mapping) else ()
-    return any(isinstance(x, Mapping) and x.get("projections") is not None for x in options)
+def _with(section: Any, **usual: int) -> Any:
+    return usual | dict(section) if isinstance(section, Mapping) else section
+
+
+def _converts_projections(task: Options) -> bool:
+    """Whether a variant of any suite does."""
+    suites = [task, *(task.get(suite) for suite in SUITES[1:])]
+    named = [suite.get("variants") for suite in suites if isinstance(suite, Mapping)]
+    variants = [v for names in named if isinstance(names, Mapping) for v in names.values()]
+    return any(isinstance(x, Mapping) and x.get("projections") is not None for x in variants)
 
 
 def _figures(given: Any, variants: Any) -> Any:
