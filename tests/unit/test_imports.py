@@ -31,7 +31,7 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "saved models": ["spec", "checkpoint", "conversion", "layers"],
     "transformers": ["huggingface", "huggingface.*"],
     "quality": ["quality"],
-    "training": ["training"],
+    "training": ["optimizer", "training"],
     "the clock": ["timing"],
     "kernels": ["kernels", "kernels.*"],
     "evaluation": ["evaluate", "downstream"],

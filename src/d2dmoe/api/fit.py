@@ -85,7 +85,9 @@ def fit(
     bf16 = device.type == "cuda" and dtype != torch.float16
     history: list[dict[str, float]] = []
     sums: dict[str, float] = {}
-    bar = tqdm(total=cfg.steps, desc=name, disable=None)  # None: unless standard error is no terminal
+    bar = tqdm(
+        total=cfg.steps, desc=name, disable=None
+    )  # None: unless standard error is no terminal
     with bar, torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed_for("batches", cfg.seed))  # of loaders that shuffle
         for step, batch in enumerate(islice(_endless(batches), cfg.steps)):

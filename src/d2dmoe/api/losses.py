@@ -10,6 +10,8 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from d2dmoe.api.convert import adopted
+from d2dmoe.api.forwards import unwrapped
 from d2dmoe.errors import UserError
 from d2dmoe.ffn import FFN
 from d2dmoe.lookup import look_up
@@ -111,22 +113,26 @@ class SparsityPenalty(_LastForward):
             loss.backward()
     ```
 
-    Gradient checkpointing must be of torch's non-reentrant kind, which transformers uses.
+    Make it before the optimizer and before any wrapper (DistributedDataParallel, torch.compile).
+    Gradient checkpointing must be of torch's non-reentrant kind, which is transformers' default.
     """
 
-    def __init__(self, model: nn.Module, mode: str = "relu_hoyer"):
-        """`model`: whose FFNs are `ffn.FFN`; `mode`: a key of `sparsity.PENALTIES`.
+    def __init__(self, model: nn.Module, mode: str = "relu_hoyer", *, example: Any = None):
+        """Finds the model's FFNs, as `convert` does, and gives them the mode's activation: ReLU,
+        but for modes that keep theirs.
+
+        Args:
+            model: a dense model.
+            mode: a key of `sparsity.PENALTIES`.
+            example: what the model can be called with, to find its FFNs; None: it is made.
 
         Raises:
             UnknownName: there is no such mode.
-            UserError: the model has no FFNs, or they lack the mode's activation.
+            UserError: the model has no FFNs, or they are experts already.
         """
-        self.mode = mode
-        ffns = find(model, FFN)
-        _check_ffns(model, ffns, mode)
-        self._measure = look_up(PENALTIES, mode, "penalty").measure
-        self._ffns = ffns
-        super().__init__(model, {name: ffn.activation for name, ffn in ffns.items()})
+        self.mode, self._measure = mode, look_up(PENALTIES, mode, "penalty").measure
+        self._ffns = _prepared(model, mode, example)
+        super().__init__(model, {name: ffn.activation for name, ffn in self._ffns.items()})
 
     def _see(self, layer: Any, pre: Tensor, hidden: Tensor) -> Tensor:  # -> [...], a token each
         with torch.autocast(hidden.device.type, enabled=False):  # squares need float32
@@ -202,15 +208,22 @@ class RouterLoss(_LastForward):
         return self._routers[name], moe, z.to(moe.weights.dtype)
 
 
-def _check_ffns(model: nn.Module, ffns: dict[str, FFN], mode: str) -> None:
-    needed = activation_of(mode)
-    if not ffns:
-        has = "its FFNs are experts already" if find(model, MoE) else "none of its modules is one"
-        raise UserError(f"{type(model).__name__} has no FFN to make sparse: {has}")
-    for name, ffn in ffns.items():
-        if needed is not None and not ffn.activation.record.exact:
-            kept = ", ".join(key for key, mode in PENALTIES.items() if mode.activation is None)
+def _prepared(model: nn.Module, mode: str, example: Any) -> dict[str, FFN]:
+    """The FFNs of a model, found and with the mode's activation, by name."""
+    if unwrapped(model) is not model and not find(model, (FFN, MoE)):
+        raise UserError(
+            f"the FFNs of {type(unwrapped(model)).__name__} cannot be replaced inside "
+            f"{type(model).__name__}: make SparsityPenalty(model) before the model is wrapped"
+        )
+    with adopted(model, example):
+        ffns = find(model, FFN)
+        if not ffns:
             raise UserError(
-                f"{mode} measures {needed}, and {name} has {ffn.activation_name}: call "
-                f"set_activation(model, {needed!r}) first, or use a mode that keeps it ({kept})"
+                f"the FFNs of {type(model).__name__} are experts already: make a model sparse "
+                "before it is converted"
             )
+        for ffn in ffns.values():
+            activation = activation_of(mode) or ffn.activation_name
+            if activation != ffn.activation_name:
+                ffn.set_activation(activation)
+    return ffns

@@ -129,13 +129,13 @@ def _size(config: Any, *names: str) -> Any:
 
 
 def _tokens(config: Any, generator: torch.Generator, tokens: int = TOKENS) -> Tensor:
-    """Two texts of ordinary tokens, each with an end token where the model has one."""
+    """A text of ordinary tokens, with an end token where the model has one."""
     vocabulary = _size(config, "vocab_size")
     longest = _size(config, "max_position_embeddings", "n_positions") or 2 * tokens
     special = {_size(config, f"{kind}_token_id") for kind in ("pad", "bos", "eos", "unk", "image")}
     special = {i for s in special for i in (s if isinstance(s, list) else [s])}
     ordinary = torch.tensor([i for i in range(vocabulary) if i not in special])
-    shape = (2, max(1, min(tokens, longest // 2)))
+    shape = (1, max(1, min(tokens, longest // 2)))
     ids = ordinary[torch.randint(len(ordinary), shape, generator=generator)]
     end = _size(config, "eos_token_id")
     end = end[0] if isinstance(end, list) else end

@@ -42,8 +42,8 @@ def place_of(model: nn.Module, candidate: Candidate, probe: Probe) -> Place | st
             return _hidden(model, name, candidate, passages[0], flows[0], probe)
     if candidate.gated:
         return (
-            "it is gated, and no module of it maps the input to the output or to the hidden vector "
-            "alone (its activation is applied inside of a larger forward)"
+            "it is gated, and a larger forward applies its activation, which cannot be replaced: "
+            "make its maps a module of their own that takes the input and gives the output"
         )
     return _first_map(model, candidate, flows)
 
@@ -113,7 +113,10 @@ def _first_map(model: nn.Module, candidate: Candidate, flows: list[Flow]) -> Pla
         if passage.z is not None and same(passage.z, flow.pre[0]) and _gives(passage, flow.hidden)
     ] or _functions(model, candidate, flow)
     if not activations:
-        return "its activation is a function inside of a larger forward, which cannot be replaced"
+        return (
+            "its activation is a function that a larger forward calls, which cannot be replaced: "
+            "make it a module or an attribute of the block (self.act = nn.GELU())"
+        )
     rates = {p.name: _dropout(model, p.name) for p in flow.between}
     dropouts = {n: rate for n, rate in rates.items() if rate is not None}
     rate = _together(dropouts.values())

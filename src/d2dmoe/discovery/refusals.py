@@ -62,12 +62,12 @@ def _listed(module: nn.Module) -> tuple[int, set[int]] | None:
     if not isinstance(module, nn.ModuleList | nn.ModuleDict) or len(children) < 2:
         return None
     shapes = [[p.shape for p in child.parameters() if p.ndim == 2] for child in children]
-    holds_more = any(
-        inner.parameters(recurse=False) and not hasattr(inner, "weight")
+    others = any(
+        not any(p.ndim == 2 for p in inner.parameters(recurse=False))
         for inner in children[0].modules()
-        if list(inner.parameters(recurse=False))
+        if next(inner.parameters(recurse=False), None) is not None
     )
-    if holds_more or any(s != shapes[0] for s in shapes) or not 2 <= len(shapes[0]) <= 3:
+    if others or any(s != shapes[0] for s in shapes) or len(shapes[0]) not in (2, 3):
         return None
     return len(children), {width for shape in shapes[0] for width in shape}
 
