@@ -183,14 +183,14 @@ FAMILIES = {
     for family in (
         # Images
         vision("ViT (timm)", "timm", partial(from_timm, "vit_tiny_patch16_224", **TIMM)),
-        vision("DeiT (timm)", "timm", partial(from_timm, "deit_tiny_distilled_patch16_224", **TIMM)),
+        vision(
+            "DeiT (timm)", "timm", partial(from_timm, "deit_tiny_distilled_patch16_224", **TIMM)
+        ),
         vision("BEiT (timm)", "timm", partial(from_timm, "beit_base_patch16_224", **TIMM)),
         vision(
             "Swin (timm)",
             "timm",
-            partial(
-                from_timm, "swin_tiny_patch4_window7_224", embed_dim=16, **SWIN
-            ),
+            partial(from_timm, "swin_tiny_patch4_window7_224", embed_dim=16, **SWIN),
         ),
         vision(
             "ViT (torchvision)",

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from d2dmoe.api.convert import convert
+from d2dmoe.api.pretrained import from_pretrained, save_pretrained
 from families import FAMILIES, FEWER, Family, Inputs
 from torch import Tensor, nn
 
-import d2dmoe
 from d2dmoe.conversion import add_routers
 from d2dmoe.moe import MoE, set_selection, watch_selections
 from d2dmoe.surgery import find, watch
@@ -47,7 +48,7 @@ class Subject:
     @cached_property
     def converted(self) -> nn.Module:
         """Every expert runs."""
-        return d2dmoe.convert(copy.deepcopy(self.dense), num_experts=EXPERTS)
+        return convert(copy.deepcopy(self.dense), num_experts=EXPERTS)
 
     @cached_property
     def routed(self) -> nn.Module:
@@ -189,7 +190,7 @@ def in_bf16(subject: Subject) -> str:
     }
     dense = copy.deepcopy(subject.dense).bfloat16()
     size = error(answer(dense, inputs).float(), subject.expected)
-    model = d2dmoe.convert(dense, num_experts=EXPERTS)
+    model = convert(dense, num_experts=EXPERTS)
     assert len(find(model, MoE)) == subject.family.layers
     off = error(answer(model, inputs).float(), subject.expected)
     assert off <= 2 * max(size, BF16), f"off by {off:.1e}, the original by {size:.1e}"
@@ -232,7 +233,7 @@ def traced(
                 return said
             off, said = error(otherwise(subject.routed), expected), "in parts, as the original"
         else:
-            raise AssertionError(f"the original does; {type(failure).__name__}: {failure}") from None
+            raise AssertionError(f"the original does; {failure}") from None
     assert off <= TOLERANCE, f"off by {off:.1e}"
     return said
 
@@ -255,7 +256,7 @@ def save_all(subjects: Iterable[Subject], folder: Path) -> None:
         place = folder / subject.family.name.replace("/", "-")
         save = getattr(subject.routed, "save_pretrained", None)
         if save is None:
-            d2dmoe.save_pretrained(subject.routed, place)
+            save_pretrained(subject.routed, place)
         else:
             save(place)
         expected = answer(subject.routed, subject.inputs)
@@ -276,7 +277,7 @@ def loaded(family: Family, folder: Path) -> nn.Module:
         import transformers
 
         return getattr(transformers, family.make.args[0]).from_pretrained(folder)
-    return d2dmoe.from_pretrained(folder, model=family.make())
+    return from_pretrained(folder, model=family.make())
 
 
 def reloaded(folder: Path) -> str:
