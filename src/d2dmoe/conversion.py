@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from d2dmoe.ffn import FFN
-from d2dmoe.moe import MoE, skip_padding, split_ffn
+from d2dmoe.moe import MoE, split_ffn
 from d2dmoe.router import Router
 from d2dmoe.spec import ModelSpec
 from d2dmoe.surgery import find, replace
@@ -12,9 +12,7 @@ from d2dmoe.surgery import find, replace
 def to_moe(model: nn.Module, neurons: list[Tensor]) -> nn.Module:
     """Replace every FFN, in place, by its experts; `neurons[i]` says which hidden neurons form
     those of layer i, integers [n, e], as `experts.assign_neurons` gives them."""
-    replace(model, FFN, lambda ffn, layer: split_ffn(ffn, neurons[layer]))
-    skip_padding(model)
-    return model
+    return replace(model, FFN, lambda ffn, layer: split_ffn(ffn, neurons[layer]))
 
 
 def add_routers(
@@ -34,9 +32,7 @@ def add_router(moe: MoE, kind: str, width: int) -> None:
 
 def rebuild_experts(model: nn.Module, spec: ModelSpec, num_experts: dict[str, int]) -> nn.Module:
     """Experts with fresh weights in place of the FFNs; `num_experts` by the FFNs' role."""
-    replace(model, FFN, lambda ffn, _: MoE(ffn, num_experts[ffn.role]))
-    skip_padding(model)
-    return model
+    return replace(model, FFN, lambda ffn, _: MoE(ffn, num_experts[ffn.role]))
 
 
 def rebuild_routers(

@@ -33,6 +33,10 @@ class CheckpointError(UserError):
     """A saved model or training state is missing, damaged, or does not fit."""
 
 
+class ConversionError(UserError):
+    """A model cannot be traced, or holds nothing that can be converted."""
+
+
 class ResultError(UserError):
     """A file in results/ is not as the job that it belongs to left it."""
 

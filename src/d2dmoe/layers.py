@@ -8,11 +8,12 @@ class needs before the weights are loaded.
 from typing import Any
 
 from torch import nn
+from torch.nn.functional import gelu, relu
 
 from d2dmoe.conversion import add_router
 from d2dmoe.ffn import FFN
 from d2dmoe.moe import MoE
-from d2dmoe.surgery import find
+from d2dmoe.surgery import find, put
 
 
 class Bypass(nn.Identity):
@@ -22,7 +23,8 @@ class Bypass(nn.Identity):
 def describe(model: nn.Module) -> dict[str, Any]:
     """The replaced modules of a model by their names: `layers`, FFNs and mixtures of experts, and
     `bypassed`, names of modules that became a `Bypass`. Plain values, as JSON has them."""
-    layers = {name: _described(layer) for name, layer in find(model, (FFN, MoE)).items()}
+    found: Any = find(model, (FFN, MoE))
+    layers = {name: _described(layer) for name, layer in found.items()}
     return {"layers": layers, "bypassed": list(find(model, Bypass))}
 
 
@@ -35,14 +37,32 @@ def rebuild(model: nn.Module, described: dict[str, Any]) -> nn.Module:
         UnknownName: an activation, a kind of router or a rule is in no table.
     """
     for name, layer in described["layers"].items():
-        model.set_submodule(name, _rebuilt(model.get_submodule(name), **layer))
+        put(model, name, _rebuilt(model.get_submodule(name), **layer))
     for name in described["bypassed"]:
-        model.set_submodule(name, Bypass())
+        put(model, name, Bypass())
+    leave_fast_path(model)
     return model
 
 
+def leave_fast_path(model: nn.Module) -> None:
+    """Let torch's encoder layers call their modules where one of them is an FFN: their fast path
+    reads the weights of `linear1` and calls none. Others may take it as before."""
+    for layer in find(model, nn.TransformerEncoderLayer).values():
+        if isinstance(layer.linear1, FFN | MoE):
+            layer.activation_relu_or_gelu = 0
+        elif layer.activation_relu_or_gelu == 0:
+            layer.activation_relu_or_gelu = _fast_activation(layer.activation)
+
+
+def _fast_activation(activation: Any) -> int:
+    """torch's number of an activation that its fast path computes, else 0."""
+    if activation is relu or isinstance(activation, nn.ReLU):
+        return 1
+    return 2 if activation is gelu or isinstance(activation, nn.GELU) else 0
+
+
 def _described(layer: FFN | MoE) -> dict[str, Any]:
-    linears = {"up": layer.up, "gate": layer.gate, "down": layer.down}
+    linears: dict[str, Any] = {"up": layer.up, "gate": layer.gate, "down": layer.down}
     if isinstance(layer, FFN):
         biases = [
             n for n, linear in linears.items() if linear is not None and linear.bias is not None

@@ -17,7 +17,13 @@ from d2dmoe.ffn import FFN
 from d2dmoe.router import Router
 from d2dmoe.selection import Selection
 from d2dmoe.surgery import find, watch
-from d2dmoe.weights import ExpertWeights, activation_function, dense, hidden_neurons
+from d2dmoe.weights import (
+    ExpertWeights,
+    activation_function,
+    check_dtype,
+    dense,
+    hidden_neurons,
+)
 
 _ops: ModuleType | None = None
 
@@ -96,7 +102,7 @@ class MoE(nn.Module):
         return int8.original0, int8.original1
 
     def forward(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., d_out]
-        if torch.is_grad_enabled():  # the kernels have no gradients
+        if self.training or torch.is_grad_enabled():  # the kernels have no gradients
             return self.run(z, "dense")
         return self.run(z, self.backend.pick(z[..., 0].numel(), self.operating_point))
 
@@ -105,28 +111,33 @@ class MoE(nn.Module):
 
         `dense` computes every expert and masks those that were not selected, and has gradients;
         `dynamic_k` computes the selected ones only; `auto` is the one for an uncalibrated layer.
+
+        Raises:
+            UserError: z and the experts are of different dtypes, and autocast is off.
         """
+        weights = self.weights
+        check_dtype(z, weights)
         if self.router is None:
-            return dense(z, None, self.weights)
-        tokens = z.flatten(0, -2)
-        if backend == "dynamic_k" and self._fusible(self.router):
-            out = _operators().dynamic_k_ffn(
-                tokens, self.router.weights, self.selection.value, self.weights
-            )
-            return out.unflatten(0, z.shape[:-1])
+            return dense(z, None, weights)
+        if weights.mixed:
+            backend = "dense"
+        if backend == "dynamic_k" and self._fusible(self.router, z.dtype):
+            tokens, router = z.reshape(-1, self.d_model), self.router.weights
+            out = _operators().dynamic_k_ffn(tokens, router, self.selection.value, weights)
+            return out.reshape(*z.shape[:-1], self.d_out)
         mask = self.selection(self.router(z))
         if backend == "auto":
             backend = uncalibrated(mask, self.expert_size)
         if backend == "dense":
-            return dense(z, mask, self.weights)
-        out = _operators().expert_ffn(tokens, mask.flatten(0, -2), self.weights)
-        return out.unflatten(0, z.shape[:-1])
+            return dense(z, mask, weights)
+        tokens, mask = z.reshape(-1, self.d_model), mask.reshape(-1, self.num_experts)
+        return _operators().expert_ffn(tokens, mask, weights).reshape(*z.shape[:-1], self.d_out)
 
-    def _fusible(self, router: Router) -> bool:
-        """Whether nothing but the layer itself needs to see the mask."""
-        selection = self.selection
-        watched = selection._forward_hooks or router._forward_hooks
-        return selection.fused and selection.real_tokens is None and not watched
+    def _fusible(self, router: Router, dtype: torch.dtype) -> bool:
+        """Whether nothing but the layer itself needs to see the mask, and the router has the
+        tokens' dtype."""
+        watched = self.selection._forward_hooks or router._forward_hooks
+        return self.selection.fused and not watched and router.dtype == dtype
 
     @property
     def operating_point(self) -> tuple[str, float]:
@@ -148,10 +159,17 @@ class MoE(nn.Module):
 
         With G_i = W2_i W2_iᵀ the squared norm is h_iᵀ G_i h_i, which needs no [..., n, d_out].
         """
-        hidden = self.hidden(z)
-        gram = self.down @ self.down.transpose(1, 2)  # [n, e, e]
-        squared = (torch.einsum("...ne,nef->...nf", hidden, gram) * hidden).sum(-1)
-        return squared.clamp(min=0).sqrt()
+        hidden, down = self.hidden(z), self.down
+        if hidden.dtype != torch.float16:
+            return _norms(hidden, down)
+        with torch.autocast(z.device.type, enabled=False):  # fp16's range ends at a norm of 256
+            return _norms(hidden.float(), down.float())
+
+
+def _norms(hidden: Tensor, down: Tensor) -> Tensor:
+    gram = down @ down.transpose(1, 2)  # [n, e, e]
+    squared = (torch.einsum("...ne,nef->...nf", hidden, gram) * hidden).sum(-1)
+    return squared.clamp(min=0).sqrt()
 
 
 def split_ffn(ffn: FFN, neurons: Tensor) -> MoE:
@@ -174,22 +192,6 @@ def split_ffn(ffn: FFN, neurons: Tensor) -> MoE:
                 if layer.bias is not None:
                     getattr(moe, f"{name}_bias").copy_(layer.bias[neurons])  # [n, e]
     return moe
-
-
-def skip_padding(model: nn.Module) -> None:
-    """Let padding tokens run no expert: hand each forward's attention mask to the MoE layers.
-
-    Works on models that take a 2-D `attention_mask` [batch, tokens] by keyword, as those of
-    transformers do; without one every token is real.
-    """
-
-    def hand_over(model: nn.Module, _args: tuple, kwargs: dict[str, Any]) -> None:
-        mask = kwargs.get("attention_mask")
-        real = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
-        for moe in find(model, MoE).values():
-            moe.selection.real_tokens = real
-
-    model.register_forward_pre_hook(hand_over, with_kwargs=True)
 
 
 def set_selection(model: nn.Module, rule: str, value: float) -> None:

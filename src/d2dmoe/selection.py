@@ -48,11 +48,7 @@ def coverage(scores: Tensor, p: float) -> Tensor:
 
 
 class Selection(nn.Module):
-    """A rule at an operating point; a module, so that hooks can watch what it selects.
-
-    Padding tokens run nothing: `real_tokens`, boolean [batch, tokens], says which are none. It may
-    be longer than the scores' tokens, as when earlier ones are cached; the last ones count.
-    """
+    """A rule at an operating point; a module, so that hooks can watch what it selects."""
 
     def __init__(self, rule: str = "dynamic_k", value: float = 0.0):
         """`rule` is a key of `RULES`, `value` one of its operating points.
@@ -62,7 +58,6 @@ class Selection(nn.Module):
         """
         super().__init__()
         self.rule, self.value = rule, value
-        self.real_tokens: Tensor | None = None  # None: all are
 
     @property
     def rule(self) -> str:
@@ -79,16 +74,7 @@ class Selection(nn.Module):
         return self._rule.fused
 
     def forward(self, scores: Tensor) -> Tensor:  # [..., num_experts] -> bool [..., num_experts]
-        mask = self._select(scores, self.value)
-        if self.real_tokens is None:
-            return mask
-        return mask & self.real_tokens[:, -scores.shape[1] :, None]
-
-    def count_tokens(self, mask: Tensor) -> int:
-        """Real tokens behind a mask [..., num_experts] that was selected."""
-        if self.real_tokens is None:
-            return mask[..., 0].numel()
-        return int(self.real_tokens[:, -mask.shape[1] :].sum())
+        return self._select(scores, self.value)
 
     def extra_repr(self) -> str:
         return f"{self.rule}, {self.value}"

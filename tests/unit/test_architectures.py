@@ -111,7 +111,7 @@ def test_the_options_rebuild_the_model(name):
     torch.testing.assert_close(rebuilt.eval()(ids).logits, model.eval()(ids).logits)
 
 
-def test_padding_changes_no_logits_and_runs_no_expert():
+def test_padding_changes_no_logits_and_does_not_count():
     model = make_routed_language("bert")
     ids, short = make_tokens(1), 7
     mask = torch.ones(1, LENGTH, dtype=torch.int64)

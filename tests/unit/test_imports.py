@@ -24,13 +24,13 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "the report": ["page"],
     "data": ["data", "data.*"],
     "tables of results": ["tables", "fairness", "text_references"],
-    "modules": ["inputs", "surgery"],
+    "modules": ["inputs", "surgery", "padding"],
     "the paper": ["ffn", "sparsity", "activity", "attention", "balanced_kmeans", "experts"]
     + ["weights", "router", "selection", "backend", "moe", "flops"],
     "architectures": ["models.*"],
-    "saved models": ["spec", "checkpoint", "conversion"],
+    "saved models": ["spec", "checkpoint", "conversion", "layers"],
     "quality": ["quality"],
-    "training": ["training"],
+    "training": ["optimizer", "training"],
     "the clock": ["timing"],
     "kernels": ["kernels", "kernels.*"],
     "evaluation": ["evaluate", "downstream"],
@@ -40,6 +40,8 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "benchmarks": ["benchmark", "benchmark.*"],
     "figures": ["figures.*"],
     "claims": ["claims.*"],
+    "finding FFNs": ["discovery", "discovery.*"],
+    "the library": ["api", "api.*"],
     "plan": ["plan", "plan.*", "methods.checks", "methods.*.plan"],
 }
 NONE = "no room"

@@ -58,6 +58,13 @@ def tellers(n: int, d_model: int) -> ExpertWeights:
     return ExpertWeights(torch.zeros(n, 16, d_model, device=DEVICE), down, "relu", ones)
 
 
+def test_the_gpu_kernels_refuse_fp64():
+    weights = make_weights("relu", 3, 16, 16, 16, DEVICE, torch.float64)
+    z, mask = make_tokens(4, 16, DEVICE, torch.float64), random_mask(4, 3, 0.5)
+    with pytest.raises(UserError, match=r"torch.float64; the GPU kernels take fp32, fp16 and bf16"):
+        gpu.expert_ffn(z, mask, weights)
+
+
 # Which experts run
 
 

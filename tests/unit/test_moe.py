@@ -4,6 +4,7 @@ import copy
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import make_dense, make_ffn, make_inputs, make_routed, make_split
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from d2dmoe.activations import ACTIVATIONS
 from d2dmoe.backend import Choice
@@ -247,32 +249,50 @@ def routed_texts() -> nn.Module:
     return add_routers(model, "regression", 6)
 
 
-def test_padding_runs_no_expert_and_changes_nothing_for_real_tokens():
+def test_a_layer_treats_all_tokens_alike_and_holds_nothing_of_a_call():
     model, z = routed_texts(), tokens(0, 6, 7).view(2, 3, 7)
-    real = torch.tensor([[1, 1, 0], [1, 1, 1]])
-    with watch_selections(model) as masks:
-        whole = model(z)
-        everything = masks["mlp"]
-        padded = model(z, attention_mask=real)
-        selected = masks["mlp"]
-    assert everything.all() and torch.equal(selected, real.bool()[..., None].expand(2, 3, 5))
-    assert torch.equal(padded[real.bool()], whole[real.bool()])
-    assert torch.equal(padded[0, 2], model.mlp.down_bias)
-    assert torch.equal(model(z), whole)  # the mask is of one forward only
+    before = {name: dict(vars(module)) for name, module in model.named_modules()}
+    whole = model(z)
+    for mask in (torch.tensor([[1, 1, 0], [1, 1, 1]]), torch.zeros(2, 1, 3, 3), {"full": None}):
+        assert torch.equal(model(z, attention_mask=mask), whole)
+    assert {name: dict(vars(module)) for name, module in model.named_modules()} == before
 
 
-@pytest.mark.parametrize("mask", [None, torch.zeros(2, 1, 3, 3), {"full": None}], ids=str)
-def test_masks_of_other_forms_than_a_flag_per_token_are_no_padding(mask):
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_gives_the_same_numbers(reentrant):
     model, z = routed_texts(), tokens(0, 6, 7).view(2, 3, 7)
-    assert torch.equal(model(z, attention_mask=mask), model(z))
+    set_selection(model, "dynamic_k", 0.5)
+
+    def gradients(checkpointed: bool) -> list[torch.Tensor]:
+        inputs = z.clone().requires_grad_()
+        arguments = (inputs, torch.tensor([[1, 1, 0], [1, 1, 1]]))
+        if checkpointed:
+            out = checkpoint(model, *arguments, use_reentrant=reentrant)
+        else:
+            out = model(*arguments)
+        model(z[:1])  # another call before the backward pass leaves nothing behind
+        out.square().sum().backward()
+        found = [inputs.grad, *(p.grad for p in model.mlp.parameters() if p.grad is not None)]
+        model.zero_grad()
+        return found
+
+    plain, again = gradients(False), gradients(True)
+    assert len(plain) == len(again) > 3
+    assert all(map(torch.equal, plain, again))
 
 
-def test_a_mask_is_handed_to_the_model_that_is_called_not_to_the_one_it_was_copied_from():
-    model, z = routed_texts(), tokens(0, 6, 7).view(2, 3, 7)
-    copied = copy.deepcopy(model)
-    copied(z, attention_mask=torch.zeros(2, 3))
-    assert model.mlp.selection.real_tokens is None
-    assert not copied.mlp.selection.real_tokens.any()
+def test_threads_that_share_a_model_get_what_each_alone_gets():
+    model, batches = routed_texts(), [tokens(n, 4 * n, 7).view(4, n, 7) for n in (3, 9)]
+    set_selection(model, "dynamic_k", 0.5)
+
+    def run(z: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return model(z, attention_mask=torch.ones(z.shape[:2]).tril())
+
+    alone = list(map(run, batches))
+    with ThreadPoolExecutor(2) as threads:
+        for expected, found in zip(alone * 20, threads.map(run, batches * 20), strict=True):
+            assert torch.equal(expected, found)
 
 
 def routed_ffn(activation: str, kind: str = "regression", gated: bool = False) -> tuple[FFN, MoE]:

@@ -123,22 +123,6 @@ def test_tokens_are_selected_for_independently_in_any_shape(rule, value):
             assert torch.equal(mask[i, j], Selection(rule, value)(scores[i, j]))
 
 
-@pytest.mark.parametrize(("rule", "value"), [("dynamic_k", 0.0), ("top_k", 2), ("coverage", 0.7)])
-@pytest.mark.parametrize("tokens", [1, 3, 5])
-def test_padding_runs_nothing_and_does_not_count(rule, value, tokens):
-    """With cached tokens, as many as the mask is longer by, it is the last ones that are given."""
-    scores = torch.rand(2, tokens, 6, generator=torch.Generator().manual_seed(0))
-    selection = Selection(rule, value)
-    everything = selection(scores)
-    assert selection.count_tokens(everything) == 2 * tokens
-    real = torch.tensor([[True, True, True, True, False], [False, False, True, True, True]])
-    selection.real_tokens = real
-    given = real[:, 5 - tokens :]
-    mask = selection(scores)
-    assert torch.equal(mask[given], everything[given]) and not mask[~given].any()
-    assert selection.count_tokens(mask) == given.sum()
-
-
 @pytest.mark.parametrize("name", RULES)
 def test_a_rule_selects_as_its_record_says(name):
     rule, scores = RULES[name], torch.rand(50, 6, generator=torch.Generator().manual_seed(0))
