@@ -1,4 +1,8 @@
-"""Which experts a token runs, given its routers' scores (paper section 3.4, equation 4)."""
+"""Which experts a token runs, given its routers' scores (paper section 3.4, equation 4).
+
+Where scores are no numbers (NaN), experts run, so that a broken token's output is NaN too. So the
+rules say what is left out: all comparisons with NaN are false.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +25,7 @@ def dynamic_k(scores: Tensor, tau: float) -> Tensor:
         A boolean mask [..., num_experts].
     """
     largest = scores.amax(-1, keepdim=True)
-    return (scores >= tau * largest) & ((largest > 0) | (tau == 0))
+    return ~(scores < tau * largest) & (~(largest <= 0) | (tau == 0))
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
@@ -40,10 +44,10 @@ def coverage(scores: Tensor, p: float) -> Tensor:
     nothing and never run, not even at p = 1. [..., num_experts] -> boolean mask.
     """
     if p >= 1:  # exact, where rounded sums could leave out the smallest scores
-        return scores > 0
+        return ~(scores <= 0)
     ranked, order = scores.double().sort(dim=-1, descending=True)
     reached = ranked.cumsum(-1)
-    needed = (reached - ranked < p * reached[..., -1:]) & (ranked > 0)
+    needed = ~(reached - ranked >= p * reached[..., -1:]) & ~(ranked <= 0)
     return torch.zeros_like(needed).scatter_(-1, order, needed)
 
 

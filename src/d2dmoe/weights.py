@@ -111,7 +111,7 @@ def dense(z: Tensor, mask: Tensor | None, weights: ExpertWeights) -> Tensor:
     weights = weights.dequantized()
     hidden = hidden_neurons(z, weights)  # [..., n, e]
     if mask is not None:
-        hidden = hidden * mask.unsqueeze(-1)
+        hidden = torch.where(mask.unsqueeze(-1), hidden, 0)  # 0 times infinity would be NaN
     if weights.mixed:
         hidden = hidden.to(weights.down.dtype)
     return linear(hidden.flatten(-2), weights.down.flatten(0, 1).T, weights.down_bias)

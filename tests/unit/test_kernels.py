@@ -109,6 +109,22 @@ def test_a_token_whose_scores_are_all_0_runs_none_unless_tau_is_0(tau, runs):
     assert (persistent.run(z, tellers(5, 16), LAUNCH, router=router, tau=tau) == runs).all()
 
 
+@pytest.mark.filterwarnings("ignore:invalid value")  # of numpy, in Triton's interpreter
+@pytest.mark.parametrize(("broken", "form"), [(torch.nan, "relu"), (torch.inf, "gelu")])
+def test_a_broken_token_comes_out_broken_and_alone(broken, form):
+    weights, z = make_weights(form, 5, 16, 16, 16, DEVICE), make_tokens(5, 16, DEVICE)
+    chosen = {"router": make_router(5, 8, 16, "regression", DEVICE), "tau": 0.6}
+
+    def by_each_kernel() -> list[torch.Tensor]:
+        return [persistent.run(z, weights, LAUNCH, **chosen), decode.run(z, weights, **chosen)]
+
+    expected, others = by_each_kernel(), torch.arange(5) != 3
+    z[3] = broken
+    for found, before in zip(by_each_kernel(), expected, strict=True):
+        assert not found[3].isfinite().any()
+        assert relative_error(found[others], before[others]) < 1e-5
+
+
 # The experts
 
 

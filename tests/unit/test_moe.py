@@ -24,6 +24,7 @@ from d2dmoe.kernels.cpu import grouped
 from d2dmoe.moe import MoE, set_selection, split_ffn, watch_inputs, watch_selections
 from d2dmoe.router import Router
 from d2dmoe.router_kinds import ROUTER_KINDS
+from d2dmoe.selection_rules import RULES
 from d2dmoe.surgery import find
 
 FORMS = [{"gated": gated, "bias": bias} for gated in (False, True) for bias in (True, False)]
@@ -293,6 +294,41 @@ def test_threads_that_share_a_model_get_what_each_alone_gets():
     with ThreadPoolExecutor(2) as threads:
         for expected, found in zip(alone * 20, threads.map(run, batches * 20), strict=True):
             assert torch.equal(expected, found)
+
+
+BROKEN = {"nan": torch.nan, "inf": torch.inf, "-inf": -torch.inf}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("kind", ROUTER_KINDS)
+def test_a_broken_token_comes_out_broken_by_every_backend_and_alone(kind, whole, broken, rule):
+    ffn = make_ffn(16, 320, "relu")
+    moe = split_ffn(ffn, torch.arange(320).view(5, 64)).eval()
+    torch.manual_seed(0)
+    moe.router = Router(16, 8, 5, kind)
+    moe.selection.rule, moe.selection.value = rule, 2 if RULES[rule].whole else 0.6
+    z = tokens(0, 9, 16)
+    with torch.no_grad():
+        expected = moe.run(z, "dense")
+        z[3, slice(None) if whole else 5] = broken
+        assert not ffn(z)[3].isfinite().any()
+        for backend in ("dense", "dynamic_k", "auto"):
+            found = moe.run(z, backend)
+            assert not found[3].isfinite().any()
+            others = torch.arange(9) != 3
+            assert relative_error(found[others], expected[others]) < 1e-5
+
+
+def test_what_an_expert_that_does_not_run_computes_is_nowhere_in_the_output():
+    moe, z = split_ffn(make_ffn(7, 20, "relu"), torch.arange(20).view(5, 4)), tokens(0, 9, 7)
+    mask = random_mask(0, 9, 5, 0.5)
+    mask[:, 2] = False
+    expected = masked_forward(moe, z, mask)
+    with torch.no_grad():
+        moe.up[2] = torch.inf
+    assert torch.equal(masked_forward(moe, z, mask), expected)
 
 
 def routed_ffn(activation: str, kind: str = "regression", gated: bool = False) -> tuple[FFN, MoE]:
