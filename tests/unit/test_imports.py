@@ -15,7 +15,7 @@ import pytest
 SRC = Path(__file__).parents[2] / "src"
 
 ROOMS = {  # from the lowest; a module belongs to the room of its longest pattern
-    "foundations": ["d2dmoe", "errors", "lookup", "seeding", "extensions"],
+    "foundations": ["d2dmoe", "errors", "lookup", "seeding", "extensions", "registration"],
     "tables of records": ["activations", "router_kinds", "selection_rules"]
     + ["stages", "methods", "models", "figures", "claims"],
     "files": ["io", "io.*"],
@@ -29,6 +29,8 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     + ["weights", "router", "selection", "backend", "moe", "flops"],
     "architectures": ["models.*"],
     "saved models": ["spec", "checkpoint", "conversion", "layers"],
+    "transformers": ["huggingface", "huggingface.*"],
+    "the library": ["api", "api.*"],
     "quality": ["quality"],
     "training": ["optimizer", "training"],
     "the clock": ["timing"],

@@ -1,0 +1,45 @@
+"""Makes transformers know converted models, without importing it.
+
+transformers asks its table of quantisers what a folder's `quantization_config` means. Ours is added
+as soon as that table exists: at once, or when transformers is asked for a model.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType
+
+MODELS = "transformers.modeling_utils"  # imported before any model is loaded, after that table
+
+
+def register() -> None:
+    """Let transformers load and save converted models, as soon as it is imported."""
+    if MODELS in sys.modules:
+        _add()
+    elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Finder())
+
+
+def _add() -> None:
+    import_module("d2dmoe.huggingface.quantizer")
+
+
+class _Finder:
+    """Finds that module as Python would, and adds our entry when it has been imported."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != MODELS:
+            return None
+        spec = PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            import_it = spec.loader.exec_module
+
+            def import_and_add(module: ModuleType) -> None:
+                import_it(module)
+                _add()
+
+            setattr(spec.loader, "exec_module", import_and_add)  # noqa: B010
+        return spec
