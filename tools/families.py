@@ -12,9 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/unit"))
 
 from families import FAMILIES, REFUSED  # noqa: E402
-from family_checks import COLUMNS, EXPERTS, Subject, reload_all, save_all  # noqa: E402
+from family_checks import COLUMNS, Subject, reload_all, save_all  # noqa: E402
 
-from d2dmoe.api.convert import convert  # noqa: E402
 from d2dmoe.errors import UserError  # noqa: E402
 
 ABOUT = """\
@@ -73,7 +72,7 @@ def main() -> None:
     print("| --- | --- |")
     for name, (family, _) in REFUSED.items():
         try:
-            convert(family.build(), num_experts=EXPERTS)
+            family.convert(family.build())
         except UserError as refusal:
             print(row(name, str(refusal)))
 

@@ -16,16 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from d2dmoe.api.convert import convert
-from d2dmoe.api.pretrained import from_pretrained, save_pretrained
 from families import FAMILIES, FEWER, Family, Inputs
 from torch import Tensor, nn
 
+from d2dmoe.api.pretrained import from_pretrained, save_pretrained
 from d2dmoe.conversion import add_routers
 from d2dmoe.moe import MoE, set_selection, watch_selections
 from d2dmoe.surgery import find, watch
 
-EXPERTS = 4
 TOLERANCE = 1e-5  # float32, another order of summation
 NEW_TOKENS = 5
 BF16 = 2**-8  # a rounding's error
@@ -48,7 +46,7 @@ class Subject:
     @cached_property
     def converted(self) -> nn.Module:
         """Every expert runs."""
-        return convert(copy.deepcopy(self.dense), num_experts=EXPERTS)
+        return self.family.convert(copy.deepcopy(self.dense))
 
     @cached_property
     def routed(self) -> nn.Module:
@@ -190,7 +188,7 @@ def in_bf16(subject: Subject) -> str:
     }
     dense = copy.deepcopy(subject.dense).bfloat16()
     size = error(answer(dense, inputs).float(), subject.expected)
-    model = convert(dense, num_experts=EXPERTS)
+    model = subject.family.convert(dense)
     assert len(find(model, MoE)) == subject.family.layers
     off = error(answer(model, inputs).float(), subject.expected)
     assert off <= 2 * max(size, BF16), f"off by {off:.1e}, the original by {size:.1e}"

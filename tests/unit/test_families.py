@@ -7,7 +7,6 @@ import pytest
 from families import FAMILIES, REFUSED
 from family_checks import COLUMNS, Subject, reload_all, save_all
 
-from d2dmoe.api.convert import convert
 from d2dmoe.errors import UserError
 
 
@@ -38,4 +37,4 @@ def test_a_new_process_loads_the_same_model(name, reloaded):
 def test_what_cannot_be_converted_is_refused(name):
     family, reason = REFUSED[name]
     with pytest.raises(UserError, match=reason):
-        convert(family.build(), num_experts=4)
+        family.convert(family.build())
