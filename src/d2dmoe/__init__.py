@@ -7,6 +7,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from d2dmoe.api.calibrate import calibrate as calibrate
+    from d2dmoe.api.convert import convert as convert
+    from d2dmoe.api.evaluate import evaluate as evaluate
+    from d2dmoe.api.inspect import inspect as inspect
+    from d2dmoe.api.losses import RouterLoss as RouterLoss
+    from d2dmoe.api.losses import SparsityPenalty as SparsityPenalty
+    from d2dmoe.api.pretrained import from_pretrained as from_pretrained
+    from d2dmoe.api.pretrained import push_to_hub as push_to_hub
+    from d2dmoe.api.pretrained import save_pretrained as save_pretrained
+    from d2dmoe.api.routers import train_routers as train_routers
+    from d2dmoe.api.sparsify import sparsify as sparsify
     from d2dmoe.moe import operating_point as operating_point
     from d2dmoe.moe import set_operating_point as set_operating_point
 

@@ -54,6 +54,10 @@ class ModelError(UserError, ValueError):
     """A model cannot be converted or run as it was asked for."""
 
 
+class ConversionError(UserError):
+    """A model cannot be traced, or holds nothing that can be converted."""
+
+
 class ResultError(UserError):
     """A file in results/ is not as the job that it belongs to left it."""
 

@@ -1,5 +1,6 @@
 """Routers that predict the L2 norm of each expert's output (paper section 3.3, equation 3)."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -69,3 +70,17 @@ def norm_regression_loss(router: Router, moe: "MoE", z: Tensor) -> Tensor:
     with torch.no_grad():
         norms = moe.output_norms(z)
     return mse_loss(router(z), norms)
+
+
+def router_losses(layers: Iterable[tuple[Router, "MoE", Tensor]]) -> Tensor:
+    """What routers are trained on: the sum over layers of the loss that their kind has.
+
+    Args:
+        layers: routers, their layers, and the layers' inputs [tokens, d_model].
+
+    Returns:
+        A scalar; routers share no weights, so each has the gradient of its own loss.
+    """
+    losses = [resolve(ROUTER_KINDS[router.kind].loss)(router, moe, z) for router, moe, z in layers]
+    device = losses[0].device  # layers may lie on several
+    return sum((loss.to(device) for loss in losses[1:]), losses[0])

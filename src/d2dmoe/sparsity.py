@@ -87,15 +87,15 @@ def penalty(mode: str, layers: Iterable[Activations], real_tokens: Tensor | None
 
 def _measured(measure: Callable[[Tensor], Tensor], layer: Activations) -> Tensor:
     """Of each token: [..., d_ff] -> [...]."""
-    a = _displaced(layer)
+    a = displaced(layer)
     if a.dtype != torch.float16:
         return measure(a)
     with torch.autocast(a.device.type, enabled=False):  # fp16's range is too small for squares
         return measure(a.float())
 
 
-def _displaced(layer: Activations) -> Tensor:
-    """Non-negative activations, 0 for idle neurons: [..., d_ff]."""
+def displaced(layer: Activations) -> Tensor:
+    """What a penalty measures: non-negative activations, 0 for idle neurons, [..., d_ff]."""
     if layer.activation.exact:
         return layer.hidden
     return (layer.pre - layer.activation.threshold).clamp(min=0)

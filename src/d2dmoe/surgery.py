@@ -17,9 +17,8 @@ def find(model: nn.Module, kind: type[M] | tuple[type[M], ...]) -> dict[str, M]:
 
 
 def swap(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module, in place, where the one called `name` is, in the mode of that one: training or
-    evaluation."""
-    model.set_submodule(name, module.train(model.get_submodule(name).training))
+    """`put` a module that gets the mode, training or evaluation, of the one that was there."""
+    put(model, name, module.train(model.get_submodule(name).training))
 
 
 def replace(model: nn.Module, kind: type[M], make: Callable[[M, int], nn.Module]) -> nn.Module:
@@ -37,6 +36,43 @@ def replace(model: nn.Module, kind: type[M], make: Callable[[M, int], nn.Module]
     return model
 
 
+def put(model: nn.Module, name: str, value: Any) -> Any:
+    """Put a module, in place, wherever the model holds the one of that name; or in place of the
+    function that is a plain attribute of that name. Returns what was there.
+
+    Raises:
+        AttributeError: the model has nothing of that name.
+    """
+    path, _, key = name.rpartition(".")
+    parent = model.get_submodule(path)
+    old = getattr(parent, key)
+    if isinstance(old, nn.Module) and isinstance(value, nn.Module):
+        for holder in list(model.modules()):
+            for other, child in holder._modules.items():
+                if child is old:
+                    holder._modules[other] = value
+    else:
+        delattr(parent, key)  # a module's name takes no function, and the reverse
+        setattr(parent, key, value)
+    return old
+
+
+class Hook:
+    """A hook of one model alone: in copies of the model and in files it does nothing."""
+
+    def __init__(self, function: Callable[..., None]):
+        self._function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        self._function(*args, **kwargs)
+
+    def __reduce__(self) -> tuple:
+        return Hook, (_nothing,)
+
+
+def _nothing(*_args: Any, **_kwargs: Any) -> None: ...
+
+
 @contextmanager
 def watch(modules: Mapping[str, M], see: Callable[[M, Any, Any], Any]) -> Iterator[dict[str, Any]]:
     """Record `see(module, input, output)` of each module, by name, at every forward.
@@ -50,7 +86,7 @@ def watch(modules: Mapping[str, M], see: Callable[[M, Any, Any], Any]) -> Iterat
         def hook(module, inputs, output, name=name):
             recorded[name] = see(module, inputs[0], output)
 
-        handles.append(module.register_forward_hook(hook))
+        handles.append(module.register_forward_hook(Hook(hook)))
     try:
         yield recorded
     finally:

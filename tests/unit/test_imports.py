@@ -30,7 +30,7 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "architectures": ["models.*"],
     "saved models": ["spec", "checkpoint", "conversion", "layers"],
     "quality": ["quality"],
-    "training": ["training"],
+    "training": ["optimizer", "training"],
     "the clock": ["timing"],
     "kernels": ["kernels", "kernels.*"],
     "evaluation": ["evaluation", "downstream"],
@@ -40,6 +40,8 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "benchmarks": ["benchmark", "benchmark.*"],
     "figures": ["figures.*"],
     "claims": ["claims.*"],
+    "finding FFNs": ["discovery", "discovery.*"],
+    "the library": ["api", "api.*"],
     "plan": ["plan", "plan.*", "methods.checks", "methods.*.plan"],
 }
 NONE = "no room"
