@@ -42,12 +42,11 @@ def _parameter(values: Tensor) -> nn.Parameter:
 
 @torch.enable_grad()  # parts of a trainable weight are trainable
 def _add_parts(
-    module: nn.Module, weight: Tensor, bias: Tensor | None, widths: Sequence[int] | None = None
+    module: nn.Module, weight: Tensor, bias: Tensor | None, widths: Sequence[int]
 ) -> None:
-    """The projections q, k and v of a fused weight [d, d_model] and bias [d]."""
-    sizes = list(widths or [weight.shape[0] // 3] * 3)
-    biases = [None] * 3 if bias is None else bias.split(sizes)
-    for role, w, b in zip("qkv", weight.split(sizes), biases, strict=True):
+    """Cut a fused weight [d, d_model] and bias [d] into the projections q, k and v."""
+    biases = [None] * 3 if bias is None else bias.split(widths)
+    for role, w, b in zip("qkv", weight.split(widths), biases, strict=True):
         module.add_module(role, Projection.of(role, w, b))
 
 
@@ -62,7 +61,7 @@ class FusedProjections(nn.Module):
         """From the fused weight [d, d_model] and bias [d]; `widths` are those of Q, K and V, which
         add up to d; None: all are the same."""
         super().__init__()
-        _add_parts(self, weight, bias, widths)
+        _add_parts(self, weight, bias, list(widths or [weight.shape[0] // 3] * 3))
 
     def forward(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., d]
         return torch.cat((self.q(z), self.k(z), self.v(z)), dim=-1)
@@ -87,7 +86,7 @@ class SelfAttention(nn.Module):
         if not fused.batch_first or fused.bias_k is not None or not fused._qkv_same_embed_dim:
             raise ValueError("only plain self-attention with batch_first can be taken apart")
         self.heads, self.dropout = fused.num_heads, fused.dropout
-        _add_parts(self, fused.in_proj_weight, fused.in_proj_bias)
+        _add_parts(self, fused.in_proj_weight, fused.in_proj_bias, [fused.embed_dim] * 3)
         self.o = Projection.of("o", fused.out_proj.weight, fused.out_proj.bias)
 
     def forward(

@@ -50,12 +50,12 @@ class CheckpointError(UserError):
     """A saved model or training state is missing, damaged, or does not fit."""
 
 
-class ConversionError(UserError):
-    """A model cannot be traced, or holds nothing that can be converted."""
-
-
 class ModelError(UserError, ValueError):
     """A model cannot be converted or run as it was asked for."""
+
+
+class ConversionError(UserError):
+    """A model cannot be traced, or holds nothing that can be converted."""
 
 
 class ResultError(UserError):

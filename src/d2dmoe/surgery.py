@@ -17,9 +17,8 @@ def find(model: nn.Module, kind: type[M] | tuple[type[M], ...]) -> dict[str, M]:
 
 
 def swap(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Put a module, in place, where the one called `name` is, in the mode of that one: training or
-    evaluation."""
-    model.set_submodule(name, module.train(model.get_submodule(name).training))
+    """`put` a module that gets the mode, training or evaluation, of the one that was there."""
+    put(model, name, module.train(model.get_submodule(name).training))
 
 
 def replace(model: nn.Module, kind: type[M], make: Callable[[M, int], nn.Module]) -> nn.Module:
