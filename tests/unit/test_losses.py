@@ -1,4 +1,4 @@
-"""Laws of the losses for other people's loops: the last forward's, with gradients, without traces."""
+"""Laws of the losses for other people's loops: the last forward's, and no traces left."""
 
 import copy
 import pickle
@@ -201,7 +201,9 @@ def test_the_routers_loss_is_the_pipelines_and_reaches_routers_alone(kind):
     with RouterLoss(model) as loss, watch_inputs(model) as inputs:
         with torch.inference_mode():
             model(**INPUTS)
-        layers = [(m.router, m, inputs[n][MASK.bool()].clone()) for n, m in find(model, MoE).items()]
+        layers = [
+            (m.router, m, inputs[n][MASK.bool()].clone()) for n, m in find(model, MoE).items()
+        ]
         assert torch.allclose(loss(), router_losses(layers))
         loss().backward()
     trained = {name for name, p in model.named_parameters() if p.grad is not None}
