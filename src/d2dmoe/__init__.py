@@ -3,9 +3,9 @@
 Names are imported when they are used: importing the package imports no torch.
 """
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from d2dmoe.lookup import resolve
 from d2dmoe.registration import register
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ __all__ = ["__version__", *PUBLIC]  # noqa: PLE0604
 def __getattr__(name: str) -> Any:
     if name not in PUBLIC:
         raise AttributeError(f"module 'd2dmoe' has no attribute {name!r}")
-    return import_module("d2dmoe.lookup").resolve(PUBLIC[name])
+    return resolve(PUBLIC[name])
 
 
 def __dir__() -> list[str]:
