@@ -21,17 +21,22 @@ from torch import nn
 from torchvision.models import VisionTransformer
 from torchvision.models.vision_transformer import MLPBlock
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    CLIPVisionConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -176,6 +181,36 @@ def test_a_class_is_told_by_a_model(tmp_path):
     with pytest.raises(CheckpointError, match="Somebodys"):
         from_pretrained(tmp_path)
     assert equal(from_pretrained(tmp_path, llama()), model)
+
+
+def test_weights_that_transformers_renames_are_found_again(tmp_path):
+    """Files of LLaVA have other names than its modules."""
+    text = LlamaConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, vocab_size=20,
+    )  # fmt: skip
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        image_size=32, patch_size=16,
+    )  # fmt: skip
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=19)
+    model = LlavaForConditionalGeneration(config)
+    model = split(
+        replace(
+            model, LlamaMLP, lambda mlp, _: FFN(mlp.up_proj, mlp.down_proj, "silu", mlp.gate_proj)
+        )
+    )
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert equal(loaded, model) and points(loaded) == points(model)
+
+
+def test_a_dense_model_of_a_converted_ones_configuration_is_not_taken_for_it(tmp_path):
+    save_pretrained(split(llama()), tmp_path / "a")
+    config = AutoConfig.from_pretrained(tmp_path / "a")
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "b")
+    with pytest.raises(CheckpointError, match="missing"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "b")
 
 
 def test_an_encoder_decoder_is_loaded(tmp_path):
