@@ -1,5 +1,4 @@
-"""The operating point for a budget of FLOPs or for a tolerated loss (beyond the paper, which tries a
-list of τ).
+"""The operating point for a budget of FLOPs or for a tolerated loss; the paper tries a list of τ.
 
 A rule has one value for all layers, or one a layer, chosen by one Lagrange multiplier
 (`operating_points.layer_path`). Either way the points lie on a path from the cheapest to the
@@ -228,7 +227,7 @@ class _Trials:
                 alone = dict.fromkeys(self.moes, None) | {name: value}
                 increase = self.increase(alone) - self.increase_of(self.everything)
                 prices[name].append((curve.experts_at(value), increase))
-        return layer_path(self.layers, prices)
+        return layer_path(self.layers, prices, STEP / 2)
 
     def _pass(self, scored: bool, see: Any = None, each: Any = None) -> Measured:
         seen: list[tuple] = []
@@ -276,7 +275,7 @@ def _within_budget(trials: _Trials, path: Path, budget: float) -> tuple[Values, 
     def f(x: float) -> float:
         return trials.cost(path.at(x)) - budget
 
-    whole = path.step == 1
+    whole = trials.rule.whole
     ends = Point(path.low, costs[0] - budget), Point(path.high, costs[1] - budget)
     ends = _ends_checked(f, ends)
     low, high = crossing(f, *ends, path.step, 0 if whole else CLOSE, PASSES)
@@ -317,7 +316,7 @@ def _within_tolerance(
         )
     low, high = crossing(f, low, high, path.step, passes=PASSES - 2, chords=False)
     values = path.at(high.x)
-    if path.step == 1:
+    if trials.rule.whole:  # its values are exact
         return values, {}
     cost = (trials.cost(values) - trials.cost(path.at(low.x))) / 2
     return values, {"flops_ratio": abs(cost), "loss_increase": abs(high.y - low.y) / 2}

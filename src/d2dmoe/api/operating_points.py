@@ -19,6 +19,7 @@ from d2dmoe.selection_rules import Rule
 TOKENS = 4096  # of a layer and a batch that are looked at
 COUNTS = 64  # at most as many values that count experts are looked at
 DIGITS = 6  # of a value that is a share
+PLACES = 512  # on the path of the multiplier: between them it is straight
 FLAT = 1e-6  # of the steepest slope: less is none
 
 _FINE = np.geomspace(1e-6, 1e-2, 17)
@@ -43,7 +44,7 @@ class Curve:
         if not self.whole:
             return float(f"{value:.{DIGITS}g}")
         rising = self.values[-1] >= self.values[0]
-        return float(np.floor(value + 1e-9) if rising else np.ceil(value - 1e-9))
+        return int(np.floor(value + 1e-9) if rising else np.ceil(value - 1e-9))
 
     def experts_at(self, value: float) -> float:
         """The inverse of `value_at`."""
@@ -146,7 +147,9 @@ class Layers:
         return dict.fromkeys(self.curves, value)
 
 
-def layer_path(layers: Layers, prices: Mapping[str, Sequence[tuple[float, float]]]) -> Path:
+def layer_path(
+    layers: Layers, prices: Mapping[str, Sequence[tuple[float, float]]], step: float
+) -> Path:
     """The path on which every layer gives as much loss for its last FLOP: one Lagrange multiplier.
 
     At a multiplier λ a layer's operating point makes loss + λ · cost least. So it is where the
@@ -157,9 +160,10 @@ def layer_path(layers: Layers, prices: Mapping[str, Sequence[tuple[float, float]
         layers: their curves and weights.
         prices: of each layer alone, the others with every expert on: executed experts of a mean
             token, and the loss that this adds.
+        step: the cost between neighbours.
 
     Returns:
-        Positions are −log λ.
+        Positions are predicted costs; −log λ rises with them.
     """
     hulls = {n: _hull_of(prices[n]) for n in layers.curves}
     slopes = {n: -np.diff(y) / (np.diff(x) * layers.weights[n]) for n, (x, y) in hulls.items()}
@@ -168,10 +172,17 @@ def layer_path(layers: Layers, prices: Mapping[str, Sequence[tuple[float, float]
     low = min(xs[0] for xs, _ in bends.values())
     high = max(xs[-1] for xs, _ in bends.values())
 
-    def at(x: float) -> Values:
+    def at_multiplier(x: float) -> Values:
         return {n: layers.curves[n].value_at(np.interp(x, *bends[n])) for n in bends}
 
-    return Path(low, high, (high - low) / 2**12, at, cost=lambda x: layers.cost(at(x)))
+    positions = np.linspace(low, high, PLACES)
+    costs = np.array([layers.cost(at_multiplier(x)) for x in positions])
+    costs = np.maximum.accumulate(costs)
+
+    def at(cost: float) -> Values:
+        return at_multiplier(float(np.interp(cost, costs, positions)))
+
+    return Path(float(costs[0]), float(costs[-1]), step, at, cost=lambda x: x)
 
 
 def _bends(experts: np.ndarray, slopes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
