@@ -1,11 +1,13 @@
 """Routers that predict the L2 norm of each expert's output (paper section 3.3, equation 3)."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from d2dmoe.errors import whole
 from d2dmoe.lookup import look_up, resolve
 from d2dmoe.router_kinds import ROUTER_KINDS
 from d2dmoe.weights import RouterWeights
@@ -26,9 +28,10 @@ class Router(nn.Module):
 
         Raises:
             UnknownName: there is no such kind.
+            ModelError: the width is no whole number of at least 1.
         """
         super().__init__()
-        self.kind, self.width = kind, width
+        self.kind, self.width = kind, whole(width, "width of a router")
         self._scores = resolve(look_up(ROUTER_KINDS, kind, "router kind").scores)
         self.layers = nn.Sequential(
             nn.Linear(d_model, width), nn.ReLU(), nn.Linear(width, num_experts)
@@ -41,8 +44,13 @@ class Router(nn.Module):
         first, last = layers[0], layers[2]
         return RouterWeights(first.weight, first.bias, last.weight, last.bias, self.kind)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the scores; tokens of another dtype are brought to it."""
+        return self.weights.up.dtype
+
     def logits(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., n]
-        return self.layers(z)
+        return self.layers(z.to(self.dtype))
 
     def forward(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., n]
         return self._scores(self.logits(z))
@@ -62,3 +70,17 @@ def norm_regression_loss(router: Router, moe: "MoE", z: Tensor) -> Tensor:
     with torch.no_grad():
         norms = moe.output_norms(z)
     return mse_loss(router(z), norms)
+
+
+def router_losses(layers: Iterable[tuple[Router, "MoE", Tensor]]) -> Tensor:
+    """What routers are trained on: the sum over layers of the loss that their kind has.
+
+    Args:
+        layers: routers, their layers, and the layers' inputs [tokens, d_model].
+
+    Returns:
+        A scalar; routers share no weights, so each has the gradient of its own loss.
+    """
+    losses = [resolve(ROUTER_KINDS[router.kind].loss)(router, moe, z) for router, moe, z in layers]
+    device = losses[0].device  # layers may lie on several
+    return sum((loss.to(device) for loss in losses[1:]), losses[0])

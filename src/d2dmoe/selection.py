@@ -1,8 +1,15 @@
-"""Which experts a token runs, given its routers' scores (paper section 3.4, equation 4)."""
+"""Which experts a token runs, given its routers' scores (paper section 3.4, equation 4).
+
+Where scores are no numbers (NaN), experts run, so that a broken token's output is NaN too. So the
+rules say what is left out: all comparisons with NaN are false.
+"""
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from d2dmoe.errors import ModelError
 from d2dmoe.lookup import look_up, resolve
 from d2dmoe.selection_rules import RULES
 
@@ -21,7 +28,7 @@ def dynamic_k(scores: Tensor, tau: float) -> Tensor:
         A boolean mask [..., num_experts].
     """
     largest = scores.amax(-1, keepdim=True)
-    return (scores >= tau * largest) & ((largest > 0) | (tau == 0))
+    return ~(scores < tau * largest) & (~(largest <= 0) | (tau == 0))
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
@@ -40,19 +47,37 @@ def coverage(scores: Tensor, p: float) -> Tensor:
     nothing and never run, not even at p = 1. [..., num_experts] -> boolean mask.
     """
     if p >= 1:  # exact, where rounded sums could leave out the smallest scores
-        return scores > 0
+        return ~(scores <= 0)
     ranked, order = scores.double().sort(dim=-1, descending=True)
     reached = ranked.cumsum(-1)
-    needed = (reached - ranked < p * reached[..., -1:]) & (ranked > 0)
+    needed = ~(reached - ranked >= p * reached[..., -1:]) & ~(ranked <= 0)
     return torch.zeros_like(needed).scatter_(-1, order, needed)
 
 
-class Selection(nn.Module):
-    """A rule at an operating point; a module, so that hooks can watch what it selects.
+def check_value(rule: str, value: Any, num_experts: int) -> float:
+    """An operating point of a rule as it is stored: a share in [0, 1], or of rules that count
+    experts a whole number from 1 on.
 
-    Padding tokens run nothing: `real_tokens`, boolean [batch, tokens], says which are none. It may
-    be longer than the scores' tokens, as when earlier ones are cached; the last ones count.
+    Raises:
+        UnknownName: there is no such rule.
+        ModelError: the value is none of its operating points.
     """
+    record = look_up(RULES, rule, "selection rule")
+    number = value.item() if hasattr(value, "item") and not getattr(value, "ndim", 0) else value
+    real = isinstance(number, int | float) and not isinstance(number, bool)
+    if record.whole:
+        if real and number in range(1, num_experts + 1):
+            return int(number)
+        allowed = f"a whole number from 1 to {num_experts}"
+    else:
+        if real and 0 <= number <= 1:
+            return float(number)
+        allowed = "a number in [0, 1]"
+    raise ModelError(f"{record.symbol} = {value!r} of the rule {rule}: must be {allowed}")
+
+
+class Selection(nn.Module):
+    """A rule at an operating point; a module, so that hooks can watch what it selects."""
 
     def __init__(self, rule: str = "dynamic_k", value: float = 0.0):
         """`rule` is a key of `RULES`, `value` one of its operating points.
@@ -62,7 +87,6 @@ class Selection(nn.Module):
         """
         super().__init__()
         self.rule, self.value = rule, value
-        self.real_tokens: Tensor | None = None  # None: all are
 
     @property
     def rule(self) -> str:
@@ -79,16 +103,7 @@ class Selection(nn.Module):
         return self._rule.fused
 
     def forward(self, scores: Tensor) -> Tensor:  # [..., num_experts] -> bool [..., num_experts]
-        mask = self._select(scores, self.value)
-        if self.real_tokens is None:
-            return mask
-        return mask & self.real_tokens[:, -scores.shape[1] :, None]
-
-    def count_tokens(self, mask: Tensor) -> int:
-        """Real tokens behind a mask [..., num_experts] that was selected."""
-        if self.real_tokens is None:
-            return mask[..., 0].numel()
-        return int(self.real_tokens[:, -mask.shape[1] :].sum())
+        return self._select(scores, self.value)
 
     def extra_repr(self) -> str:
         return f"{self.rule}, {self.value}"

@@ -1,4 +1,4 @@
-"""The one training loop: AdamW, linear warm-up, cosine decay, clipping, exact resuming."""
+"""The pipeline's one training loop: AdamW, warm-up, cosine decay, clipping, exact resuming."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -15,6 +15,7 @@ from d2dmoe.data.splits import Batch, Split
 from d2dmoe.errors import UserError
 from d2dmoe.jobs.progress import Progress, logger
 from d2dmoe.jobs.state import TrainingState
+from d2dmoe.optimizer import lr_at, make_optimizer
 from d2dmoe.seeding import seed_for
 
 Losses = dict[str, Tensor]  # scalars by name; "loss" is what is minimised
@@ -69,30 +70,6 @@ def cross_entropy_loss(logits: Tensor, targets: Tensor, label_smoothing: float =
     targets = targets.flatten(0, -2) if targets.is_floating_point() else targets.flatten()
     logits = logits.flatten(0, -2).float()
     return cross_entropy(logits, targets, label_smoothing=label_smoothing)
-
-
-def lr_at(step: int, total: int, cfg: TrainingConfig) -> float:
-    """Learning rate of a step: linear warm-up to `lr`, then a cosine down to `min_lr`."""
-    warmup = math.ceil(cfg.warmup * total)
-    if step < warmup:
-        return cfg.lr * (step + 1) / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    return cfg.min_lr + (cfg.lr - cfg.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-def make_optimizer(trained: nn.Module, cfg: TrainingConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices but neither biases (whatever their shape) nor norms."""
-    decayed: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
-    for name, parameter in trained.named_parameters():
-        if parameter.requires_grad:
-            matrix = parameter.ndim > 1 and not name.endswith("bias")
-            (decayed if matrix else others).append(parameter)
-    groups = [
-        {"params": decayed, "weight_decay": cfg.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
 
 
 def fit(

@@ -27,7 +27,7 @@ from transformers.activations import ACT2FN
 from d2dmoe.activations import ACTIVATIONS, torch_function
 from d2dmoe.conversion import to_moe
 from d2dmoe.errors import CheckpointError, ConfigError
-from d2dmoe.evaluate import count_executed
+from d2dmoe.evaluation import count_executed
 from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
 from d2dmoe.inputs import logits_of
@@ -111,7 +111,7 @@ def test_the_options_rebuild_the_model(name):
     torch.testing.assert_close(rebuilt.eval()(ids).logits, model.eval()(ids).logits)
 
 
-def test_padding_changes_no_logits_and_runs_no_expert():
+def test_padding_changes_no_logits_and_does_not_count():
     model = make_routed_language("bert")
     ids, short = make_tokens(1), 7
     mask = torch.ones(1, LENGTH, dtype=torch.int64)

@@ -1,27 +1,40 @@
 """Laws of the layer that replaces an FFN."""
 
 import copy
+import math
 import pickle
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import make_dense, make_ffn, make_inputs, make_routed, make_split
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from d2dmoe.activations import ACTIVATIONS
 from d2dmoe.backend import Choice
 from d2dmoe.conversion import add_routers, to_moe
-from d2dmoe.errors import UnknownName
+from d2dmoe.errors import ModelError, UnknownName
 from d2dmoe.experts import METHODS, assign_neurons
 from d2dmoe.ffn import FFN
 from d2dmoe.kernels.cpu import grouped
-from d2dmoe.moe import MoE, set_selection, split_ffn, watch_inputs, watch_selections
+from d2dmoe.moe import (
+    MoE,
+    operating_point,
+    set_operating_point,
+    set_selection,
+    split_ffn,
+    watch_inputs,
+    watch_selections,
+)
 from d2dmoe.router import Router
 from d2dmoe.router_kinds import ROUTER_KINDS
+from d2dmoe.selection_rules import RULES
 from d2dmoe.surgery import find
 
 FORMS = [{"gated": gated, "bias": bias} for gated in (False, True) for bias in (True, False)]
@@ -230,6 +243,51 @@ def test_set_selection_reaches_every_layer_and_the_watched_masks_obey_it():
             assert inputs[name].shape == (5, 5, 16)
 
 
+@pytest.mark.parametrize(("rule", "value"), [("dynamic_k", 0.25), ("top_k", 3), ("coverage", 1)])
+def test_an_operating_point_is_of_all_layers_or_by_their_names(rule, value):
+    model = make_routed()
+    first, last = find(model, MoE)
+    assert set_operating_point(model, rule, value) is model
+    assert operating_point(model) == {first: (rule, value), last: (rule, value)}
+    set_operating_point(model, "top_k", {last: 5})
+    assert operating_point(model) == {first: (rule, value), last: ("top_k", 5)}
+    set_operating_point(model, rule, {first: torch.tensor(value).double(), last: np.float64(value)})
+    assert operating_point(model) == {first: (rule, value), last: (rule, value)}
+    for _, stored in operating_point(model).values():
+        assert type(stored) is (int if RULES[rule].whole else float)
+
+
+@pytest.mark.parametrize(
+    ("rule", "value"),
+    [("dynamic_k", v) for v in (-0.1, 1.1, math.nan, math.inf, "0.5", None, True, 1j, [0.5])]
+    + [("coverage", v) for v in (-0.1, 1.1, math.nan)]
+    + [("top_k", v) for v in (0, -1, 9, 2.5, math.nan, math.inf, "3", None, True)],
+)
+def test_impossible_operating_points_are_refused_and_change_nothing(rule, value):
+    model = make_routed()
+    before, (first, last) = operating_point(model), find(model, MoE)
+    good = 1 if RULES[rule].whole else 0.5
+    for values in (value, {first: good, last: value}):
+        with pytest.raises(
+            ModelError, match=rf"{RULES[rule].symbol} = .* of the rule {rule}: must"
+        ):
+            set_operating_point(model, rule, values)
+    assert operating_point(model) == before
+
+
+def test_layers_that_no_operating_point_can_be_of_are_refused():
+    model = make_routed()
+    with pytest.raises(ModelError, match=r"no routed layers block; it has encoder\."):
+        set_operating_point(model, "top_k", {"block": 3})
+    with pytest.raises(UnknownName, match="allowed: dynamic_k, top_k, coverage"):
+        set_operating_point(model, "topk", 3)
+    for other, message in ((make_split(), "without a router"), (make_dense(), "no MoE layers")):
+        with pytest.raises(ModelError, match=message):
+            set_operating_point(other, "top_k", 3)
+        with pytest.raises(ModelError, match=message):
+            operating_point(other)
+
+
 class Texts(nn.Module):
     """Calls an FFN as models of transformers call theirs."""
 
@@ -247,32 +305,85 @@ def routed_texts() -> nn.Module:
     return add_routers(model, "regression", 6)
 
 
-def test_padding_runs_no_expert_and_changes_nothing_for_real_tokens():
+def test_a_layer_treats_all_tokens_alike_and_holds_nothing_of_a_call():
     model, z = routed_texts(), tokens(0, 6, 7).view(2, 3, 7)
-    real = torch.tensor([[1, 1, 0], [1, 1, 1]])
-    with watch_selections(model) as masks:
-        whole = model(z)
-        everything = masks["mlp"]
-        padded = model(z, attention_mask=real)
-        selected = masks["mlp"]
-    assert everything.all() and torch.equal(selected, real.bool()[..., None].expand(2, 3, 5))
-    assert torch.equal(padded[real.bool()], whole[real.bool()])
-    assert torch.equal(padded[0, 2], model.mlp.down_bias)
-    assert torch.equal(model(z), whole)  # the mask is of one forward only
+    before = {name: dict(vars(module)) for name, module in model.named_modules()}
+    whole = model(z)
+    for mask in (torch.tensor([[1, 1, 0], [1, 1, 1]]), torch.zeros(2, 1, 3, 3), {"full": None}):
+        assert torch.equal(model(z, attention_mask=mask), whole)
+    assert {name: dict(vars(module)) for name, module in model.named_modules()} == before
 
 
-@pytest.mark.parametrize("mask", [None, torch.zeros(2, 1, 3, 3), {"full": None}], ids=str)
-def test_masks_of_other_forms_than_a_flag_per_token_are_no_padding(mask):
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_gives_the_same_numbers(reentrant):
     model, z = routed_texts(), tokens(0, 6, 7).view(2, 3, 7)
-    assert torch.equal(model(z, attention_mask=mask), model(z))
+    set_selection(model, "dynamic_k", 0.5)
+
+    def gradients(checkpointed: bool) -> list[torch.Tensor]:
+        inputs = z.clone().requires_grad_()
+        arguments = (inputs, torch.tensor([[1, 1, 0], [1, 1, 1]]))
+        if checkpointed:
+            out = checkpoint(model, *arguments, use_reentrant=reentrant)
+        else:
+            out = model(*arguments)
+        model(z[:1])  # another call before the backward pass leaves nothing behind
+        out.square().sum().backward()
+        found = [inputs.grad, *(p.grad for p in model.mlp.parameters() if p.grad is not None)]
+        model.zero_grad()
+        return found
+
+    plain, again = gradients(False), gradients(True)
+    assert len(plain) == len(again) > 3
+    assert all(map(torch.equal, plain, again))
 
 
-def test_a_mask_is_handed_to_the_model_that_is_called_not_to_the_one_it_was_copied_from():
-    model, z = routed_texts(), tokens(0, 6, 7).view(2, 3, 7)
-    copied = copy.deepcopy(model)
-    copied(z, attention_mask=torch.zeros(2, 3))
-    assert model.mlp.selection.real_tokens is None
-    assert not copied.mlp.selection.real_tokens.any()
+def test_threads_that_share_a_model_get_what_each_alone_gets():
+    model, batches = routed_texts(), [tokens(n, 4 * n, 7).view(4, n, 7) for n in (3, 9)]
+    set_selection(model, "dynamic_k", 0.5)
+
+    def run(z: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return model(z, attention_mask=torch.ones(z.shape[:2]).tril())
+
+    alone = list(map(run, batches))
+    with ThreadPoolExecutor(2) as threads:
+        for expected, found in zip(alone * 20, threads.map(run, batches * 20), strict=True):
+            assert torch.equal(expected, found)
+
+
+BROKEN = {"nan": torch.nan, "inf": torch.inf, "-inf": -torch.inf}
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("kind", ROUTER_KINDS)
+def test_a_broken_token_comes_out_broken_by_every_backend_and_alone(kind, whole, broken, rule):
+    ffn = make_ffn(16, 320, "relu")
+    moe = split_ffn(ffn, torch.arange(320).view(5, 64)).eval()
+    torch.manual_seed(0)
+    moe.router = Router(16, 8, 5, kind)
+    moe.selection.rule, moe.selection.value = rule, 2 if RULES[rule].whole else 0.6
+    z = tokens(0, 9, 16)
+    with torch.no_grad():
+        expected = moe.run(z, "dense")
+        z[3, slice(None) if whole else 5] = broken
+        assert not ffn(z)[3].isfinite().any()
+        for backend in ("dense", "dynamic_k", "auto"):
+            found = moe.run(z, backend)
+            assert not found[3].isfinite().any()
+            others = torch.arange(9) != 3
+            assert relative_error(found[others], expected[others]) < 1e-5
+
+
+def test_what_an_expert_that_does_not_run_computes_is_nowhere_in_the_output():
+    moe, z = split_ffn(make_ffn(7, 20, "relu"), torch.arange(20).view(5, 4)), tokens(0, 9, 7)
+    mask = random_mask(0, 9, 5, 0.5)
+    mask[:, 2] = False
+    expected = masked_forward(moe, z, mask)
+    with torch.no_grad():
+        moe.up[2] = torch.inf
+    assert torch.equal(masked_forward(moe, z, mask), expected)
 
 
 def routed_ffn(activation: str, kind: str = "regression", gated: bool = False) -> tuple[FFN, MoE]:

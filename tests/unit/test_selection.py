@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import values_of
 
 from d2dmoe.errors import UnknownName
 from d2dmoe.lookup import resolve
@@ -123,20 +124,18 @@ def test_tokens_are_selected_for_independently_in_any_shape(rule, value):
             assert torch.equal(mask[i, j], Selection(rule, value)(scores[i, j]))
 
 
-@pytest.mark.parametrize(("rule", "value"), [("dynamic_k", 0.0), ("top_k", 2), ("coverage", 0.7)])
-@pytest.mark.parametrize("tokens", [1, 3, 5])
-def test_padding_runs_nothing_and_does_not_count(rule, value, tokens):
-    """With cached tokens, as many as the mask is longer by, it is the last ones that are given."""
-    scores = torch.rand(2, tokens, 6, generator=torch.Generator().manual_seed(0))
-    selection = Selection(rule, value)
-    everything = selection(scores)
-    assert selection.count_tokens(everything) == 2 * tokens
-    real = torch.tensor([[True, True, True, True, False], [False, False, True, True, True]])
-    selection.real_tokens = real
-    given = real[:, 5 - tokens :]
-    mask = selection(scores)
-    assert torch.equal(mask[given], everything[given]) and not mask[~given].any()
-    assert selection.count_tokens(mask) == given.sum()
+@pytest.mark.parametrize(("rule", "value"), [(r, v) for r in RULES for v in values_of(r)])
+def test_a_token_whose_scores_are_no_numbers_runs_experts(rule, value):
+    scores = torch.rand(4, 8, generator=torch.Generator().manual_seed(0))
+    expected = Selection(rule, value)(scores)
+    scores[1], scores[3, 5] = torch.nan, torch.nan
+    mask = Selection(rule, value)(scores)
+    assert mask[1].any() and mask[3, 5]
+    assert torch.equal(mask[[0, 2]], expected[[0, 2]])
+
+
+def test_all_experts_run_at_tau_0_even_of_infinite_scores():
+    assert Selection("dynamic_k", 0.0)(torch.tensor([1.0, torch.inf, 0.0])).all()
 
 
 @pytest.mark.parametrize("name", RULES)

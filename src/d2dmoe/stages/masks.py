@@ -8,9 +8,11 @@ from torch import Tensor
 
 from d2dmoe.checkpoint import load_model
 from d2dmoe.data.splits import open_split
+from d2dmoe.inputs import real_tokens
 from d2dmoe.jobs.run import Run
 from d2dmoe.kernels import ops  # noqa: F401  a routed model may run by them
 from d2dmoe.moe import MoE, set_selection, watch_selections
+from d2dmoe.padding import without_padding
 from d2dmoe.quality import batches_of
 from d2dmoe.surgery import find
 
@@ -39,5 +41,6 @@ def record_masks(model_path: Path, rule: str, cfg: dict[str, Any], run: Run) -> 
         for value in cfg["values"]:
             set_selection(model, rule, value)
             model(**inputs)
-            recorded[f"{value:g}"] = torch.stack([masks[x].flatten(0, -2) for x in names])
+            seen = [without_padding(masks[x], real_tokens(inputs)) for x in names]
+            recorded[f"{value:g}"] = torch.stack(seen)
     return recorded

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from d2dmoe.checkpoint import Trained, load_model
 from d2dmoe.config.stages import RouterConfig
@@ -12,9 +12,8 @@ from d2dmoe.conversion import add_routers
 from d2dmoe.data.splits import Batch
 from d2dmoe.inputs import real_tokens
 from d2dmoe.jobs.run import Run
-from d2dmoe.lookup import resolve
 from d2dmoe.moe import MoE, watch_inputs
-from d2dmoe.router_kinds import ROUTER_KINDS
+from d2dmoe.router import router_losses
 from d2dmoe.seeding import seed_for
 from d2dmoe.stages.fitting import fit_part
 from d2dmoe.surgery import find
@@ -40,8 +39,8 @@ def train_routers(parent: Path, cfg: RouterConfig, run: Run) -> Trained:
             with torch.no_grad():
                 model(**batch[0])
             real = real_tokens(batch[0])
-            tokens = {name: z if real is None else z[real] for name, z in inputs.items()}
-            return {"loss": _loss(moes, routers, tokens)}
+            tokens = [inputs[name] if real is None else inputs[name][real] for name in moes]
+            return {"loss": router_losses(zip(routers, moes.values(), tokens, strict=True))}
 
         history = fit_part(routers, losses, cfg, run, f"{cfg.kind} routers")
     for moe, router in zip(moes.values(), routers, strict=True):
@@ -58,13 +57,3 @@ def _detached_routers(model: nn.Module, cfg: RouterConfig) -> Any:
     for moe in moes:
         moe.router = None
     return routers
-
-
-def _loss(moes: dict[str, MoE], routers: Any, tokens: dict[str, Tensor]) -> Tensor:
-    """Sum over the layers of each router's loss for the layer's tokens [..., d_model]; the routers
-    share no weights."""
-    total = torch.zeros((), device=routers[0].layers[0].weight.device)
-    for (name, moe), router in zip(moes.items(), routers, strict=True):
-        loss = resolve(ROUTER_KINDS[router.kind].loss)
-        total = total + loss(router, moe, tokens[name])
-    return total

@@ -16,6 +16,7 @@ from d2dmoe.inputs import Inputs
 from d2dmoe.jobs.progress import Progress
 from d2dmoe.kernels import ops  # noqa: F401
 from d2dmoe.moe import MoE, set_selection
+from d2dmoe.padding import watch_padding, without_padding
 from d2dmoe.quality import batches_of, count_parameters, quality
 from d2dmoe.selection import Selection
 from d2dmoe.surgery import find, watch
@@ -108,10 +109,10 @@ class Executed:
     def __init__(self):
         self.tokens = self.total = self.squares = 0
 
-    def add(self, mask: Tensor, tokens: int) -> None:
-        """Count a mask, boolean [..., num_experts], of so many real tokens."""
+    def add(self, mask: Tensor) -> None:
+        """Count a mask, boolean [tokens, num_experts]."""
         per_token = mask.sum(-1)
-        self.tokens += tokens
+        self.tokens += len(mask)
         self.total += int(per_token.sum())
         self.squares += int(per_token.square().sum())
 
@@ -132,16 +133,18 @@ class Executed:
 
 @contextmanager
 def count_executed(model: nn.Module) -> Iterator[dict[str, Executed]]:
-    """Count the executed experts of every MoE layer, by name, over all forwards in the block."""
+    """Count the experts that tokens, but not padding, execute in every MoE layer, by name, over
+    all forwards in the block."""
     moes = find(model, MoE)
     counts = {name: Executed() for name in moes}
     by_selection = {moe.selection: counts[name] for name, moe in moes.items()}
+    with watch_padding(model) as real_tokens:
 
-    def see(selection: Selection, _scores: Tensor, mask: Tensor) -> None:
-        by_selection[selection].add(mask, selection.count_tokens(mask))
+        def see(selection: Selection, _scores: Tensor, mask: Tensor) -> None:
+            by_selection[selection].add(without_padding(mask, real_tokens()))
 
-    with watch({name: moe.selection for name, moe in moes.items()}, see):
-        yield counts
+        with watch({name: moe.selection for name, moe in moes.items()}, see):
+            yield counts
 
 
 def cost_on(model: nn.Module, split: Split, device: torch.device) -> ModelCost:
