@@ -1,6 +1,6 @@
 """A model of one's own in a plain loop: sparse, converted, routed, and fine-tuned once more.
 
-    python examples/plain_torch.py
+python examples/plain_torch.py
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Sparsity enforcement and routers with accelerate, on one device or many, in any precision.
 
-    accelerate launch examples/with_accelerate.py
+accelerate launch examples/with_accelerate.py
 """
 
 import torch

@@ -1,6 +1,6 @@
 """Sparsity enforcement and routers with the Trainer of transformers.
 
-    python examples/with_trainer.py
+python examples/with_trainer.py
 """
 
 import tempfile

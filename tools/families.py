@@ -12,19 +12,19 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests/unit"))
 
 from families import FAMILIES, REFUSED  # noqa: E402
-from family_checks import COLUMNS, EXPERTS, Subject, reload_all, save_all  # noqa: E402
+from family_checks import COLUMNS, Subject, reload_all, save_all  # noqa: E402
 
-import d2dmoe  # noqa: E402
 from d2dmoe.errors import UserError  # noqa: E402
 
 ABOUT = """\
 # Model families
 
-Made by `uv run python tools/families.py > docs/families.md`, tested by `tests/unit/test_families.py`.
+Made by `uv run python tools/families.py > docs/families.md`; `tests/unit/test_families.py` tests it.
 
-Each is a class of its own library with tiny sizes and random weights, float32, on the CPU. One call,
-`d2dmoe.convert(model)`, found its feed-forward blocks and split them; routers are random ones, at a
-τ at which about half of the experts run. Errors are relative to the output's largest number.
+Each is a class of its own library with tiny sizes and random weights, float32, on the CPU. One
+call, `d2dmoe.convert(model)`, found its feed-forward blocks and split them; routers are random
+ones, at a τ at which about half of the experts run. Errors are relative to the output's largest
+number.
 
 - **FFNs found**: how many, and their activation; a block whose weights layers share counts once.
 - **all experts on**: the error against the original model.
@@ -35,7 +35,8 @@ Each is a class of its own library with tiny sizes and random weights, float32, 
   on the left).
 - **bf16**: the error of a model that was converted in bf16, and that of the original in bf16, both
   against the original in float32.
-- **`torch.compile`**: in one graph; **`torch.export`**: the exported program's answer is the model's.
+- **`torch.compile`**: in one graph, the same answer.
+- **`torch.export`**: the exported program gives the same answer.
 - **new process**: the largest difference after saving and loading in another process.
 """
 
@@ -66,10 +67,12 @@ def main() -> None:
         family = subject.family
         cells = [said(check, subject) for check in COLUMNS.values()]
         print(row(family.name, family.library, *cells, reloaded[family.name]))
-    print("\nWhat cannot be converted is refused:\n\n" + row("family", "the error") + "\n| --- | --- |")
+    print("\nWhat cannot be converted is refused:\n")
+    print(row("family", "the error"))
+    print("| --- | --- |")
     for name, (family, _) in REFUSED.items():
         try:
-            d2dmoe.convert(family.build(), num_experts=EXPERTS)
+            family.convert(family.build())
         except UserError as refusal:
             print(row(name, str(refusal)))
 

@@ -3,7 +3,7 @@ table that `test_families.py` tests and `tools/families.py` prints.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from d2dmoe.api.convert import convert
+
 torch.set_num_threads(1)  # the order of sums, and so their last bits, depends on it
 
 Inputs = dict[str, Any]
-VOCABULARY, TOKENS, PIXELS = 96, 7, 32
+VOCABULARY, TOKENS, PIXELS, EXPERTS = 96, 7, 32, 4
 FEWER = 2  # tokens that the second text of a batch lacks
 
 # Whatever a configuration of transformers calls its sizes.
@@ -142,7 +144,7 @@ class Family:
     inputs: Callable[[], Inputs]
     layers: int = 2  # how many FFNs it has
     generates: bool = False
-    options: dict[str, Any] = field(default_factory=dict)  # of `convert`
+    shown: bool = False  # what it takes; else it says so itself
 
     def build(self) -> nn.Module:
         """The model in eval mode; no weight of it, norms and biases included, is 0 or 1."""
@@ -157,6 +159,10 @@ class Family:
         """A batch of two samples."""
         torch.manual_seed(1)
         return self.inputs()
+
+    def convert(self, model: nn.Module) -> nn.Module:
+        """By one call."""
+        return convert(model, num_experts=EXPERTS, example=self.example() if self.shown else None)
 
 
 def hf(name: str, model: str, inputs: Callable[[], Inputs] = text, layers: int = 2, **own: Any):
@@ -174,6 +180,7 @@ TIMM = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
 VIT = {"hidden_dim": 32, "mlp_dim": 256, "num_heads": 2, "num_layers": 2, "patch_size": 8}
 PVT = {"num_encoder_blocks": 2, "depths": [1, 1], "hidden_sizes": [16, 32], "strides": [4, 2]}
 PVT |= {"num_attention_heads": [1, 2], "mlp_ratios": [4, 4]}
+T5 = {"decoder_start_token_id": 0}
 WHISPER = {"num_mel_bins": 8, "max_source_positions": TOKENS, "max_target_positions": 40}
 WAVE = {"conv_dim": [16, 16], "conv_stride": [5, 4], "conv_kernel": [10, 4]}
 WAVE |= {"num_conv_pos_embeddings": 4, "num_conv_pos_embedding_groups": 2}
@@ -183,14 +190,14 @@ FAMILIES = {
     for family in (
         # Images
         vision("ViT (timm)", "timm", partial(from_timm, "vit_tiny_patch16_224", **TIMM)),
-        vision("DeiT (timm)", "timm", partial(from_timm, "deit_tiny_distilled_patch16_224", **TIMM)),
+        vision(
+            "DeiT (timm)", "timm", partial(from_timm, "deit_tiny_distilled_patch16_224", **TIMM)
+        ),
         vision("BEiT (timm)", "timm", partial(from_timm, "beit_base_patch16_224", **TIMM)),
         vision(
             "Swin (timm)",
             "timm",
-            partial(
-                from_timm, "swin_tiny_patch4_window7_224", embed_dim=16, **SWIN
-            ),
+            partial(from_timm, "swin_tiny_patch4_window7_224", embed_dim=16, **SWIN),
         ),
         vision(
             "ViT (torchvision)",
@@ -256,8 +263,15 @@ FAMILIES = {
         hf("Nemotron", "NemotronForCausalLM"),
         hf("StarCoder 2", "Starcoder2ForCausalLM"),
         # Encoders with decoders
-        hf("T5", "T5ForConditionalGeneration", translation, 4),
-        hf("Flan-T5", "T5ForConditionalGeneration", translation, 4, feed_forward_proj="gated-gelu"),
+        hf("T5", "T5ForConditionalGeneration", translation, 4, **T5),
+        hf(
+            "Flan-T5",
+            "T5ForConditionalGeneration",
+            translation,
+            4,
+            feed_forward_proj="gated-gelu",
+            **T5,
+        ),
         hf("mT5", "MT5ForConditionalGeneration", translation, 4),
         hf("BART", "BartForConditionalGeneration", translation, 4),
         hf("Pegasus", "PegasusForConditionalGeneration", translation, 4),
@@ -272,7 +286,7 @@ FAMILIES = {
             partial(encoder, norm_first=True, activation="gelu"),
             vectors,
         ),
-        Family("a GPT in 40 lines", "torch", HandWritten, tokens),
+        Family("a GPT in 40 lines", "torch", HandWritten, tokens, shown=True),
     )
 }
 """By name. Each is found by one call of `convert`."""

@@ -19,12 +19,11 @@ import torch
 from families import FAMILIES, FEWER, Family, Inputs
 from torch import Tensor, nn
 
-import d2dmoe
+from d2dmoe.api.pretrained import from_pretrained, save_pretrained
 from d2dmoe.conversion import add_routers
 from d2dmoe.moe import MoE, set_selection, watch_selections
 from d2dmoe.surgery import find, watch
 
-EXPERTS = 4
 TOLERANCE = 1e-5  # float32, another order of summation
 NEW_TOKENS = 5
 BF16 = 2**-8  # a rounding's error
@@ -47,7 +46,7 @@ class Subject:
     @cached_property
     def converted(self) -> nn.Module:
         """Every expert runs."""
-        return d2dmoe.convert(copy.deepcopy(self.dense), num_experts=EXPERTS)
+        return self.family.convert(copy.deepcopy(self.dense))
 
     @cached_property
     def routed(self) -> nn.Module:
@@ -189,7 +188,7 @@ def in_bf16(subject: Subject) -> str:
     }
     dense = copy.deepcopy(subject.dense).bfloat16()
     size = error(answer(dense, inputs).float(), subject.expected)
-    model = d2dmoe.convert(dense, num_experts=EXPERTS)
+    model = subject.family.convert(dense)
     assert len(find(model, MoE)) == subject.family.layers
     off = error(answer(model, inputs).float(), subject.expected)
     assert off <= 2 * max(size, BF16), f"off by {off:.1e}, the original by {size:.1e}"
@@ -232,7 +231,7 @@ def traced(
                 return said
             off, said = error(otherwise(subject.routed), expected), "in parts, as the original"
         else:
-            raise AssertionError(f"the original does; {type(failure).__name__}: {failure}") from None
+            raise AssertionError(f"the original does; {failure}") from None
     assert off <= TOLERANCE, f"off by {off:.1e}"
     return said
 
@@ -255,7 +254,7 @@ def save_all(subjects: Iterable[Subject], folder: Path) -> None:
         place = folder / subject.family.name.replace("/", "-")
         save = getattr(subject.routed, "save_pretrained", None)
         if save is None:
-            d2dmoe.save_pretrained(subject.routed, place)
+            save_pretrained(subject.routed, place)
         else:
             save(place)
         expected = answer(subject.routed, subject.inputs)
@@ -276,7 +275,7 @@ def loaded(family: Family, folder: Path) -> nn.Module:
         import transformers
 
         return getattr(transformers, family.make.args[0]).from_pretrained(folder)
-    return d2dmoe.from_pretrained(folder, model=family.make())
+    return from_pretrained(folder, model=family.make())
 
 
 def reloaded(folder: Path) -> str:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from workflow.conftest import ROOT
 
 pytestmark = pytest.mark.workflow

@@ -85,13 +85,11 @@ def run(
     - `d2dmoe convert my-bert/ sparse-bert --data my.csv --label-column topic --sparsify-steps 300`
     - `d2dmoe convert timm:vit_small_patch16_224 sparse-vit --data photos/ --samples 5000`
     """
-    import torch
-
     import d2dmoe
     from d2dmoe.cli.folders import check_free, whole
     from d2dmoe.cli.models import save
     from d2dmoe.cli.opened import Loading
-    from d2dmoe.cli.output import Shown, report, say
+    from d2dmoe.cli.output import report, say
     from d2dmoe.cli.samples import Data
     from d2dmoe.cli.tasks import source_of, training
 
@@ -102,17 +100,29 @@ def run(
     dense = source.opened.model
     say("reading the data")
     task = training(source)
-    torch.manual_seed(seed)
     history = {}
     if sparsify_steps:
-        batches = Shown(task.batches, "sparsifying", sparsify_steps)
-        settings = {"steps": sparsify_steps, "lr": learning_rate, "alpha": alpha}
-        history["sparsify"] = d2dmoe.sparsify(dense, batches, **settings, loss=task.loss)
+        say(f"sparsifying, {sparsify_steps} steps")
+        history["sparsify"] = d2dmoe.sparsify(
+            dense,
+            task.batches,
+            steps=sparsify_steps,
+            lr=learning_rate,
+            alpha=alpha,
+            loss=task.loss,
+            seed=seed,
+        )
     say("splitting into experts")
     moe = d2dmoe.convert(dense, expert_size, attention=tuple(attention or ()), seed=seed)
-    batches = Shown(task.batches, "training routers", router_steps)
-    settings = {"steps": router_steps, "lr": router_learning_rate, "width": router_width}
-    history["routers"] = d2dmoe.train_routers(moe, batches, **settings)
+    say(f"training routers, {router_steps} steps")
+    history["routers"] = d2dmoe.train_routers(
+        moe,
+        task.batches,
+        steps=router_steps,
+        lr=router_learning_rate,
+        width=router_width,
+        seed=seed,
+    )
     with whole(folder) as new:
         save(source.opened, new)
     result = {"model": model, "folder": folder, "layers": _layers(moe)}

@@ -23,8 +23,16 @@ class Texts:
     def __call__(self, texts: Sequence[str]) -> dict[str, Tensor]:
         if not all(isinstance(text, str) for text in texts):
             raise UserError("the model reads texts, --data holds images. Give texts.")
-        options: dict[str, Any] = {"truncation": True, "max_length": self.length}
-        return dict(self.tokenizer(list(texts), padding=True, return_tensors="pt", **options))
+        return dict(self.tokenizer(list(texts), **self._options))
+
+    def written(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        """The same of texts that a model is to write."""
+        return dict(self.tokenizer(text_target=list(texts), **self._options))
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        cut_off = {"truncation": True, "max_length": self.length}
+        return cut_off | {"padding": True, "return_tensors": "pt"}
 
 
 class Images:

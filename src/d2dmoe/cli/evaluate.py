@@ -62,7 +62,20 @@ def run(
 
 
 def _table(found: dict[str, Any]) -> str:
-    """A line for each form of the model."""
-    from d2dmoe.cli.output import table
+    """A line for each form of the model: means with their 95 % intervals, and costs."""
+    from d2dmoe.cli.output import interval, table
 
-    return table([], [])
+    first = next(iter(found.values()))
+    scores = [
+        name for name in ("accuracy", "loss", "perplexity") if getattr(first, name) is not None
+    ]
+    rows = [
+        [
+            name,
+            *(interval(getattr(one, score), one.intervals.get(score)) for score in scores),
+            f"{one.flops / 1e6:,.1f} M",
+            f"{one.flops_ratio:.3f}",
+        ]
+        for name, one in found.items()
+    ]
+    return table(["model", *scores, "FLOPs a sample", "of dense"], rows)

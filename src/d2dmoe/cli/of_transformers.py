@@ -1,10 +1,12 @@
 """Models of transformers, by a name of the hub or a folder."""
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import transformers
+from huggingface_hub.utils import disable_progress_bars
 from transformers.models.auto import modeling_auto
 from transformers.utils.hub import cached_file
 
@@ -44,6 +46,9 @@ def open_named(name: str, how: Loading) -> Opened:
         UserError: it is not there, not whole, of an unknown class, or may not be fetched.
     """
     transformers.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
+        disable_progress_bars()
     where = _where(name, how)
     config = _load("configuration", transformers.AutoConfig, name, where)
     architecture = (getattr(config, "architectures", None) or ["none"])[0]

@@ -59,6 +59,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(line for line in lines if line)
 
 
+def interval(value: float, between: tuple[float, float] | None) -> str:
+    """A mean and, in brackets, its 95 % interval, where it has one."""
+    around = "" if between is None else f" [{between[0]:.4f}, {between[1]:.4f}]"
+    return f"{value:.4f}{around}"
+
+
 class Shown:
     """Batches that show on stderr, at a terminal, how far they have been read."""
 

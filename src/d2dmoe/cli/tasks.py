@@ -33,7 +33,7 @@ from d2dmoe.cli.embeddings import (
     fit_head,
     mean_of_tokens,
 )
-from d2dmoe.cli.encoders import Inputs
+from d2dmoe.cli.encoders import Inputs, Texts
 from d2dmoe.cli.models import open_model
 from d2dmoe.cli.opened import Loading, Opened
 from d2dmoe.cli.output import Shown
@@ -152,9 +152,11 @@ def _seq2seq(source: Source, split: SplitName) -> Task:
             f"{source.opened.name} writes texts: say which column holds those that it should "
             "write, with --label-column."
         )
-    batches = []
+    batches, encode = [], source.opened.encode
+    if not isinstance(encode, Texts):
+        raise UserError(f"{source.opened.name} does not read texts. Use the library.")
     for rows, inputs in source.encoded(split):
-        written = source.opened.encode([row.label for row in rows])
+        written = encode.written([str(row.label) for row in rows])
         real = written["attention_mask"].bool()
         batches.append(inputs | {"labels": written["input_ids"].masked_fill(~real, -100)})
     return Task(batches, None, "loss of the tokens to be written")
