@@ -120,6 +120,18 @@ def test_the_package_itself_imports_nothing_that_takes_time():
     run(LAZY)
 
 
+def test_the_command_line_says_what_to_install_for_it(monkeypatch):
+    (entry,) = PROJECT["project"]["scripts"].values()
+    for name in [name for name in sys.modules if name.startswith("d2dmoe.cli")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "typer", None)
+    resolve.cache_clear()
+    with pytest.raises(SystemExit) as caught:
+        resolve(entry)()
+    assert str(caught.value).startswith("error: typer is not installed.")
+    assert 'pip install "d2dmoe[cli]"' in str(caught.value)
+
+
 def test_an_extra_is_named_for_what_it_brings():
     extras = PROJECT["project"]["optional-dependencies"]
     for module, extra in EXTRAS.items():

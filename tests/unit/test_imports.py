@@ -44,7 +44,7 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "finding FFNs": ["discovery", "discovery.*"],
     "the library": ["api", "api.*"],
     "plan": ["plan", "plan.*", "methods.checks", "methods.*.plan"],
-    "the command line": ["cli", "cli.*"],
+    "the command line": ["cli", "cli.*", "__main__"],
 }
 NONE = "no room"
 ORDER = {room: place for place, room in enumerate([*ROOMS, NONE])}
