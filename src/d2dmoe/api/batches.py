@@ -6,6 +6,7 @@ No other module knows what people's batches look like. One pass reads them lazil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ OF_TOKENIZERS = {  # what tokenizers add of themselves, which not every model ta
     "length",
 }
 MASK_OF = {"input_ids": MASK, "decoder_input_ids": f"decoder_{MASK}"}
+NOTHING = object()  # in place of a batch
 FORMS = "dicts of the model's arguments, tensors, or pairs (inputs, targets)"
 
 
@@ -66,6 +68,19 @@ class Batches:
     def one_shot(self) -> bool:
         """Whether it can be read once only, as a generator."""
         return isinstance(self._source, Iterator)
+
+    def first(self) -> Batch:
+        """The first batch, which a pass gives again.
+
+        Raises:
+            DataError: there is none, or it is of no known form.
+        """
+        source = self._source
+        with torch.random.fork_rng([]):  # a loader that shuffles draws
+            raw = next(iter(source), NOTHING)
+        if self.one_shot:
+            self._source = chain([] if raw is NOTHING else [raw], source)
+        return next(iter(Batches([] if raw is NOTHING else [raw], self._model, self._columns)))
 
     def __iter__(self) -> Iterator[Batch]:
         if self.one_shot and self._read:

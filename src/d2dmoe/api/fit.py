@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ from d2dmoe.errors import ConfigError, UserError
 from d2dmoe.optimizer import lr_at, make_optimizer
 from d2dmoe.seeding import seed_for
 
-Losses = dict[str, Tensor]  # scalars by name; "loss" is what is minimised
+Losses = dict[str, Tensor | float]  # by name; "loss", a scalar with gradients, is minimised
 ROWS = 100  # of a history, at most
 
 
@@ -37,15 +39,20 @@ class FitConfig:
     clip: float = 1.0  # largest gradient norm
 
     def __post_init__(self):
-        if not isinstance(self.steps, int) or self.steps < 1:
-            raise ConfigError(f"steps = {self.steps} must be a whole number, at least 1")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ConfigError(f"lr = {self.lr} must be positive")
+        check_whole("steps", self.steps)
+        check_number("lr", self.lr, above=0.0)
 
-    @property
-    def row_steps(self) -> int:
-        """Steps behind a row of the history."""
-        return math.ceil(self.steps / ROWS)
+
+def check_whole(name: str, value: Any, least: int = 1) -> None:
+    """Refuse an option that is no whole number, or too small a one."""
+    if not isinstance(value, Integral) or value < least:
+        raise ConfigError(f"{name} = {value!r} must be a whole number, at least {least}")
+
+
+def check_number(name: str, value: Any, above: float) -> None:
+    """Refuse an option that is no number, or not above a bound."""
+    if not isinstance(value, Real) or not (math.isfinite(value) and float(value) > above):
+        raise ConfigError(f"{name} = {value!r} must be a number above {above:g}")
 
 
 def fit(
@@ -82,33 +89,61 @@ def fit(
         raise UserError(f"{name}: no parameter of the model requires gradients, so none is trained")
     optimizer = make_optimizer(trained, cfg)
     device, dtype = place_of(model)
-    bf16 = device.type == "cuda" and dtype != torch.float16
-    history: list[dict[str, float]] = []
-    sums: dict[str, float] = {}
-    bar = tqdm(
-        total=cfg.steps, desc=name, disable=None
-    )  # None: unless standard error is no terminal
-    with bar, torch.random.fork_rng([device] if device.type == "cuda" else []):
+    cuda = device.type == "cuda"
+    rows = _Rows(cfg)
+    bar = tqdm(total=cfg.steps, desc=name, disable=None)  # None: only at a terminal
+    with bar, torch.random.fork_rng([device] if cuda else []), _without_gradients(trained):
         torch.manual_seed(seed_for("batches", cfg.seed))  # of loaders that shuffle
         for step, batch in enumerate(islice(_endless(batches), cfg.steps)):
             torch.manual_seed(seed_for("dropout", cfg.seed, step))
-            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            with torch.autocast(device.type, torch.bfloat16, cuda and dtype != torch.float16):
                 values = losses(batch, step / cfg.steps)
             for group in optimizer.param_groups:
                 group["lr"] = lr_at(step, cfg.steps, cfg)
-            values["loss"].backward()
+            loss: Any = values["loss"]
+            loss.backward()
             norm = nn.utils.clip_grad_norm_(parameters, cfg.clip)
-            _check_finite(values["loss"].detach() + norm.to(device), name, step, cfg)
+            _check_finite(loss.detach() + norm.to(device), name, step, cfg)
             optimizer.step()
             optimizer.zero_grad()
-            sums = {key: sums.get(key, 0.0) + float(x) for key, x in values.items()}
-            if (steps := step % cfg.row_steps + 1) == cfg.row_steps or step + 1 == cfg.steps:
-                means = {key: value / steps for key, value in sums.items()}
-                history.append({"step": step + 1, "lr": lr_at(step, cfg.steps, cfg)} | means)
-                bar.set_postfix(means)
-                sums = {}
+            rows.add(step, values)
+            bar.set_postfix(rows.last)
             bar.update()
-    return history
+    return rows.rows
+
+
+class _Rows:
+    """The history, in rows of equally many steps."""
+
+    def __init__(self, cfg: FitConfig):
+        self._cfg, self._every = cfg, math.ceil(cfg.steps / ROWS)
+        self._sums: dict[str, float] = {}
+        self.rows: list[dict[str, float]] = []
+
+    def add(self, step: int, values: Losses) -> None:
+        """The losses of a step, counted from 0."""
+        for key, value in values.items():
+            value = float(value.detach() if isinstance(value, Tensor) else value)
+            self._sums[key] = self._sums.get(key, 0.0) + value
+        steps, done = step % self._every + 1, step + 1
+        if steps == self._every or done == self._cfg.steps:
+            means = {key: value / steps for key, value in self._sums.items()}
+            self.rows.append({"step": done, "lr": lr_at(step, self._cfg.steps, self._cfg)} | means)
+            self._sums = {}
+
+    @property
+    def last(self) -> dict[str, float]:
+        return self.rows[-1] if self.rows else {}
+
+
+@contextmanager
+def _without_gradients(trained: nn.Module) -> Iterator[None]:
+    """Parameters hold no gradients before, nor after."""
+    trained.zero_grad()
+    try:
+        yield
+    finally:
+        trained.zero_grad()
 
 
 @contextmanager
@@ -135,7 +170,6 @@ def in_float32(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for tensor, dtype in half.items():
-            tensor.grad = None
             tensor.data = tensor.data.to(dtype)
 
 

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from d2dmoe.api.batches import Batch, as_batches
-from d2dmoe.api.fit import FitConfig, Losses, fit, in_mode
+from d2dmoe.api.fit import FitConfig, Losses, check_whole, fit, in_mode
 from d2dmoe.api.losses import RouterLoss
 from d2dmoe.conversion import add_routers
-from d2dmoe.errors import ConfigError, UserError
+from d2dmoe.errors import UserError
 from d2dmoe.lookup import look_up
 from d2dmoe.moe import MoE
 from d2dmoe.router_kinds import ROUTER_KINDS
@@ -56,8 +56,7 @@ def train_routers(
     """
     cfg = FitConfig(steps, lr, seed)
     look_up(ROUTER_KINDS, kind, "router kind")
-    if not isinstance(width, int) or width < 1:
-        raise ConfigError(f"width = {width} must be a whole number, at least 1")
+    check_whole("width", width)
     moes = find(model, MoE)
     if not moes:
         raise UserError(f"{type(model).__name__} has no experts: convert it first")
