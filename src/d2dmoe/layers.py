@@ -15,7 +15,7 @@ from d2dmoe.attention import FusedProjections, Projection, SelfAttention
 from d2dmoe.conversion import add_router
 from d2dmoe.ffn import FFN
 from d2dmoe.moe import MoE
-from d2dmoe.surgery import find, put
+from d2dmoe.surgery import find, swap
 
 
 class Bypass(nn.Identity):
@@ -52,13 +52,13 @@ def rebuild(model: nn.Module, described: dict[str, Any]) -> nn.Module:
         UnknownName: an activation, a kind of router or a rule is in no table.
     """
     for name, attention in described.get("attentions", {}).items():
-        put(model, name, _apart(model.get_submodule(name), **attention))
+        swap(model, name, _apart(model.get_submodule(name), **attention))
     for name, projection in described.get("projections", {}).items():
-        put(model, name, _projection(model.get_submodule(name), **projection))
+        swap(model, name, _projection(model.get_submodule(name), **projection))
     for name, layer in described["layers"].items():
-        put(model, name, _rebuilt(model.get_submodule(name), **layer))
+        swap(model, name, _rebuilt(model.get_submodule(name), **layer))
     for name in described["bypassed"]:
-        put(model, name, Bypass())
+        swap(model, name, Bypass())
     leave_fast_path(model)
     return model
 
@@ -99,18 +99,18 @@ def _apart(
 ) -> nn.Module:
     """An attention's maps with fresh weights for the place of one that is not taken apart."""
     if isinstance(replaced, nn.MultiheadAttention):
-        return SelfAttention(replaced).train(replaced.training)
+        return SelfAttention(replaced)
     like = next(replaced.parameters())
     weight = like.new_empty(sum(widths), d_model)
     fused = FusedProjections(weight, like.new_empty(sum(widths)) if bias else None, widths)
-    return fused.requires_grad_(True).train(replaced.training)
+    return fused.requires_grad_(True)
 
 
 def _projection(replaced: nn.Module, role: str, widths: Sequence[int], bias: bool) -> Projection:
     like = next(replaced.parameters())
     d_in, d_out = widths
     made = Projection.of(role, like.new_empty(d_out, d_in), like.new_empty(d_out) if bias else None)
-    return made.requires_grad_(True).train(replaced.training)
+    return made.requires_grad_(True)
 
 
 def _described(layer: FFN | MoE) -> dict[str, Any]:
@@ -171,9 +171,9 @@ def _rebuilt(
     gate = linear("gate", d_model, d_ff) if gated else None
     ffn = FFN(up, down, activation, gate, dropout, hidden_dropout, role)
     if num_experts is None:
-        return ffn.train(replaced.training)
+        return ffn
     moe = MoE(ffn, num_experts)
     if router is not None:
         add_router(moe, **router)
-        moe.selection.rule, moe.selection.value = rule, value
-    return moe.train(replaced.training)
+        moe.operating_point = rule, value
+    return moe
