@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from d2dmoe.api.pretrained import from_pretrained as from_pretrained
     from d2dmoe.api.pretrained import push_to_hub as push_to_hub
     from d2dmoe.api.pretrained import save_pretrained as save_pretrained
+    from d2dmoe.api.projections import imitate_projections as imitate_projections
     from d2dmoe.api.routers import train_routers as train_routers
     from d2dmoe.api.sparsify import sparsify as sparsify
     from d2dmoe.moe import operating_point as operating_point
@@ -29,6 +30,7 @@ PUBLIC = {  # names and the code that they stand for
     "inspect": "d2dmoe.api.inspect:inspect",
     "convert": "d2dmoe.api.convert:convert",
     "sparsify": "d2dmoe.api.sparsify:sparsify",
+    "imitate_projections": "d2dmoe.api.projections:imitate_projections",
     "train_routers": "d2dmoe.api.routers:train_routers",
     "calibrate": "d2dmoe.api.calibrate:calibrate",
     "evaluate": "d2dmoe.api.evaluate:evaluate",
@@ -55,4 +57,4 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *PUBLIC})
 
 
-register()
+register()  # last: transformers may be imported already, and then reads the version

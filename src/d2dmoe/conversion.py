@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from d2dmoe.errors import ModelError
 from d2dmoe.ffn import FFN
 from d2dmoe.moe import MoE, check_neurons, split_ffn
+from d2dmoe.registration import attach
 from d2dmoe.router import Router
 from d2dmoe.spec import ModelSpec
 from d2dmoe.surgery import find, replace
@@ -30,7 +31,7 @@ def to_moe(model: nn.Module, neurons: list[Tensor]) -> nn.Module:
             check_neurons(ffns[name], own)
         except ModelError as error:
             raise ModelError(f"{name}: {error}") from error
-    return replace(model, FFN, lambda ffn, layer: split_ffn(ffn, neurons[layer]))
+    return attach(replace(model, FFN, lambda ffn, layer: split_ffn(ffn, neurons[layer])))
 
 
 def add_routers(

@@ -6,12 +6,15 @@ as soon as that table exists: at once, or when transformers is asked for a model
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
-
-from d2dmoe.lookup import resolve
+from typing import Any, TypeVar
 
 MODELS = "transformers.modeling_utils"  # imported before any model is loaded, after that table
+QUANTIZER = "d2dmoe.huggingface.quantizer"  # adds itself to the table
+
+M = TypeVar("M")
 
 
 def register() -> None:
@@ -22,8 +25,24 @@ def register() -> None:
         sys.meta_path.insert(0, _Finder())
 
 
+def attach(model: M) -> M:
+    """Let a model of transformers, whatever was put into it, be saved as what it is by its own
+    `save_pretrained`. Returns the model; those of others have nothing of the kind.
+
+    Raises:
+        UserError: transformers has quantised the model.
+    """
+    return import_module(QUANTIZER).attach(model) if is_of_transformers(model) else model
+
+
+def is_of_transformers(model: Any) -> bool:
+    """Whether it is a `PreTrainedModel`; nothing is imported, the model has made it."""
+    models = sys.modules.get(MODELS)
+    return models is not None and isinstance(model, models.PreTrainedModel)
+
+
 def _add() -> None:
-    resolve("d2dmoe.huggingface.quantizer:register")()
+    import_module(QUANTIZER)
 
 
 class _Finder:

@@ -604,7 +604,8 @@ def files(folder: str, names: str) -> set[str]:
 
 JOB = files("", "errors extensions lookup") | files("io/", "checksums csvfile files header tensors")
 JOB |= files("jobs/", "attempts device environment job names progress record run state")
-MODEL = JOB | files("", "activations attention checkpoint ffn router_kinds spec surgery")
+MODEL = JOB | files("", "activations attention checkpoint ffn registration spec surgery")
+MODEL |= {"router_kinds.py"}
 MODEL |= files("models/", "__init__ build") | {"stages/__init__.py"}
 MODEL |= files("config/", "augment model named strict training")
 TRAINING = MODEL | files("data/", "augment batches image_sources pictures splits vendored")

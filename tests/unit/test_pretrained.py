@@ -8,7 +8,6 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import timm
@@ -22,17 +21,22 @@ from torch import nn
 from torchvision.models import VisionTransformer
 from torchvision.models.vision_transformer import MLPBlock
 from transformers import (
+    AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
+    CLIPVisionConfig,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
     PreTrainedTokenizerFast,
     T5Config,
     T5ForConditionalGeneration,
@@ -43,22 +47,19 @@ from transformers.models.bert.modeling_bert import BertLayer
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.t5.modeling_t5 import T5LayerFF
-from transformers.utils import logging
 
-import d2dmoe
 from d2dmoe.api.pretrained import from_pretrained, push_to_hub, save_pretrained
 from d2dmoe.conversion import add_routers, to_moe
 from d2dmoe.errors import CheckpointError, UserError
 from d2dmoe.experts import assign_neurons
-from d2dmoe.ffn import FFN, set_activation
+from d2dmoe.ffn import FFN
 from d2dmoe.huggingface import attach
 from d2dmoe.layers import Bypass
-from d2dmoe.moe import MoE, set_selection
+from d2dmoe.moe import MoE, set_operating_point
 from d2dmoe.surgery import find, replace
 
 torch.set_num_threads(1)
 IDS = torch.arange(2, 14).reshape(2, 6)
-IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 POINTS = [("dynamic_k", 0.3), ("top_k", 3), ("coverage", 0.7), ("dynamic_k", 0.9)]  # by layer
 
 
@@ -171,6 +172,47 @@ def test_transformers_loads_what_it_saved(make, converted, tmp_path):
     assert same_files(tmp_path / "a", tmp_path / "b")
 
 
+def test_a_class_is_told_by_a_model(tmp_path):
+    model = split(llama())
+    save_pretrained(model, tmp_path)
+    path = tmp_path / "config.json"
+    about = json.loads(path.read_text()) | {"architectures": ["Somebodys"]}
+    path.write_text(json.dumps(about))
+    with pytest.raises(CheckpointError, match="Somebodys"):
+        from_pretrained(tmp_path)
+    assert equal(from_pretrained(tmp_path, llama()), model)
+
+
+def test_weights_that_transformers_renames_are_found_again(tmp_path):
+    """Files of LLaVA have other names than its modules."""
+    text = LlamaConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, vocab_size=20,
+    )  # fmt: skip
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        image_size=32, patch_size=16,
+    )  # fmt: skip
+    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=19)
+    model = LlavaForConditionalGeneration(config)
+    model = split(
+        replace(
+            model, LlamaMLP, lambda mlp, _: FFN(mlp.up_proj, mlp.down_proj, "silu", mlp.gate_proj)
+        )
+    )
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    assert equal(loaded, model) and points(loaded) == points(model)
+
+
+def test_a_dense_model_of_a_converted_ones_configuration_is_not_taken_for_it(tmp_path):
+    save_pretrained(split(llama()), tmp_path / "a")
+    config = AutoConfig.from_pretrained(tmp_path / "a")
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "b")
+    with pytest.raises(CheckpointError, match="missing"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "b")
+
+
 def test_an_encoder_decoder_is_loaded(tmp_path):
     model = split(t5())
     save_pretrained(model, tmp_path)
@@ -180,7 +222,7 @@ def test_an_encoder_decoder_is_loaded(tmp_path):
 
 @pytest.mark.parametrize("make", HEADS)
 def test_the_model_without_its_head_is_the_same(make, tmp_path):
-    model = attach(split(make()))
+    model = split(make())
     model.save_pretrained(tmp_path / "whole")
     model.base_model.save_pretrained(tmp_path / "base")
     with torch.no_grad():
@@ -193,7 +235,7 @@ def test_the_model_without_its_head_is_the_same(make, tmp_path):
 
 
 def test_another_head_is_fresh_and_the_layers_are_not(tmp_path):
-    model = attach(split(bert()))
+    model = split(bert())
     model.save_pretrained(tmp_path)
     loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path)
     with torch.no_grad():
@@ -264,8 +306,8 @@ def test_a_device_map_is_followed(tmp_path):
 
 
 def test_the_configuration_says_the_present_operating_point(tmp_path):
-    model = attach(split(llama()))
-    set_selection(model, "top_k", 5)
+    model = split(llama())
+    set_operating_point(model, "top_k", 5)
     layers = model.config.to_dict()["quantization_config"]["layers"]
     assert {(layer["rule"], layer["value"]) for layer in layers.values()} == {("top_k", 5)}
     json.loads(model.config.to_json_string())
@@ -273,9 +315,9 @@ def test_the_configuration_says_the_present_operating_point(tmp_path):
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
 def test_copies_are_saved_with_their_own_operating_point(copied, tmp_path):
-    model = attach(split(llama()))
+    model = split(llama())
     other = copied(model)
-    set_selection(other, "top_k", 5)
+    set_operating_point(other, "top_k", 5)
     other.save_pretrained(tmp_path)
     assert set(points(AutoModelForCausalLM.from_pretrained(tmp_path))) == {("top_k", 5)}
     assert points(model) == POINTS[:2]
@@ -313,6 +355,9 @@ def layer(change):
 
 
 DAMAGES = {
+    "value": Damage(layer(lambda it: it.update(value=1.5)), "1.5"),
+    "no number": Damage(layer(lambda it: it.update(value="nan")), "nan"),
+    "too many experts": Damage(layer(lambda it: it.update(rule="top_k", value=9)), "9"),
     "rule": Damage(layer(lambda it: it.update(rule="best_k")), "best_k"),
     "activation": Damage(layer(lambda it: it.update(activation="mish")), "mish"),
     "router": Damage(layer(lambda it: it["router"].update(kind="oracle")), "oracle"),
@@ -346,6 +391,15 @@ def test_missing_tensors_are_never_fresh_ones(name, load, tmp_path):
     del tensors[name]
     save_file(tensors, path, {"format": "pt"})
     with pytest.raises(CheckpointError, match=name):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("load", [from_pretrained, AutoModelForCausalLM.from_pretrained])
+def test_a_truncated_file_is_one_error(load, tmp_path):
+    save_pretrained(split(llama()), tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="model.safetensors"):
         load(tmp_path)
 
 
@@ -403,7 +457,7 @@ def test_a_card_says_what_is_known(tmp_path):
         assert said in card.text
     assert str(tmp_path) not in card.content
     loaded = from_pretrained(tmp_path / "saved")
-    save_pretrained(set_selection(loaded, "top_k", 2) or loaded, tmp_path / "again")
+    save_pretrained(set_operating_point(loaded, "top_k", 2), tmp_path / "again")
     card = ModelCard.load(tmp_path / "again" / "README.md")
     assert card.data.license == "apache-2.0" and card.data.base_model == "some/base"
     assert "k = 2, in every converted layer" in card.text and "Not measured." in card.text
@@ -438,7 +492,10 @@ class Hub:
 
 def test_a_model_is_pushed_with_its_card_and_in_private(tmp_path):
     model, hub = split(llama()), Hub()
-    assert push_to_hub(model, "me/mine", api=hub, tokenizer=tokenizer()) == "https://hub/me/mine/commit"
+    assert (
+        push_to_hub(model, "me/mine", api=hub, tokenizer=tokenizer())
+        == "https://hub/me/mine/commit"
+    )
     assert hub.made == {"repo_id": "me/mine", "private": True, "exist_ok": True}
     assert {"config.json", "model.safetensors", "README.md", "tokenizer.json"} <= hub.files.keys()
     assert b'from_pretrained("me/mine")' in hub.files["README.md"]
@@ -450,10 +507,7 @@ def test_a_model_is_pushed_with_its_card_and_in_private(tmp_path):
 
 
 def timm_vit(**options) -> nn.Module:
-    model = timm.create_model(
-        "vit_tiny_patch16_224", num_classes=5, img_size=32, depth=2, embed_dim=16, num_heads=2,
-        **options,
-    )  # fmt: skip
+    model = timm.create_model("test_vit", num_classes=5, **options)
     return replace(model, timm.layers.Mlp, lambda mlp, _: FFN(mlp.fc1, mlp.fc2, "gelu"))
 
 
@@ -462,7 +516,7 @@ def torchvision_vit(**options) -> nn.Module:
         image_size=32, patch_size=16, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=32,
         num_classes=5, **options,
     )  # fmt: skip
-    nn.init.normal_(model.heads.head.weight)
+    nn.init.normal_(model.heads.head.weight)  # a fresh one is zero
     return replace(model, MLPBlock, lambda mlp, _: FFN(mlp[0], mlp[3], "gelu"))
 
 
@@ -484,3 +538,130 @@ def own(width: int = 48) -> nn.Module:
     model = Net(width)
     model.ffn = FFN(model.ffn[0], model.ffn[2], "relu")
     return model
+
+
+def same_outputs(a: nn.Module, b: nn.Module) -> bool:
+    size = getattr(getattr(a, "patch_embed", None), "img_size", (32, 32))
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        outputs = a.eval()(images.to(next(a.parameters()).dtype))
+        return outputs.std() > 0 and torch.equal(outputs, b(images.to(next(b.parameters()).dtype)))
+
+
+@pytest.mark.parametrize(
+    ("make", "options"),
+    [
+        (timm_vit, {}),
+        (timm_vit, {"img_size": 64, "global_pool": "avg", "depth": 2, "embed_dim": 32}),
+        (timm_vit, {"class_token": False, "global_pool": "avg"}),
+        (torchvision_vit, {"dropout": 0.1, "representation_size": 8}),
+    ],
+)
+@pytest.mark.parametrize("converted", [split, lambda it: it], ids=["experts", "FFNs"])
+def test_models_of_timm_and_torchvision_need_no_words(make, options, converted, tmp_path):
+    model = converted(make(**options))
+    save_pretrained(model, tmp_path / "a")
+    loaded = from_pretrained(tmp_path / "a")
+    assert not loaded.training
+    assert same_outputs(model, loaded) and points(loaded) == points(model)
+    save_pretrained(loaded, tmp_path / "b")
+    for name in ("config.json", "model.safetensors"):
+        assert filecmp.cmp(tmp_path / "a" / name, tmp_path / "b" / name, shallow=False)
+
+
+def test_options_that_cannot_be_read_from_a_model_are_asked_for(tmp_path):
+    model = split(timm_vit(proj_drop_rate=0.1))
+    with pytest.warns(UserWarning, match="factory="):
+        save_pretrained(model, tmp_path)
+    with pytest.raises(CheckpointError, match="model="):
+        from_pretrained(tmp_path)
+    options = {"model_name": "test_vit", "num_classes": 5, "proj_drop_rate": 0.1}
+    save_pretrained(model, tmp_path, factory="timm:create_model", options=options)
+    assert same_outputs(model, from_pretrained(tmp_path))
+    with pytest.raises(UserError, match="does not build this VisionTransformer"):
+        save_pretrained(
+            model, tmp_path, factory="timm:create_model", options=options | {"depth": 1}
+        )
+
+
+@pytest.mark.parametrize("factory", [None, f"{__name__}:Net"])
+def test_a_folder_runs_no_foreign_code(factory, tmp_path):
+    """A model of one's own comes back into a fresh dense one."""
+    model = split(own())
+    save_pretrained(model, tmp_path, factory=factory)
+    with pytest.raises(CheckpointError, match="model="):
+        from_pretrained(tmp_path)
+    dense = Net()
+    loaded = from_pretrained(tmp_path, model=dense)
+    assert loaded is dense and same_outputs(model, loaded) and points(loaded) == points(model)
+    assert loaded.first.weight is loaded.second.weight
+
+
+@pytest.fixture(scope="module")
+def saved_vit(tmp_path_factory) -> dict:
+    """The configuration of a saved model of timm."""
+    folder = save_pretrained(split(timm_vit()), tmp_path_factory.mktemp("vit"))
+    return json.loads((folder / "config.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("factory", "options"),
+    [
+        ("os:system", {"command": "true"}),
+        ("timm:create_model", {"model_name": "test_vit", "checkpoint_path": "a.pth"}),
+        ("timm:create_model", {"model_name": "test_vit", "pretrained": True}),
+        ("timm:create_model", {"model_name": "hf-hub:somebody/something"}),
+        ("timm.models:load_checkpoint", {}),
+        ("torchvision.models:get_model", {"name": "vit_b_16", "weights": "DEFAULT"}),
+        ("torchvision.models:get_model", {"name": "nowhere"}),
+        ("transformers:pipeline", {"task": "x", "trust_remote_code": True}),
+        (["timm:create_model"], {"model_name": "test_vit"}),
+        ("timm:create_model", ["test_vit"]),
+        ("timm:create_model", {"model_name": ["test_vit"]}),
+        ("timm:create_model", {"model_name": "test_vit", "colour": 3}),
+    ],
+)
+def test_only_harmless_calls_are_made(factory, options, saved_vit, monkeypatch):
+    about = saved_vit | {"factory": factory, "options": options}
+    monkeypatch.setattr("d2dmoe.api.pretrained.read_config", lambda *_: about)
+    with pytest.raises(CheckpointError):
+        from_pretrained(".")
+
+
+def test_shards_dtypes_and_mixtures_of_dtypes_come_back(tmp_path):
+    model = split(timm_vit()).to(torch.bfloat16)
+    model.norm.float()
+    save_pretrained(model, tmp_path, max_shard_size=100_000)
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
+    loaded = from_pretrained(tmp_path)
+    theirs, ours = model.state_dict(), loaded.state_dict()
+    assert all(torch.equal(t, ours[n]) and t.dtype == ours[n].dtype for n, t in theirs.items())
+    assert {p.dtype for p in from_pretrained(tmp_path, dtype=torch.float16).parameters()} == {
+        torch.float16
+    }
+    (tmp_path / "model-00002-of-00003.safetensors").unlink(missing_ok=True)
+    sorted(tmp_path.glob("model-*.safetensors"))[0].unlink()
+    with pytest.raises(CheckpointError, match="missing"):
+        from_pretrained(tmp_path)
+
+
+def test_a_dense_model_of_another_size_is_refused(tmp_path):
+    save_pretrained(split(own()), tmp_path)
+    with pytest.raises(CheckpointError, match="does not fit"):
+        from_pretrained(tmp_path, model=Net(width=40))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        from_pretrained(tmp_path, model=nn.Linear(3, 3))
+
+
+class Compiled(nn.Module):
+    """What torch.compile returns, without its seconds."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self._orig_mod = model
+
+
+def test_models_in_wrappers_are_saved_as_themselves(tmp_path):
+    model = split(own())
+    save_pretrained(Compiled(nn.DataParallel(model)), tmp_path)
+    assert same_outputs(model, from_pretrained(tmp_path, model=Net()))

@@ -4,12 +4,11 @@ Those of transformers have its own form, which its `AutoModel…` classes read a
 others that of `api.folders`. A model card comes with each.
 """
 
-import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import HfApi
@@ -19,11 +18,12 @@ from torch import nn
 from d2dmoe.api import folders
 from d2dmoe.api.base import base_of, copy_processing
 from d2dmoe.api.card import write_card
+from d2dmoe.api.factories import library_of
 from d2dmoe.api.hub import CONFIG, fetch, read_config
 from d2dmoe.errors import CheckpointError, UserError
 from d2dmoe.layers import describe
 from d2dmoe.lookup import resolve
-from d2dmoe.registration import MODELS
+from d2dmoe.registration import MODELS, attach, is_of_transformers
 
 TRANSFORMERS = "transformers"
 
@@ -51,7 +51,7 @@ def save_pretrained(
         model: with converted layers: FFNs, experts, or experts and routers.
         folder: is made if it is not there; files of the same names are overwritten.
         factory: "module:function" that builds the dense model, of one that is not transformers'.
-            Read from models of timm and from torchvision's `VisionTransformer`. Without one
+            Read from models of timm and torchvision where they show what built them. Without one
             `from_pretrained` needs a dense model.
         options: the factory's, as JSON has them.
         tokenizer: or processor, to be saved too; by default the files beside the model that this
@@ -67,7 +67,7 @@ def save_pretrained(
         The folder.
 
     Raises:
-        UserError: nothing in the model was converted, or the factory builds another one.
+        UserError: nothing in the model was converted, or the factory given builds another one.
     """
     model, folder = _unwrapped(model), Path(folder)
     if not describe(model)["layers"]:
@@ -77,14 +77,12 @@ def save_pretrained(
         )
     folder.mkdir(parents=True, exist_ok=True)
     base = base_of(model)
-    if _is_of_transformers(model):
-        library = TRANSFORMERS
-        resolve("d2dmoe.huggingface:attach")(model).save_pretrained(
-            folder, max_shard_size=max_shard_size
-        )
+    if is_of_transformers(model):
+        library, of_transformers = TRANSFORMERS, cast(Any, attach(model))
+        of_transformers.save_pretrained(folder, max_shard_size=max_shard_size)
         copy_processing(base, folder)
     else:
-        library = type(model).__module__.partition(".")[0]
+        library = library_of(model)
         folders.save(model, folder, factory, options, max_shard_size)
     for processor in (tokenizer, image_processor):
         if processor is not None:
@@ -106,9 +104,9 @@ def from_pretrained(
 
     Args:
         name: of a folder that was written by `save_pretrained`, ours or transformers'.
-        model: a dense one of the same architecture, of which nothing else is known here. Those of
-            timm, of torchvision (`VisionTransformer`) and of transformers need none; of one of
-            transformers only the class counts. Code that a folder names is not run.
+        model: a dense one of the same architecture, which is changed in place. Where the folder
+            names a class of transformers or a factory of timm or torchvision none is needed; code
+            of others that a folder names is not run. Of one of transformers only the class counts.
         dtype: of the weights; by default as saved.
         revision: a branch, tag or commit on the hub.
         options: of transformers' `from_pretrained`, such as `device_map` and `token`.
@@ -190,12 +188,6 @@ def _unwrapped(model: Any) -> nn.Module:
     ):
         model = getattr(model, "_orig_mod", None) or model.module
     return model
-
-
-def _is_of_transformers(model: nn.Module) -> bool:
-    """Whether it is a `PreTrainedModel`; that needs no import, the model has made it."""
-    models = sys.modules.get(MODELS)
-    return models is not None and isinstance(model, models.PreTrainedModel)
 
 
 def _class_of(about: dict[str, Any], model: nn.Module | None) -> Any:

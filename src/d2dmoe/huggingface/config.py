@@ -5,6 +5,7 @@ from typing import Any
 from weakref import ref
 
 from transformers.modeling_utils import PreTrainedModel
+from transformers.quantizers.auto import register_quantization_config
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from d2dmoe import __version__
@@ -13,6 +14,7 @@ from d2dmoe.lookup import resolve
 METHOD = "d2dmoe"  # its `quant_method`
 
 
+@register_quantization_config(METHOD)
 class ConversionConfig(QuantizationConfigMixin):
     """`layers.describe` of a model as it is at this moment, so that the operating point is true;
     and `absent`, the tensors that its class may have and this model has not.

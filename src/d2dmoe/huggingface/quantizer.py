@@ -15,32 +15,22 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers import initialization
 from transformers.modeling_utils import PreTrainedModel
-from transformers.quantizers import auto
+from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
 from d2dmoe.errors import CheckpointError, UserError
 from d2dmoe.huggingface.config import METHOD, ConversionConfig
 from d2dmoe.lookup import resolve
 
-
-def register() -> None:
-    """Add the method to transformers' tables."""
-    auto.AUTO_QUANTIZATION_CONFIG_MAPPING.setdefault(METHOD, ConversionConfig)
-    auto.AUTO_QUANTIZER_MAPPING.setdefault(METHOD, ConversionQuantizer)
+AGAIN = "Fetch the folder again, or save the model anew."
 
 
 def attach(model: PreTrainedModel) -> PreTrainedModel:
-    """Let `model.save_pretrained`, and that of the models inside it, save what was put into it.
-
-    Returns the model. `from_pretrained` does this; so do the functions that convert.
-
-    Raises:
-        UserError: transformers has quantised the model.
-    """
+    """See `registration.attach`; the models inside the model can be saved by themselves too."""
     for part in model.modules():
         if isinstance(part, PreTrainedModel) and _described(part)["layers"]:
             if not isinstance(getattr(part, "hf_quantizer", None), ConversionQuantizer | None):
@@ -53,6 +43,7 @@ def attach(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+@register_quantizer(METHOD)
 class ConversionQuantizer(HfQuantizer):
     """Puts our modules into a model before its weights are loaded."""
 
@@ -103,8 +94,7 @@ class ConversionQuantizer(HfQuantizer):
         if missing:
             first = sorted(missing)[:3]
             raise CheckpointError(
-                f"{model.name_or_path}: {len(missing)} tensors are missing, first {first}. "
-                "Fetch the folder again, or save the model anew."
+                f"{model.name_or_path}: {len(missing)} tensors are missing, first {first}. {AGAIN}"
             )
         for name in ("is_quantized", "quantization_method"):  # no casting, no training
             delattr(model, name)
@@ -204,16 +194,22 @@ def _check_shapes(model: PreTrainedModel, layers: Iterable[str], files: list[str
     }
     prefix = _prefix(model)
     for path in files:
+        for key, shape in _shapes_in(path).items():
+            names = (key, key.removeprefix(prefix), prefix + key)
+            name = next((name for name in names if name in expected), None)
+            if name and shape != expected[name]:
+                raise CheckpointError(
+                    f"{path}: {key} has the shape {list(shape)}, but config.json says "
+                    f"{list(expected[name])}. {AGAIN}"
+                )
+
+
+def _shapes_in(path: str) -> dict[str, tuple[int, ...]]:
+    try:
         with safe_open(path, framework="pt") as file:
-            for key in file.keys():
-                names = (key, key.removeprefix(prefix), prefix + key)
-                name = next((name for name in names if name in expected), None)
-                shape = tuple(file.get_slice(key).get_shape())
-                if name and shape != expected[name]:
-                    raise CheckpointError(
-                        f"{path}: {key} has the shape {list(shape)}, but config.json says "
-                        f"{list(expected[name])}. Fetch the folder again, or save the model anew."
-                    )
+            return {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged or truncated ({error}). {AGAIN}") from error
 
 
 def _not_loaded(model: PreTrainedModel) -> Iterator[str]:

@@ -11,6 +11,7 @@ from d2dmoe.config.model import TransformerConfig
 from d2dmoe.errors import CheckpointError
 from d2dmoe.lookup import look_up
 from d2dmoe.models import ARCHITECTURES, names_where
+from d2dmoe.registration import attach
 from d2dmoe.surgery import find
 
 
@@ -27,7 +28,8 @@ def create_model(cfg: TransformerConfig, about: dict[str, Any]) -> tuple[dict[st
     Raises:
         CheckpointError: the weights cannot be had, or do not fit the configuration or the data.
     """
-    return _module(cfg.architecture).create(cfg, about)
+    options, model = _module(cfg.architecture).create(cfg, about)
+    return options, attach(model)
 
 
 def build_model(architecture: str, options: dict[str, Any]) -> nn.Module:
@@ -36,7 +38,7 @@ def build_model(architecture: str, options: dict[str, Any]) -> nn.Module:
     Raises:
         UnknownName: the architecture is not described here.
     """
-    return _module(architecture).build(options)
+    return attach(_module(architecture).build(options))
 
 
 def separate_projections(architecture: str, model: nn.Module) -> nn.Module:
