@@ -111,6 +111,16 @@ def tokenizer_of(wildcards):
     return [] if images else f"{DATA}/tokenizer.json".format(**wildcards)
 
 
+def evaluated_data(how):
+    """That split, and those that an evaluation reads beside it."""
+
+    def files(wildcards):
+        splits = dict.fromkeys((wildcards.split, *how.reads))
+        return PLAN.data_files(step_of(wildcards).data, splits)
+
+    return files
+
+
 def data_options(wildcards):
     """The options of the dataset that a path names."""
     return plain(PLAN.dataset(DATA.format(**wildcards)))

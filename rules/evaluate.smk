@@ -12,7 +12,7 @@ for how in EVALUATIONS.values():
             how.name
         input:
             model=f"{FOLDER}/model.safetensors",
-            data=split_of,
+            data=evaluated_data(how),
         output:
             **outputs,
             record=job_record(FOLDER, "evaluate_{split}_{knob}"),

@@ -3,7 +3,7 @@
 A routed model may run by the kernels, which `moe` loads by name: so they are imported here.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypedDict
 
@@ -73,22 +73,41 @@ def evaluate_routed(
     Raises:
         ValueError: the model has no routers.
     """
+
+    def set_value(value: float) -> None:
+        set_selection(model, rule, value)
+
+    return evaluate_points(model, split, rule, values, set_value, batch_size, device, log_every_s)
+
+
+def evaluate_points(
+    model: nn.Module,
+    split: Split,
+    knob: str,
+    values: list[float],
+    set_value: Callable[[float], object],
+    batch_size: int,
+    device: torch.device,
+    log_every_s: float = 10.0,
+) -> tuple[list[dict], list[dict]]:
+    """Every operating point of a knob: as `evaluate_routed`, but `set_value` gives the model the
+    operating point of a value."""
     moes = find(model, MoE)
     if not moes or any(moe.router is None for moe in moes.values()):
         raise ValueError("the model has no routers; evaluate_dense measures dense models")
     places = _places(moes)
     cost, params = cost_on(model, split, device), count_parameters(model)
-    progress = Progress(f"evaluating {rule}", len(values), every_s=log_every_s)
+    progress = Progress(f"evaluating {knob}", len(values), every_s=log_every_s)
     points, layers = [], []
     for index, value in enumerate(values):
-        set_selection(model, rule, value)
+        set_value(value)
         with count_executed(model) as executed:
             metrics = quality(model, split, batch_size, device)
-        knob = {"knob": rule, "knob_value": value}
+        point = {"knob": knob, "knob_value": value}
         per_sample = {name: e.total / len(split) for name, e in executed.items()}
         counted = {"flops": cost.total(per_sample), "params": params, "tokens": cost.tokens}
-        points.append(knob | counted | metrics)
-        layers += [knob | place | executed[name].row() for name, place in places.items()]
+        points.append(point | counted | metrics)
+        layers += [point | place | executed[name].row() for name, place in places.items()]
         progress.update(index + 1)
     return points, layers
 

@@ -120,7 +120,7 @@ def model_cost(model: nn.Module, sample: Inputs, args: tuple[Any, ...] = ()) -> 
     A layer that a forward calls several times, as those that share weights, has the tokens of all
     calls; one that it does not call has none.
     """
-    ffns = find(model, (FFN, MoE))
+    ffns: dict[str, Any] = find(model, FFN) | find(model, MoE)
     tokens = dict.fromkeys(ffns, 0)
     names = {id(layer): name for name, layer in ffns.items()}
 

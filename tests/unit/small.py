@@ -108,6 +108,7 @@ READERS = [  # the modules of stages and evaluations that open data
     "methods.avit.evaluation",
     "methods.ztw.evaluation",
     "stages.activity",
+    "stages.calibrate",
     "stages.dense",
     "stages.distill",
     "stages.evaluate",

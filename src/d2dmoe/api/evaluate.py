@@ -81,7 +81,7 @@ def summarised(model: nn.Module, measured: Measured, costs: Costs) -> Evaluation
     values = {name: ratio(*sums) for name, sums in means.items()}
     found = {name: ratio_interval(*sums) for name, sums in means.items()}
     intervals = {name: interval for name, interval in found.items() if interval is not None}
-    shown = {"loss": None, "accuracy": None, "perplexity": None} | values
+    shown: dict[str, Any] = {"loss": None, "accuracy": None, "perplexity": None} | values
     if scores is not None and scores.tokens:
         shown["perplexity"] = perplexity(values["loss"])
         if "loss" in intervals:

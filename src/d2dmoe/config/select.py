@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, create_model, field_validator
 
 from d2dmoe.config.strict import Strict
-from d2dmoe.methods import METHODS, Knob
+from d2dmoe.methods import BUDGETS, METHODS, Knob
 from d2dmoe.selection_rules import RULES, Rule
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -28,7 +28,11 @@ def _values(knob: Rule | Knob) -> Any:
     return kind, Field([], description=knob.description)
 
 
-_KNOBS: list[Rule | Knob] = [*RULES.values(), *(m.knob for m in METHODS.values() if m.knob)]
+_KNOBS: list[Rule | Knob] = [
+    *RULES.values(),
+    *BUDGETS.values(),
+    *(m.knob for m in METHODS.values() if m.knob),
+]
 
 SelectConfig = create_model(
     "SelectConfig",

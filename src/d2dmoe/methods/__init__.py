@@ -4,7 +4,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from d2dmoe.lookup import look_up, table_of
-from d2dmoe.selection_rules import RULES
+from d2dmoe.selection_rules import RULES, Rule
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Evaluation:
     measure: str
     knobs: Collection[str]  # what its operating points differ in; names its tables
     layers: bool = False  # whether it has rows of layers
+    rule: str = ""  # the selection rule of its models, where its knobs are none
+    reads: tuple[str, ...] = ()  # splits that it reads beside the one that is measured
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,14 @@ class Knob:
     name: str
     description: str
     whole: bool = False  # values are counts; else shares in [0, 1]
+
+
+BUDGETS = table_of(
+    [
+        Knob("budget", "Shares of the dense FLOPs; τ is chosen for each on validation samples"),
+        Knob("layer_budget", "The same, with a τ for each layer"),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -63,7 +73,16 @@ HALTING = Evaluation(
     layers=True,
 )
 
-EVALUATIONS = table_of([DENSE, ROUTED, EXITS, HALTING])
+CALIBRATED = Evaluation(
+    "evaluate_budgets",
+    "d2dmoe.stages.calibrate:evaluate_budgets",
+    knobs=BUDGETS,
+    layers=True,
+    rule="dynamic_k",
+    reads=("validation",),
+)
+
+EVALUATIONS = table_of([DENSE, ROUTED, EXITS, HALTING, CALIBRATED])
 
 METHODS = table_of(
     [
@@ -110,6 +129,12 @@ METHODS = table_of(
         ),
     ]
 )
+
+
+def rule_of(knob: str) -> Rule | None:
+    """The selection rule of the models whose operating points differ in a knob; None: they have no
+    experts."""
+    return RULES.get(knob) or RULES.get(evaluation_of(knob).rule)
 
 
 def evaluation_of(knob: str) -> Evaluation:

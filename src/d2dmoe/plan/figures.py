@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 from d2dmoe.config.figure_options import LayersConfig, LoadMapsConfig
 from d2dmoe.config.task import SUITES, Suite, TaskConfig
 from d2dmoe.figures import Figure, by_key
+from d2dmoe.methods import BUDGETS
 from d2dmoe.methods.conversion.plan import conversion
 from d2dmoe.plan.variants import has_experts, knob_of, labels
 from d2dmoe.router_kinds import ROUTER_KINDS
+from d2dmoe.selection_rules import RULES
 
 if TYPE_CHECKING:
     from d2dmoe.plan.plan import Plan
@@ -133,6 +135,11 @@ def need_points(
     for variant in variants:
         check_experts(task, key, [variant])
         knob = knob_of(task, variant)
+        if knob in BUDGETS:
+            raise ValueError(
+                f"{key}: the variant '{variant}' has budgets instead of a rule's values; name one "
+                f"whose select is among {list(RULES)}"
+            )
         measured = getattr(task.select, knob)
         for value in values:
             if value not in measured:

@@ -12,7 +12,7 @@ from d2dmoe.config.experiment import Config, parse_config
 from d2dmoe.config.task import SUITES, Suite, TaskConfig
 from d2dmoe.errors import ConfigError
 from d2dmoe.figures import Figure
-from d2dmoe.methods import METHODS, Evaluation
+from d2dmoe.methods import METHODS, Evaluation, rule_of
 from d2dmoe.models import ARCHITECTURES
 from d2dmoe.plan.checks import check
 from d2dmoe.plan.digest import Use, code_digest
@@ -147,7 +147,8 @@ def routed_uses(step: Step, knob: str) -> list[Use]:
     for s in step.steps:
         uses += _named(s, ("triton",))
     uses += [Use(ACTIVATIONS[name], ("triton",)) for name in _activations(step)]
-    return uses + ([Use(RULES[knob], ("select",))] if knob in RULES else [])
+    rule = rule_of(knob)
+    return uses + ([Use(rule, ("select",))] if rule else [])
 
 
 def _named(step: Step, references: tuple[str, ...]) -> list[Use]:

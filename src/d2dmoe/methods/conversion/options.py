@@ -1,5 +1,6 @@
 """Options of conversions into experts, D2DMoE's and MoEfication's."""
 
+from collections import ChainMap
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -15,6 +16,7 @@ from d2dmoe.config.stages import (
 )
 from d2dmoe.config.strict import Name, Strict
 from d2dmoe.config.variant import Variant
+from d2dmoe.methods import BUDGETS
 from d2dmoe.selection_rules import RULES
 
 
@@ -71,8 +73,8 @@ class ConversionVariant(Variant):
     sparsify: SparsifyChange = SparsifyChange()
     clustering: ClusteringChange = ClusteringChange()
     router: RouterChange = RouterChange()
-    select: Annotated[str, OneOf(RULES, "selection rule")] | None = Field(
-        None, description="Selection rule; default: the method's own"
+    select: Annotated[str, OneOf(ChainMap(BUDGETS, RULES), "selection rule")] | None = Field(
+        None, description="Selection rule, or a budget; default: the method's own rule"
     )
     quantize: QuantizedWeights | None = Field(
         None, description="Quantise the converted model's weights; null: leave them as they are"

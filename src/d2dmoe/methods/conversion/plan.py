@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from d2dmoe.config.compression import PruneConfig, QuantizeConfig, remaining
 from d2dmoe.config.stages import ClusteringConfig, ProjectionsConfig, RouterConfig, SparsifyConfig
 from d2dmoe.config.task import Chain, TaskConfig
+from d2dmoe.methods import rule_of
 from d2dmoe.methods.checks import divisors, need_epochs
 from d2dmoe.methods.conversion.options import ConversionVariant
 from d2dmoe.selection_rules import RULES
@@ -67,7 +68,7 @@ def chains(task: TaskConfig, variant: ConversionVariant) -> list[Chain]:
 
 
 def knob(task: TaskConfig, variant: ConversionVariant) -> str:
-    """The selection rule."""
+    """The selection rule, or the budgets that one is calibrated to."""
     return variant.select or variant.rule
 
 
@@ -75,7 +76,8 @@ def check(task: TaskConfig, name: str, variant: ConversionVariant) -> None:
     """Sizes divide, as many passes as every variant; raises ValueError for the first fault."""
     if variant.projections is not None and task.projections is None:
         raise ValueError(f"variant '{name}': the task has no section projections")
-    stages, rule = conversion(task, variant), RULES[knob(task, variant)]
+    stages, rule = conversion(task, variant), rule_of(knob(task, variant))
+    assert rule is not None  # its models have experts
     d_ff, size = ffn_width(task, name, variant), stages.clustering.expert_size
     if d_ff % size:
         raise ValueError(

@@ -1,0 +1,77 @@
+"""Operating points for budgets of FLOPs: τ is chosen on validation samples, then measured."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from d2dmoe.api.batches import Batch
+from d2dmoe.api.calibrate import Calibration, calibrate
+from d2dmoe.api.task_loss import logits_of
+from d2dmoe.checkpoint import load_model
+from d2dmoe.data.splits import Split, open_split
+from d2dmoe.evaluate import MeasureOptions, evaluate_points
+from d2dmoe.jobs.run import Run
+from d2dmoe.quality import batches_of
+
+
+@dataclass(frozen=True)
+class SplitBatches:
+    """A split's samples as the library's calls take them, anew in each pass."""
+
+    split: Split
+    batch_size: int
+    device: torch.device
+
+    def __iter__(self) -> Iterator[tuple[dict[str, Tensor], Tensor]]:
+        return batches_of(self.split, self.batch_size, self.device)
+
+
+def split_loss(outputs: Any, batch: Batch) -> Tensor:
+    """Mean cross-entropy of each sample, [samples]. A split's targets are the next tokens already,
+    which transformers' models would shift once more."""
+    logits = logits_of(outputs)
+    assert logits is not None  # our architectures give them
+    losses = cross_entropy(logits.flatten(0, -2).float(), batch.targets.flatten(), reduction="none")
+    return losses.view(len(batch), -1).mean(1)
+
+
+def calibrate_on(
+    model: nn.Module, split: Split, batch_size: int, device: torch.device, **asked: Any
+) -> Calibration:
+    """`api.calibrate.calibrate` on a split's samples."""
+    batches = SplitBatches(split, batch_size, device)
+    return calibrate(model, batches, loss=split_loss, **asked)
+
+
+def evaluate_budgets(
+    model_path: Path, knob: str, cfg: MeasureOptions, run: Run
+) -> tuple[list[dict], list[dict]]:
+    """Rows of operating points and of layers, one for each budget; see `evaluate.evaluate_routed`.
+
+    A point's row has the chosen τ too, of all layers or, parted by spaces, of each.
+
+    Raises:
+        UserError: model or data are not in order, or a budget cannot be met.
+    """
+    model, _spec = load_model(model_path)
+    model.to(run.device)
+    validation = open_split(run.data, "validation")
+    how = (cfg["batch_size"], run.device)
+    taus: list[str] = []
+
+    def choose(budget: float) -> None:
+        per_layer = knob == "layer_budget"
+        found = calibrate_on(model, validation, *how, flops_ratio=budget, per_layer=per_layer)
+        values = found.values.values() if found.value is None else [found.value]
+        taus.append(" ".join(f"{value:g}" for value in values))
+
+    samples = open_split(run.data, cfg["split"])
+    points, layers = evaluate_points(
+        model, samples, knob, cfg["values"], choose, *how, log_every_s=run.log_every_s
+    )
+    return [p | {"tau": tau} for p, tau in zip(points, taus, strict=True)], layers
