@@ -129,14 +129,14 @@ def _both(one: Tensor, other: Tensor) -> Tensor:
     """Where both allow attention; what is added to its scores, if one of them is added."""
     if one.dtype == other.dtype == torch.bool:
         return one & other
-    return sum(
-        torch.zeros_like(mask, dtype=torch.promote_types(one.dtype, other.dtype)).masked_fill(
-            ~mask, -torch.inf
-        )
-        if mask.dtype == torch.bool
-        else mask
-        for mask in (one, other)
-    )
+    dtype = torch.promote_types(one.dtype, other.dtype)
+    return _added(one, dtype) + _added(other, dtype)
+
+
+def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    if mask.is_floating_point():
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(~mask, -torch.inf)
 
 
 def mark_projections(attention: nn.Module, names: dict[str, str]) -> None:

@@ -27,7 +27,8 @@ def describe(model: nn.Module) -> dict[str, Any]:
     on their own; `layers`, FFNs and mixtures of experts; `bypassed`, names of modules that became a
     `Bypass`. Plain values, as JSON has them."""
     found: Any = find(model, (FFN, MoE))
-    fused = {n: _fused(a) for n, a in find(model, (FusedProjections, SelfAttention)).items()}
+    attentions: Any = find(model, (FusedProjections, SelfAttention))
+    fused = {name: _fused(attention) for name, attention in attentions.items()}
     inside = tuple(f"{name}." for name in fused)
     projections = find(model, Projection)
     return {

@@ -10,7 +10,7 @@ from d2dmoe.attention import ROLES
 from d2dmoe.discovery.examples import example_for
 from d2dmoe.discovery.ffns import adopt_ffns
 from d2dmoe.discovery.refusals import check
-from d2dmoe.errors import ConversionError
+from d2dmoe.errors import ConfigError, ConversionError
 from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
 from d2dmoe.moe import MoE, split_ffn
@@ -64,7 +64,8 @@ def convert(
         UnknownName: there is no such method.
     """
     check(model)
-    _check_roles(model, attention)
+    check_roles(attention)
+    _check_there(model, attention)
     with adopted(model, example):
         chosen = [(n, f) for n, f in find(model, FFN).items() if f.role in ("ffn", *attention)]
         if not chosen:
@@ -100,10 +101,14 @@ def adopted(model: nn.Module, example: Any = None) -> Iterator[None]:
         raise
 
 
-def _check_roles(model: nn.Module, roles: Sequence[str]) -> None:
-    unknown = [role for role in roles if role not in ROLES]
-    if unknown:
-        raise ConversionError(f"unknown roles {unknown}; allowed: {', '.join(ROLES)}")
+def check_roles(roles: Sequence[str]) -> None:
+    """Refuse what is no list of roles of attention projections."""
+    if isinstance(roles, str) or any(role not in ROLES for role in roles):
+        raise ConfigError(f"roles of projections are a list of {', '.join(ROLES)}, not {roles!r}")
+
+
+def _check_there(model: nn.Module, roles: Sequence[str]) -> None:
+    """Refuse roles of projections that are no MLPs yet."""
     there = {layer.role for layer in find(model, (FFN, MoE)).values()}
     missing = [role for role in roles if role not in there]
     if missing:

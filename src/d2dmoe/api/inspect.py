@@ -43,7 +43,7 @@ class FoundMap:
     """A linear map of an attention."""
 
     name: str
-    role: str  # q, k, v or o; qkv: one map gives all three
+    role: str  # q, k, v or o; qkv or qkvo: one module has them all
     d_in: int
     d_out: int
     flops: int  # of the example
@@ -131,7 +131,6 @@ def _inspection(
 def _ffn(
     name: str, layer: FFN | MoE, cost: LayerCost, total: float, firing: float | None
 ) -> FoundFFN:
-    dense = isinstance(layer, FFN)
     return FoundFFN(
         name,
         layer.role,
@@ -140,7 +139,7 @@ def _ffn(
         layer.d_out,
         layer.activation_name,
         layer.gate is not None,
-        None if dense else layer.num_experts,
+        layer.num_experts if isinstance(layer, MoE) else None,
         cost.dense,
         cost.dense / total,
         firing,

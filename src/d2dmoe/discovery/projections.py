@@ -22,10 +22,12 @@ from d2dmoe.discovery.refusals import check
 from d2dmoe.discovery.trace import Example, hooked, only_tensor, run
 from d2dmoe.errors import ConversionError
 
-FUSED = "qkv"  # the role of a map that gives all three
+FUSED, WHOLE = "qkv", "qkvo"  # the roles of a map that gives three, and of torch's attention
 WORDS = {"q": ("q", "query"), "k": ("k", "key"), "v": ("v", "value")}
-FORMS = ("{}", "{}_proj", "proj_{}", "{}_lin", "lin_{}", "{}_linear", "linear_{}", "w{}", "w_{}")
-FORMS += ("to_{}", "{}_layer", "{}_head", "{}_map", "fc_{}")
+FORMS = (
+    *("{}", "{}_proj", "proj_{}", "{}_lin", "lin_{}", "{}_linear", "linear_{}", "w{}", "w_{}"),
+    *("to_{}", "{}_layer", "{}_head", "{}_map", "fc_{}"),
+)
 NAMES = {form.format(word): role for role in WORDS for word in WORDS[role] for form in FORMS}
 NAMES |= {form.format(FUSED): FUSED for form in FORMS}
 NAMES |= dict.fromkeys(("c_attn", "query_key_value", "in_proj", "att_proj", "attn_qkv"), FUSED)
@@ -37,7 +39,7 @@ class FoundProjection:
     """A linear map of an attention, or an `nn.MultiheadAttention` with all four."""
 
     name: str
-    role: str  # q, k, v or o; qkv where one map gives all three
+    role: str  # q, k, v or o; qkv or qkvo where one module has them all
     z: Tensor  # what it was called with first, [..., d_in]
     out: Tensor  # and gave, [..., d_out]
     tokens: int = 0  # of the example, at all calls
@@ -59,7 +61,7 @@ class FoundProjection:
     @property
     def problem(self) -> str | None:
         """Why it cannot be taken apart, or None."""
-        if self.role == FUSED and not self.widths:
+        if self.role in (FUSED, WHOLE) and not self.widths:
             return "Q, K and V do not lie side by side in the output of one map"
         return None
 
@@ -178,10 +180,9 @@ class _Trace(TorchFunctionMode):
         self, name: str, module: nn.MultiheadAttention, args: tuple, kwargs: dict, out: Any
     ) -> None:
         """torch's own attention ran, which calls no maps."""
-        query, key, value = [*args, *(kwargs[n] for n in ("query", "key", "value") if n in kwargs)][
-            :3
-        ]
-        found = FoundProjection(name, FUSED, query.clone(), torch.cat([out[0]] * 4, dim=-1))
+        inputs = dict(zip(("query", "key", "value"), args, strict=False)) | kwargs
+        query, key, value = inputs["query"], inputs["key"], inputs["value"]
+        found = FoundProjection(name, WHOLE, query.clone(), torch.cat([out[0]] * 4, dim=-1))
         same = query is key and key is value
         if same and module.batch_first and module.bias_k is None and module._qkv_same_embed_dim:
             found.widths = (module.embed_dim,) * 3

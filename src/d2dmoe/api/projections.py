@@ -1,0 +1,121 @@
+"""Attention projections into MLPs, in memory: each learns by imitation (paper section 3.5)."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from d2dmoe.api.batches import Batch, as_batches
+from d2dmoe.api.convert import check_roles
+from d2dmoe.api.fit import FitConfig, Losses, check_number, check_whole, fit, in_mode
+from d2dmoe.attention import (
+    ROLES,
+    find_projections,
+    imitation_loss,
+    mlp_width,
+    projection_mlp,
+)
+from d2dmoe.discovery.projections import separate_projections
+from d2dmoe.discovery.trace import hooked
+from d2dmoe.errors import ConversionError
+from d2dmoe.ffn import FFN
+from d2dmoe.padding import watch_padding, without_padding
+from d2dmoe.seeding import seed_for
+from d2dmoe.sparsity import alpha_at, penalty, watch_activations
+from d2dmoe.surgery import put
+
+
+def imitate_projections(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    steps: int,
+    lr: float = 1e-3,
+    maps: Sequence[str] = ROLES,
+    factor: float = 1.0,
+    multiple: int = 16,
+    alpha: float = 0.001,
+    example: Any = None,
+    batch_size: int = 8,
+    seed: int = 0,
+) -> list[dict[str, float]]:
+    """Replace attention projections of a model, in place, by two-layer ReLU MLPs that imitate them.
+
+    The model is frozen and in eval mode meanwhile, and every MLP sees the inputs and outputs of its
+    original in the original model. They learn in float32 and get their original's dtype. `convert`
+    then splits them, by `attention=maps`.
+
+    Args:
+        model: any Transformer whose projections `inspect` finds.
+        batches: see `as_batches`; targets are not needed.
+        steps: updates, each on one batch.
+        lr: peak learning rate of AdamW, after a warm-up of a tenth of the steps.
+        maps: roles of the projections, among q, k, v and o.
+        factor: cost of an MLP relative to its projection.
+        multiple: hidden widths are rounded to a multiple of it, which sizes of experts divide.
+        alpha: the sparsity penalty's full weight, which is reached linearly.
+        example: what the model can be called with, to find its projections; None: it is made.
+        batch_size: rows of a `datasets.Dataset` in a batch.
+        seed: of fresh weights and the order of batches.
+
+    Returns:
+        The history, at most 100 rows: step, lr, loss, the means over MLPs of error (mean squared)
+        and sparsity (L_s).
+
+    Raises:
+        ConversionError: no projection of these roles can be replaced.
+        UserError: an option or a batch is impossible, or the loss is not finite; the projections
+            are then still linear.
+    """
+    cfg = FitConfig(steps, lr, seed)
+    check_number("factor", factor, above=0.0)
+    check_whole("multiple", multiple)
+    check_roles(maps)
+    given = as_batches(batches, model, batch_size=batch_size)
+    separate_projections(model, example)
+    projections = find_projections(model, maps)
+    if not projections:
+        raise ConversionError(
+            f"{type(model).__name__} has no linear projections {', '.join(maps)} that can be "
+            "replaced: inspect(model) lists what was found"
+        )
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed_for("projections", seed))
+        mlps = {
+            name: projection_mlp(p, mlp_width(p, factor, multiple)).float()
+            for name, p in projections.items()
+        }
+    trained = nn.ModuleList(mlps.values()).train()
+    errors: list[Tensor] = []
+
+    def hook(mlp: FFN) -> Any:
+        def see(_projection: nn.Module, args: tuple[Tensor], out: Tensor) -> None:
+            z, out = (without_padding(x.detach(), real()).float() for x in (args[0], out))
+            with torch.enable_grad():
+                errors.append(imitation_loss(mlp, z, out))
+
+        return see
+
+    def losses(batch: Batch, progress: float) -> Losses:
+        errors.clear()
+        with torch.no_grad():
+            batch.outputs(model)
+        error: Any = sum(errors)
+        sparsity: Any = sum(penalty("relu_hoyer", [layer]) for layer in activations.values())
+        weight = alpha_at("linear", alpha, progress)
+        loss = error + weight * sparsity  # sums, for the MLPs share no weights
+        return {"loss": loss, "error": error / len(errors), "sparsity": sparsity / len(mlps)}
+
+    with (
+        watch_padding(model) as real,
+        hooked(*(p.register_forward_hook(hook(mlps[n])) for n, p in projections.items())),
+        watch_activations(trained) as activations,
+        in_mode(model, training=False),
+    ):
+        history = fit(model, trained, losses, given, cfg, "imitation of attention projections")
+    for name, mlp in mlps.items():
+        weight = projections[name].weight
+        mlp.to(weight.dtype).requires_grad_(weight.requires_grad)
+        put(model, name, mlp.train(projections[name].training))
+    return history
