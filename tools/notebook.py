@@ -8,7 +8,7 @@ from nbformat import v4
 
 PAGE = Path(__file__).parents[1] / "docs/tutorial.md"
 BLOCK = re.compile(r"```python\n(.*?)```\n?", re.S)
-FIRST = "# In the repository's folder, and its environment or after: %pip install d2dmoe[hf] datasets"
+FIRST = "# In the repository's folder and its environment, or: %pip install d2dmoe[hf] datasets"
 
 
 def notebook(page: str) -> nbformat.NotebookNode:

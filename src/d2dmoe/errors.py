@@ -51,11 +51,7 @@ class CheckpointError(UserError):
 
 
 class ModelError(UserError, ValueError):
-    """A model cannot be converted or run as it was asked for."""
-
-
-class ConversionError(UserError):
-    """A model cannot be traced, or holds nothing that can be converted."""
+    """A model cannot be traced, converted or run as it was asked for."""
 
 
 class ResultError(UserError):

@@ -14,7 +14,7 @@ from d2dmoe.api.calibrate import Calibration, calibrate
 from d2dmoe.api.task_loss import logits_of
 from d2dmoe.checkpoint import load_model
 from d2dmoe.data.splits import Split, open_split
-from d2dmoe.evaluate import MeasureOptions, evaluate_points
+from d2dmoe.evaluation import MeasureOptions, evaluate_points
 from d2dmoe.jobs.run import Run
 from d2dmoe.quality import batches_of
 
