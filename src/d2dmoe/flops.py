@@ -7,8 +7,10 @@ sample costs what it would cost alone. Causal attention counts the whole square 
 the counter does.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,29 +81,54 @@ class ModelCost:
         return self.fixed + sum(layer.total(executed[name]) for name, layer in self.layers.items())
 
 
-def count(model: nn.Module, inputs: Inputs) -> int:
-    """FLOPs of one forward of the model, by torch's counter.
+def count(model: nn.Module, inputs: Inputs, args: tuple[Any, ...] = ()) -> int:
+    """FLOPs of one forward of the model, by torch's counter; `args` are positional arguments.
 
-    Fused attention kernels hide their products from the counter, so they are switched off.
+    Fused kernels, of attention and of our own layers, hide their products from the counter, so they
+    are switched off: every expert runs.
     """
     fast_path, training = torch.backends.mha.get_fastpath_enabled(), model.training
     torch.backends.mha.set_fastpath_enabled(False)
     model.eval()  # a forward must not move the statistics of batch norms
     try:
         counter = FlopCounterMode(display=False)
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
-            model(**inputs)
+        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _unfused(model), counter:
+            model(*args, **inputs)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         model.train(training)
     return counter.get_total_flops()
 
 
-def model_cost(model: nn.Module, sample: Inputs) -> ModelCost:
-    """Cost of a dense, split or routed model, from one sample [1, ...] without padding."""
-    ffns = find(model, FFN) | find(model, MoE)
-    with watch(ffns, lambda layer, z, _output: z.numel() // layer.d_model) as tokens:
-        total = count(model, sample)
+@contextmanager
+def _unfused(model: nn.Module) -> Iterator[None]:
+    """Let experts be computed by matrix products alone."""
+    backends = [moe.backend for moe in find(model, MoE).values()]
+    names = [backend.name for backend in backends]
+    for backend in backends:
+        backend.name = "dense"
+    try:
+        yield
+    finally:
+        for backend, name in zip(backends, names, strict=True):
+            backend.name = name
+
+
+def model_cost(model: nn.Module, sample: Inputs, args: tuple[Any, ...] = ()) -> ModelCost:
+    """Cost of a dense, split or routed model, from one sample [1, ...] without padding.
+
+    A layer that a forward calls several times, as those that share weights, has the tokens of all
+    calls; one that it does not call has none.
+    """
+    ffns = find(model, (FFN, MoE))
+    tokens = dict.fromkeys(ffns, 0)
+    names = {id(layer): name for name, layer in ffns.items()}
+
+    def see(layer: FFN | MoE, z: Tensor, _output: Tensor) -> None:
+        tokens[names[id(layer)]] += z.numel() // layer.d_model
+
+    with watch(ffns, see):
+        total = count(model, sample, args)
     layers = {name: _layer_cost(layer, tokens[name]) for name, layer in ffns.items()}
     # The counted forward runs every expert, and the router where there is one.
     inside = sum(layer.dense + layer.tokens * layer.router for layer in layers.values())

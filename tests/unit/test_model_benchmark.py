@@ -11,9 +11,10 @@ from d2dmoe.benchmark import decode, model
 from d2dmoe.benchmark.common import width
 from d2dmoe.benchmark.decode import decode_rows, decoding_step, per_layer
 from d2dmoe.benchmark.float8 import to_float8
+from d2dmoe.benchmark.llama import llama, static_step
 from d2dmoe.benchmark.masks import nearest
 from d2dmoe.benchmark.model import compile_blocks, dense_model, model_rows
-from d2dmoe.benchmark.routed import follow, route, to_routed
+from d2dmoe.benchmark.routed import follow, route, to_experts, to_routed
 from d2dmoe.checkpoint import save_model
 from d2dmoe.config.benchmarks import ModelBenchmark, decode_benchmark
 from d2dmoe.figures.wall_clock import draw
@@ -160,7 +161,11 @@ def test_recorded_masks_are_what_the_model_selects(tmp_path, monkeypatch):
 DECODE = {
     "ffn": {"kind": "ffn", "layers": 3, "d_model": 16, "d_ff": 128},
     "step": {"kind": "step", "model": MODELS["gpt2"], "context": 12, "vocab_size": 50},
-}
+    "llama": {
+        "kind": "llama", "phase": "decode", "layers": 1, "d_model": 16, "heads": 2,
+        "key_value_heads": 1, "d_ff": 128, "vocab_size": 50, "context": 12,
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", DECODE)
@@ -175,6 +180,23 @@ def test_decoding_is_timed_in_every_form(kind, tmp_path):
     assert sorted(shares) == pytest.approx([0.25, 0.25, 1.0, 1.0], abs=0.04)
     figure = draw(pd.read_csv(tmp_path / "decode.csv"), "Decoding")
     assert [axes.get_title().split(",")[1][:8] for axes in figure.axes] == [" batch 1", " batch 4"]
+
+
+@pytest.mark.parametrize("convert", [None, to_experts])
+def test_a_step_on_a_static_cache_gives_what_the_whole_text_gives_every_time(convert):
+    llama_cfg = decode_benchmark(DECODE["llama"] | TIMED | {"num_experts": 16, "batches": [2]})
+    build, bind = llama(llama_cfg, 2, CPU, torch.float32)
+    module = build(128)
+    if convert:
+        convert(module, llama_cfg)
+        set_selection(module, "dynamic_k", 0.4)
+    tokens = torch.randint(50, (2, 13))
+    with torch.inference_mode():
+        step = static_step(module, tokens)
+        first, second = step(), step()
+        whole = module(input_ids=tokens, use_cache=False).logits[:, -1:]
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first, whole, rtol=1e-4, atol=1e-5)
 
 
 def rows_of_eight_bits() -> pd.DataFrame:

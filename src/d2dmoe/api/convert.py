@@ -7,8 +7,8 @@ from typing import Any
 from torch import nn
 
 from d2dmoe.attention import ROLES
-from d2dmoe.discovery.adopt import adopt
 from d2dmoe.discovery.examples import example_for
+from d2dmoe.discovery.ffns import adopt_ffns
 from d2dmoe.discovery.refusals import check
 from d2dmoe.errors import ConversionError
 from d2dmoe.experts import assign_neurons
@@ -87,11 +87,11 @@ def adopted(model: nn.Module, example: Any = None) -> Iterator[None]:
     Raises:
         ConversionError: the model has none, or cannot be called.
     """
-    if find(model, (FFN, MoE)):
+    if any(layer.role == "ffn" for layer in find(model, (FFN, MoE)).values()):
         yield
         return
-    adoption = adopt(model, example_for(model, example))
-    if not adoption.ffns:
+    adoption = adopt_ffns(model, example_for(model, example))
+    if not adoption.done:
         raise nothing_found(model, adoption.refused)
     try:
         yield

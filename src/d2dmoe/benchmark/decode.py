@@ -1,8 +1,8 @@
 """Decoding's wall-clock time: a few tokens a call, bound by the weights that are read.
 
-A stack of FFNs of Gemma's form, and one step of GPT-2 after a context whose keys and values are
-cached. On CUDA both are timed in CUDA graphs. GPT-2's step is not compiled: its cache would be
-compiled anew for every layer.
+A stack of FFNs of Gemma's form, one step of GPT-2 after a context whose keys and values are cached,
+and a Llama. On CUDA all are timed in CUDA graphs. GPT-2's step is not compiled: its cache, which
+grows, would be compiled anew for every layer.
 """
 
 import copy
@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from d2dmoe.benchmark.common import DTYPES
-from d2dmoe.benchmark.model import dense_model, rows_of, time_backends
+from d2dmoe.benchmark.llama import compile_whole, llama
+from d2dmoe.benchmark.model import compile_blocks, dense_model, rows_of, time_backends
+from d2dmoe.benchmark.routed import to_experts
 from d2dmoe.config.benchmarks import DecodeBenchmark, StackBenchmark, StepBenchmark
 from d2dmoe.ffn import FFN
 from d2dmoe.timing import Timing
@@ -31,7 +33,7 @@ def decode_rows(
 
     Args:
         name: the column `model`.
-        cfg: a stack of FFNs, or a step of a model.
+        cfg: a stack of FFNs, a step of a model, or a Llama.
         device: where it runs.
         seed: of weights and inputs.
 
@@ -39,15 +41,18 @@ def decode_rows(
         Milliseconds are those of one layer for a stack, of the step for a model.
     """
     stack = isinstance(cfg, StackBenchmark)
-    own: Any = cfg  # of either kind
-    d_ff = own.d_ff if stack else own.model.d_ff
+    own: Any = cfg  # of any kind
+    make, options = FORMS[own.kind]
+    d_ff = own.model.d_ff if own.kind == "step" else own.d_ff
     rows = []
     for dtype in cfg.dtypes:
         for batch in cfg.batches:
             torch.manual_seed(seed)
-            build, bind = (_stack if stack else _step)(own, batch, device, DTYPES[dtype])
-            options: dict[str, Any] = {"compiled": stack, "eight_bits": stack and own.eight_bits}
-            timings = time_backends(cfg, d_ff, build, bind, device, **options)
+            build, bind = make(own, batch, device, DTYPES[dtype])
+            eight_bits = stack and own.eight_bits
+            timings = time_backends(
+                cfg, d_ff, build, bind, device, eight_bits=eight_bits, **options
+            )
             if stack:
                 timings = {key: per_layer(t, own.layers) for key, t in timings.items()}
             about = {"model": name, "batch": batch, "mask": "router"}
@@ -113,3 +118,10 @@ def decoding_step(model: nn.Module, tokens: Tensor) -> Callable[[], Tensor]:
         return model(input_ids=tokens[:, -1:], past_key_values=cache).logits
 
     return step
+
+
+FORMS: dict[str, tuple[Callable[..., tuple], dict[str, Any]]] = {  # by kind: how it is timed
+    "ffn": (_stack, {"finish": compile_blocks}),
+    "step": (_step, {}),
+    "llama": (llama, {"finish": compile_whole, "convert": to_experts}),
+}

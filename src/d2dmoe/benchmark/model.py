@@ -83,6 +83,7 @@ def model_rows(
                 bind,
                 device,
                 share=by_masks if cfg.mask == "converted" else route,
+                finish=compile_blocks,
             )
             about = {"model": name, "batch": batch, "tokens": tokens, "mask": cfg.mask}
             rows += rows_of(timings, cfg, cfg.model.d_ff, dtype, device, about)
@@ -135,7 +136,8 @@ def time_backends(
     bind: Bind,
     device: torch.device,
     share: Share = route,
-    compiled: bool = True,
+    convert: Callable[[nn.Module, Timed], nn.Module] = to_routed,
+    finish: Callable[[nn.Module], nn.Module] | None = None,
     eight_bits: bool = False,
 ) -> dict[tuple[str, float], Timing]:
     """Time a model in its forms.
@@ -146,25 +148,27 @@ def time_backends(
         build: makes the dense model.
         bind: makes the function that is timed.
         device: where it runs.
+        convert: gives a dense model experts and routers.
         share: lets a converted model run a share of its experts, and returns that really executed.
-        compiled: whether models are compiled, where the device is CUDA.
+        finish: compiles a model, in place, where the device is CUDA; None: it runs eagerly.
         eight_bits: whether weights of eight bits are timed too, of FFNs without biases.
 
     Returns:
         Timings by backend and executed share.
     """
-    compiled = compiled and device.type == "cuda"
     torch.compiler.reset()  # what was compiled for an earlier model
-    finish = compile_blocks if compiled else lambda model: model
+    compiled = finish is not None and device.type == "cuda"
+    if finish is None or not compiled:
+        finish = unchanged
     dense = build(d_ff)
     with torch.inference_mode():
         functions = {("dense_eager", 1.0): bind(dense)}
         if compiled:
-            functions["dense_compiled", 1.0] = bind(compile_blocks(copy.deepcopy(dense)))
+            functions["dense_compiled", 1.0] = bind(finish(copy.deepcopy(dense)))
         if eight_bits and has_float8(device):
             functions["dense_fp8", 1.0] = bind(finish(to_float8(copy.deepcopy(dense))))
     for wanted in cfg.fractions:
-        routed = to_routed(copy.deepcopy(dense), cfg)
+        routed = convert(copy.deepcopy(dense), cfg)
         with torch.inference_mode():
             run = bind(routed)
             fraction = share(routed, run, wanted)
@@ -177,6 +181,11 @@ def time_backends(
     # Every width is a compilation of its own; beyond the limit blocks would silently run eagerly.
     with torch.inference_mode(), torch._dynamo.config.patch(recompile_limit=64):
         return compare(functions, device, cfg.round_s, graph=True)
+
+
+def unchanged(model: nn.Module) -> nn.Module:
+    """For what is not compiled."""
+    return model
 
 
 def compile_blocks(model: nn.Module) -> nn.Module:

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 
 from d2dmoe.benchmark.masks import repeated
 from d2dmoe.config.benchmarks import Timed
+from d2dmoe.conversion import add_router
 from d2dmoe.ffn import FFN
 from d2dmoe.kernels.ops import expert_ffn
 from d2dmoe.moe import MoE, split_ffn, watch_selections
-from d2dmoe.router import Router
 from d2dmoe.surgery import find, replace
 from d2dmoe.weights import scores
 
@@ -41,15 +41,21 @@ class Routed(nn.Module):
 def to_routed(model: nn.Module, cfg: Timed) -> nn.Module:
     """Replace every FFN, in place, by experts of neighbouring neurons with a random router."""
 
-    def convert(ffn: FFN, _: int) -> Routed:
-        ffn.set_activation(cfg.activation)
-        moe = split_ffn(ffn, torch.arange(ffn.d_ff).view(cfg.num_experts, -1))
-        router = Router(ffn.d_model, cfg.router_width, cfg.num_experts, "regression")
-        moe.router = router.to(ffn.up.weight)
-        moe.backend.name = "dynamic_k"
-        return Routed(moe)
+    return replace(model, FFN, lambda ffn, _: Routed(_experts(ffn, cfg)))
 
-    return replace(model, FFN, convert)
+
+def to_experts(model: nn.Module, cfg: Timed) -> nn.Module:
+    """The same, but the layers are compiled with what is around them: for models that are compiled
+    as one graph."""
+    return replace(model, FFN, lambda ffn, _: _experts(ffn, cfg))
+
+
+def _experts(ffn: FFN, cfg: Timed) -> MoE:
+    ffn.set_activation(cfg.activation)
+    moe = split_ffn(ffn, torch.arange(ffn.d_ff).view(cfg.num_experts, -1))
+    add_router(moe, "regression", cfg.router_width)
+    moe.backend.name = "dynamic_k"
+    return moe
 
 
 def route(model: nn.Module, run: Callable[[], object], fraction: float) -> float:

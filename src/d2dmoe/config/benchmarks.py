@@ -143,6 +143,31 @@ class StepBenchmark(Timed):
         return self
 
 
+class LlamaBenchmark(Timed):
+    """A Llama, compiled whole: its prefill, or one decoding step on a static cache."""
+
+    kind: Literal["llama"]
+    phase: Literal["prefill", "decode"] = Field(description="What is timed")
+    layers: int = Field(gt=0, description="Transformer blocks")
+    d_model: int = Field(gt=0, description="Width of a token")
+    heads: int = Field(gt=0, description="Attention heads")
+    key_value_heads: int = Field(gt=0, description="Heads of keys and values")
+    d_ff: int = Field(gt=0, description="Hidden neurons of an FFN")
+    vocab_size: int = Field(gt=0, description="Tokens that the model knows")
+    context: int = Field(gt=0, description="Tokens of the prefill, or cached before the step")
+    batches: Batches = Field(description="Texts of a call")
+
+    @model_validator(mode="after")
+    def _can_be_built(self):
+        _check_experts(self.num_experts, self.d_ff, "d_ff")
+        if self.d_model % (2 * self.heads) or self.heads % self.key_value_heads:
+            raise ValueError(
+                f"heads = {self.heads} must divide d_model = {self.d_model} into even widths, and "
+                f"key_value_heads = {self.key_value_heads} must divide heads"
+            )
+        return self
+
+
 def _check_model(model: TransformerConfig, num_experts: int, length: int, key: str) -> None:
     _check_experts(num_experts, model.d_ff, "model.d_ff")
     if model.weights != "scratch":
@@ -159,10 +184,12 @@ def _check_experts(num_experts: int, d_ff: int, key: str) -> None:
         raise ValueError(f"num_experts = {num_experts} must divide {key} = {d_ff}")
 
 
-DecodeBenchmark = Annotated[StackBenchmark | StepBenchmark, Field(discriminator="kind")]
+DecodeBenchmark = Annotated[
+    StackBenchmark | StepBenchmark | LlamaBenchmark, Field(discriminator="kind")
+]
 
 
-def decode_benchmark(values: Mapping[str, Any]) -> StackBenchmark | StepBenchmark:
+def decode_benchmark(values: Mapping[str, Any]) -> DecodeBenchmark:
     """A decoding benchmark of plain values, as rules hand them to scripts."""
     return TypeAdapter(DecodeBenchmark).validate_python(dict(values))
 

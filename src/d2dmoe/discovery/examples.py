@@ -44,7 +44,7 @@ def example_for(model: nn.Module, given: Any = None) -> Example:
             _called(model, example)
             return example
         except ConversionError as error:
-            failure = error
+            failure = failure or error
     if failure is not None:
         raise failure
     raise ConversionError(
@@ -115,7 +115,10 @@ def _of_transformers(model: nn.Module, generator: torch.Generator) -> Iterator[E
     decoder = [name for name in known if name.startswith("decoder_")]
     needed = [main, *(decoder if getattr(config, "is_encoder_decoder", False) else [])]
     for names in dict.fromkeys([tuple(needed), tuple(dict.fromkeys([*needed, *known]))]):
-        yield Example((), {name: MAKERS[name](config, generator) for name in names})
+        try:
+            yield Example((), {name: MAKERS[name](config, generator) for name in names})
+        except (AttributeError, TypeError, ValueError):  # its configuration has other names
+            continue
 
 
 def _size(config: Any, *names: str) -> Any:
@@ -130,7 +133,7 @@ def _size(config: Any, *names: str) -> Any:
 
 def _tokens(config: Any, generator: torch.Generator, tokens: int = TOKENS) -> Tensor:
     """A text of ordinary tokens, with an end token where the model has one."""
-    vocabulary = _size(config, "vocab_size")
+    vocabulary = _size(config, "vocab_size") or 128  # of CANINE, which takes any letters
     longest = _size(config, "max_position_embeddings", "n_positions") or 2 * tokens
     special = {_size(config, f"{kind}_token_id") for kind in ("pad", "bos", "eos", "unk", "image")}
     special = {i for s in special for i in (s if isinstance(s, list) else [s])}

@@ -8,11 +8,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.utils.parametrize import is_parametrized
 
-from d2dmoe.discovery.trace import close
+from d2dmoe.discovery.trace import TOLERANCE, close
 from d2dmoe.ffn import FFN
 from d2dmoe.moe import MoE
-
-FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def maps_of(model: nn.Module) -> dict[str, nn.Module]:
@@ -42,7 +40,11 @@ def problem_of(module: nn.Module) -> str | None:
     kind = type(module).__name__
     if is_parametrized(module):
         return f"a weight of {kind} is parametrised; remove the parametrisation first"
-    if type(weight) not in (nn.Parameter, Tensor) or weight.dtype not in FLOATS or weight.ndim != 2:
+    if (
+        type(weight) not in (nn.Parameter, Tensor)
+        or weight.dtype not in TOLERANCE
+        or weight.ndim != 2
+    ):
         return f"the weights of {kind} are quantised or sharded; convert the model before that"
     if weight.is_meta:
         return "its weights are on the meta device; load them first"
@@ -55,10 +57,10 @@ def to_linear(module: nn.Module, z: Tensor, out: Tensor) -> nn.Linear | None:
     weight: Any = module.weight
     bias: Any = getattr(module, "bias", None)
     if (z.shape[-1], out.shape[-1]) == (weight.shape[1], weight.shape[0]):
-        if close(linear(z, weight, bias), out, weight.dtype):
+        if close(linear(z, weight, bias), out, TOLERANCE[weight.dtype]):
             return module if isinstance(module, nn.Linear) else linear_of(weight, bias)
     if (z.shape[-1], out.shape[-1]) == (weight.shape[0], weight.shape[1]):
-        if close(linear(z, weight.T, bias), out, weight.dtype):
+        if close(linear(z, weight.T, bias), out, TOLERANCE[weight.dtype]):
             return linear_of(_like(weight, weight.detach().T), bias)
     return None
 
