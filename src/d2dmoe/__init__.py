@@ -9,6 +9,10 @@ from typing import TYPE_CHECKING, Any
 from d2dmoe.registration import register
 
 if TYPE_CHECKING:
+    from d2dmoe.api.calibrate import calibrate as calibrate
+    from d2dmoe.api.convert import convert as convert
+    from d2dmoe.api.evaluate import evaluate as evaluate
+    from d2dmoe.api.inspect import inspect as inspect
     from d2dmoe.api.losses import RouterLoss as RouterLoss
     from d2dmoe.api.losses import SparsityPenalty as SparsityPenalty
     from d2dmoe.api.pretrained import from_pretrained as from_pretrained
