@@ -7,10 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from d2dmoe.api.convert import convert
-from d2dmoe.api.losses import RouterLoss, SparsityPenalty
-from d2dmoe.conversion import add_routers
-from d2dmoe.moe import set_selection
+from d2dmoe import RouterLoss, SparsityPenalty, add_routers, convert, set_operating_point
 
 
 class Classifier(nn.Module):
@@ -51,7 +48,7 @@ with RouterLoss(model) as router_loss:
         model(batch()[0])
         optimizer.zero_grad(), router_loss().backward(), optimizer.step()
 
-set_selection(model, "dynamic_k", 0.3)
+set_operating_point(model, "dynamic_k", 0.3)
 optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4)
 for _ in range(20):  # gradients flow through the experts that run
     tokens, targets = batch()

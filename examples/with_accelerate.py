@@ -8,9 +8,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from d2dmoe.api.convert import convert
-from d2dmoe.api.losses import RouterLoss, SparsityPenalty
-from d2dmoe.conversion import add_routers
+from d2dmoe import RouterLoss, SparsityPenalty, add_routers, convert
 
 torch.manual_seed(0)
 sizes = {"hidden_size": 32, "intermediate_size": 128, "num_attention_heads": 4}

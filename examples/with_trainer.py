@@ -9,9 +9,7 @@ import torch
 from datasets import Dataset
 from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
 
-from d2dmoe.api.convert import convert
-from d2dmoe.api.losses import RouterLoss, SparsityPenalty
-from d2dmoe.conversion import add_routers
+from d2dmoe import RouterLoss, SparsityPenalty, add_routers, convert
 
 
 class SparseTrainer(Trainer):

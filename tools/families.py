@@ -19,7 +19,7 @@ from d2dmoe.errors import UserError  # noqa: E402
 ABOUT = """\
 # Model families
 
-Made by `uv run python tools/families.py > docs/families.md`, tested by `tests/unit/test_families.py`.
+Made by `uv run python tools/families.py > docs/families.md`; see `tests/unit/test_families.py`.
 
 Each is a class of its own library with tiny sizes and random weights, float32, on the CPU. One
 call, `d2dmoe.convert(model)`, found its feed-forward blocks and split them; routers are random

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from d2dmoe.api.projections import imitate_projections as imitate_projections
     from d2dmoe.api.routers import train_routers as train_routers
     from d2dmoe.api.sparsify import sparsify as sparsify
+    from d2dmoe.conversion import add_routers as add_routers
     from d2dmoe.moe import operating_point as operating_point
     from d2dmoe.moe import set_operating_point as set_operating_point
 
@@ -32,6 +33,7 @@ PUBLIC = {  # names and the code that they stand for
     "sparsify": "d2dmoe.api.sparsify:sparsify",
     "imitate_projections": "d2dmoe.api.projections:imitate_projections",
     "train_routers": "d2dmoe.api.routers:train_routers",
+    "add_routers": "d2dmoe.conversion:add_routers",
     "calibrate": "d2dmoe.api.calibrate:calibrate",
     "evaluate": "d2dmoe.api.evaluate:evaluate",
     "set_operating_point": "d2dmoe.moe:set_operating_point",

@@ -53,8 +53,9 @@ def test_rows_of_a_dataset_are_padded_batched_and_lose_other_columns(bert, form)
     first, second = as_batches(data.with_format(form), bert, batch_size=2)
     assert first.kwargs["input_ids"].tolist() == [[5, 6, 7], [8, 0, 0]]
     assert first.kwargs["attention_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
-    assert first.real_tokens.tolist() == [[True] * 3, [True, False, False]]
-    assert second.kwargs["input_ids"].tolist() == [[9, 10]] and second.real_tokens is None
+    assert first.real_tokens.of("", (2, 3)).tolist() == [[True] * 3, [True, False, False]]
+    assert second.kwargs["input_ids"].tolist() == [[9, 10]]
+    assert second.real_tokens.of("", (1, 2)) is None
     alone = bert(input_ids=torch.tensor([[8]])).logits
     assert torch.allclose(first.outputs(bert).logits[1:], alone, atol=1e-5)
 

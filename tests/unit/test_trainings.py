@@ -171,3 +171,11 @@ def test_examples_run(name, capsys, monkeypatch):
     assert len(path.read_text().splitlines()) <= 60
     runpy.run_path(str(path), run_name="__main__")
     assert "loss" in capsys.readouterr().out
+
+
+def test_a_sparse_model_of_transformers_saves_and_loads_by_its_own_functions(tmp_path):
+    model = make_language("gpt2")
+    sparsify(model, BATCHES, alpha=0.01, **FEW)
+    model.eval().save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path)
+    assert torch.equal(loaded(BATCHES[0]).logits, model(BATCHES[0]).logits)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from d2dmoe.api.forwards import Forward, unwrapped
+from d2dmoe.api.padding import IGNORED, RealTokens, real_tokens
 from d2dmoe.errors import DataError
 from d2dmoe.padding import MASK
 
-IGNORED = -100  # the target of tokens that are not to be predicted, torch's and transformers'
 TARGETS = ("labels", "label", "label_ids", "targets", "target")  # of these, the first that is there
 OF_TOKENIZERS = {  # what tokenizers add of themselves, which not every model takes
     "token_type_ids",
@@ -38,7 +38,7 @@ class Batch:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     targets: Any  # what outputs are compared with, or None; also in kwargs if forward takes labels
-    real_tokens: Tensor | None  # bool [samples, tokens], false for padding; None: all are real
+    real_tokens: RealTokens  # which tokens are no padding
 
     def outputs(self, model: nn.Module) -> Any:
         """The model's outputs for the batch."""
@@ -152,8 +152,7 @@ class Batches:
         device, dtype = place_of(self._model)
         args = _to(args, device, dtype)
         kwargs = _to(kwargs, device, dtype)
-        mask = self._form.bound(args, kwargs).get(MASK)
-        real = mask.bool() if isinstance(mask, Tensor) and mask.ndim == 2 else None
+        real = real_tokens(self._model, self._form.bound(args, kwargs))
         batch = Batch(args, kwargs, _to(targets, device, None), real)
         _check_sizes(batch)
         return batch

@@ -7,7 +7,7 @@ polynomial gives the rest. It is checked at further ones, and where it does not 
 attention in blocks, every shape is counted.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from d2dmoe.api.batches import TARGETS, Batch
 from d2dmoe.api.forwards import Forward
-from d2dmoe.api.padding import DECODER, MASKS, WHOLE, real_tokens
+from d2dmoe.api.padding import DECODER, MASKS, WHOLE
 from d2dmoe.flops import LayerCost, model_cost
 
 CHECKS = 4  # shapes at which the polynomial is checked
@@ -75,13 +75,13 @@ class SampleCosts:
 
     def add(self, batch: Batch) -> None:
         """Note the shapes of a batch's samples."""
-        real = real_tokens(self._model, batch).masks
-        lengths = list(zip(*(mask.sum(1).tolist() for mask in real.values()), strict=True))
+        masks = batch.real_tokens.masks.values()
+        lengths = list(zip(*(mask.sum(1).tolist() for mask in masks), strict=True))
         lengths = lengths or [()] * len(batch)
         shapes: dict[tuple, tuple] = {}
         for index, length in enumerate(lengths):
             if length not in shapes:
-                sample = _sample(batch, index, self._form, real)
+                sample = _sample(batch, index, self._form)
                 shapes[length] = sample.shape
                 self._examples.setdefault(sample.shape, sample)
         self._shapes += [shapes[length] for length in lengths]
@@ -107,8 +107,9 @@ def _vector(cost: Any, names: Iterable[str]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def _sample(batch: Batch, index: int, form: Forward, masks: Mapping[str, Tensor]) -> Sample:
+def _sample(batch: Batch, index: int, form: Forward) -> Sample:
     """One of a batch's samples, [1, ...], without padding."""
+    masks = batch.real_tokens.masks
     kept = {part: _real(mask[index]) for part, mask in masks.items()}
 
     def cut(name: str, value: Any) -> Any:
@@ -144,7 +145,7 @@ def _real(mask: Tensor) -> Tensor:
 
 
 def _numbers(samples: list[Sample], count: Any) -> Tensor:
-    """`count(sample)` of each sample, float64 [samples, numbers]; of few where that is enough."""
+    """`count(sample)` of each sample, float64 [samples, numbers]; few are counted if they can be."""
     design = _design(samples)
     if design is None or len(samples) <= design.shape[1] + CHECKS:
         return torch.stack([count(sample) for sample in samples])

@@ -17,6 +17,7 @@ from d2dmoe.ffn import FFN
 from d2dmoe.lookup import look_up
 from d2dmoe.moe import MoE
 from d2dmoe.padding import watch_padding, without_padding
+from d2dmoe.registration import attach
 from d2dmoe.router import router_losses
 from d2dmoe.sparsity import PENALTIES, Activations, activation_of, displaced
 from d2dmoe.surgery import Hook, find
@@ -226,4 +227,5 @@ def _prepared(model: nn.Module, mode: str, example: Any) -> dict[str, FFN]:
             activation = activation_of(mode) or ffn.activation_name
             if activation != ffn.activation_name:
                 ffn.set_activation(activation)
+    attach(unwrapped(model))
     return ffns

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from d2dmoe.api.batches import IGNORED, Batch, Batches
-from d2dmoe.api.padding import real_tokens
+from d2dmoe.api.batches import Batch, Batches
+from d2dmoe.api.padding import IGNORED
 from d2dmoe.api.task_loss import Loss, predictions, sample_losses
 from d2dmoe.errors import UserError
 from d2dmoe.moe import MoE
@@ -100,7 +100,7 @@ class _Executed:
         routed = {name: moe for name, moe in find(model, MoE).items() if moe.router is not None}
         self._selections = {name: moe.selection for name, moe in routed.items()}
         self._names = {id(selection): name for name, selection in self._selections.items()}
-        self._model, self._see = model, see
+        self._see = see
         self._batches: list[int] = []  # samples of each
         self._counts: dict[str, list[Tensor]] = {name: [] for name in routed}
 
@@ -111,19 +111,19 @@ class _Executed:
 
     def begin(self, batch: Batch) -> None:
         """What follows is of this batch."""
-        self._samples, self._real = len(batch), real_tokens(self._model, batch)
+        self._batch = batch
         self._batches.append(len(batch))
         for counts in self._counts.values():
             counts.append(torch.zeros(len(batch), dtype=torch.float64))
 
     def _count(self, selection: Selection, scores: Tensor, mask: Tensor) -> None:
         name = self._names[id(selection)]
-        real = self._real.of(name, mask.shape[:-1])
+        real = self._batch.real_tokens.of(name, mask.shape[:-1])
         per_token = mask.sum(-1)
         if real is not None:
             per_token = per_token * real
         counts = self._counts[name]  # of a layer that is called again, as shared ones are, the sum
-        counts[-1] = counts[-1] + _by_sample(per_token, self._samples).cpu()
+        counts[-1] = counts[-1] + _by_sample(per_token, len(self._batch)).cpu()
         if self._see is not None:
             self._see(name, selection, scores, real)
 

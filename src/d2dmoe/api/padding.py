@@ -5,11 +5,13 @@ Layers compute padding as they do all tokens; only what is summed over tokens le
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
-from d2dmoe.api.batches import IGNORED, Batch
-from d2dmoe.api.forwards import Forward, is_encoder_decoder, unwrapped
+from d2dmoe.api.forwards import is_encoder_decoder, unwrapped
+
+IGNORED = -100  # the target of tokens that are not to be predicted, torch's and transformers'
 
 WHOLE, DECODER = "", "decoder"  # parts of a model, by what they read
 MASKS = {  # arguments of forward: whose tokens they describe, and the value of real ones
@@ -56,13 +58,12 @@ def _fitted(mask: Tensor, shape: tuple[int, ...]) -> Tensor | None:
     return mask.flatten() if shape == (mask.numel(),) else None
 
 
-def real_tokens(model: nn.Module, batch: Batch) -> RealTokens:
-    """Of the model's call with a batch.
+def real_tokens(model: nn.Module, arguments: Mapping[str, Any]) -> RealTokens:
+    """Of a call of forward, by its arguments' names.
 
     A decoder's tokens are those with `decoder_attention_mask`; without one, and where the model
     makes them of `labels`, those that are to be predicted.
     """
-    arguments = Forward.of(model).bound(batch.args, batch.kwargs)
     masks: dict[str, Tensor] = {}
     for name, (part, real) in MASKS.items():
         mask = arguments.get(name)

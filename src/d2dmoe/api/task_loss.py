@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from d2dmoe.api.batches import IGNORED, Batch
+from d2dmoe.api.batches import Batch
 from d2dmoe.api.forwards import generates, unwrapped
+from d2dmoe.api.padding import IGNORED
 from d2dmoe.errors import UserError
 
 Loss = Callable[[Any, Batch], Tensor]  # (outputs, batch) -> scalar, or one value a sample
@@ -116,8 +117,8 @@ def _next_tokens(logits: Tensor, batch: Batch) -> Predictions | None:
     targets = batch.targets if batch.targets is not None else batch.kwargs.get("input_ids")
     if not isinstance(targets, Tensor) or targets.shape != logits.shape[:-1]:
         return None
-    following, real = targets[:, 1:], batch.real_tokens
-    if batch.targets is None and real is not None and real.shape == targets.shape:
+    following, real = targets[:, 1:], batch.real_tokens.of("", targets.shape)
+    if batch.targets is None and real is not None:
         between = real[:, 1:] & real[:, :-1]  # from a real token to a real one
         following = following.masked_fill(~between, IGNORED)
     return Predictions(logits[:, :-1], following)

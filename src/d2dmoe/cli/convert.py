@@ -136,7 +136,7 @@ def _layers(model: Any) -> list[dict[str, Any]]:
 
     return [
         {"layer": name, "experts": moe.num_experts, "neurons": moe.expert_size}
-        | {"router_width": moe.router.width}
+        | {"router_width": moe.router.width if moe.router else None}
         for name, moe in find(model, MoE).items()
     ]
 
