@@ -33,7 +33,7 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "training": ["optimizer", "training"],
     "the clock": ["timing"],
     "kernels": ["kernels", "kernels.*"],
-    "evaluation": ["evaluate", "downstream"],
+    "evaluation": ["evaluation", "downstream"],
     "compression": ["compression", "compression.*"],
     "stages": ["stages.*"],
     "methods": ["methods.*"],
