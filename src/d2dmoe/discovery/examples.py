@@ -211,7 +211,7 @@ def _of_torch(model: nn.Module, generator: torch.Generator) -> Iterator[Example]
     kinds = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
     both = (nn.Transformer, nn.TransformerDecoder, nn.TransformerDecoderLayer)
     if isinstance(model, kinds + both):
-        attention = next(m for m in model.modules() if isinstance(m, nn.MultiheadAttention))
-        shape = (2, TOKENS, attention.embed_dim)
+        norm = next(module for module in model.modules() if isinstance(module, nn.LayerNorm))
+        shape = (2, TOKENS, *norm.normalized_shape)
         sequences = [torch.randn(shape, generator=generator) for _ in range(2)]
         yield Example(tuple(sequences[: 2 if isinstance(model, both) else 1]), {})
