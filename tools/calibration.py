@@ -1,0 +1,103 @@
+"""How well calibrations hold on test samples: python tools/calibration.py [FOLDER] [--samples N]
+
+FOLDER is where Snakemake ran, with `results/` in it; the present one unless given. The variants
+d2dmoe and attention of every task, of the first seed, are calibrated on validation samples and
+measured on test samples, as far as their models are there. Prints a table in Markdown.
+"""
+
+import argparse
+import csv
+import warnings
+from pathlib import Path
+
+import torch
+import yaml
+
+from d2dmoe.api.calibrate import Calibration
+from d2dmoe.api.evaluate import Evaluation, evaluate
+from d2dmoe.api.operating_points import Values
+from d2dmoe.checkpoint import load_model
+from d2dmoe.data.splits import Split, open_split
+from d2dmoe.errors import UserError
+from d2dmoe.moe import MoE, set_selection
+from d2dmoe.stages.calibrate import SplitBatches, calibrate_on, split_loss
+from d2dmoe.surgery import find
+
+VARIANTS = ("d2dmoe", "attention")
+BUDGETS = (0.5, 0.6, 0.7, 0.8)
+TOLERANCES = (0.005, 0.01, 0.02, 0.05)
+HEADER = "task | variant | τ | asked | validation | test | off, % of the dense cost | interval | in"
+
+
+def folders(root: Path) -> dict[tuple[str, str], Path]:
+    """The last stage's folder of each task and variant."""
+    found = {}
+    with open(root / "results/models.csv") as file:
+        for row in csv.DictReader(file):
+            key = row["task"], row["variant"]
+            if row["variant"] in VARIANTS and row["stage"] == "router" and key not in found:
+                found[key] = root / row["folder"]
+    return found
+
+
+def measured(model: torch.nn.Module, split: Split, batch_size: int, values: Values) -> Evaluation:
+    for name, moe in find(model, MoE).items():
+        moe.selection.rule, moe.selection.value = "dynamic_k", values[name]
+    device = next(model.parameters()).device
+    return evaluate(model, SplitBatches(split, batch_size, device), loss=split_loss)
+
+
+def lines(name: str, folder: Path, root: Path, batch_size: int) -> None:
+    """Print a model's rows of the table."""
+    model, _spec = load_model(folder / "model.safetensors")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device).eval()
+    data = root / yaml.safe_load((folder / "lineage.yaml").read_text())["data"]
+    validation, test = open_split(data, "validation", root), open_split(data, "test", root)
+    set_selection(model, "dynamic_k", 0.0)
+    everything = evaluate(model, SplitBatches(test, batch_size, device), loss=split_loss)
+    asked = [{"flops_ratio": x} for x in BUDGETS] + [{"max_loss_increase": x} for x in TOLERANCES]
+    for per_layer in (False, True):
+        for goal in asked:
+            how = "one a layer" if per_layer else "one"
+            try:
+                found = calibrate_on(
+                    model, validation, batch_size, device, per_layer=per_layer, **goal
+                )
+            except UserError as error:
+                print(f"| {name} | {how} | {next(iter(goal.items()))} | {error} |")
+                continue
+            got = measured(model, test, batch_size, found.values)
+            print(f"| {name} | {how} | {row(found, got, everything)} |", flush=True)
+
+
+def row(found: Calibration, got: Evaluation, everything: Evaluation) -> str:
+    """Asked, on validation, on test, off, interval, inside."""
+    if "flops_ratio" in found.asked:
+        low, high = found.intervals["flops_ratio"]
+        off = 100 * (got.flops_ratio - found.asked["flops_ratio"])
+        cells = [f"{found.asked['flops_ratio']:g} of the cost", f"{found.flops_ratio:.4f}"]
+        cells += [f"{got.flops_ratio:.4f}", f"{off:+.2f}", f"{low:.4f} … {high:.4f}"]
+        return " | ".join([*cells, "yes" if low <= got.flops_ratio <= high else "no"])
+    assert got.loss is not None and everything.loss is not None and found.loss_increase is not None
+    low, high = found.intervals["loss_increase"]
+    increase = got.loss / everything.loss - 1
+    cells = [f"{found.asked['max_loss_increase']:+.1%} of the loss", f"{found.loss_increase:+.2%}"]
+    cells += [f"{increase:+.2%}", f"cost {got.flops_ratio:.3f}", f"{low:+.2%} … {high:+.2%}"]
+    return " | ".join([*cells, "yes" if low <= increase <= high else "no"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("."))
+    parser.add_argument("--samples", type=int, default=100, help="in a step")
+    args = parser.parse_args()
+    warnings.simplefilter("ignore")  # small runs have few samples
+    print(f"| {HEADER} |\n|{' --- |' * len(HEADER.split('|'))}")
+    for (task, variant), folder in folders(args.folder).items():
+        if (folder / "model.safetensors").is_file():
+            lines(f"{task} | {variant}", folder, args.folder, args.samples)
+
+
+if __name__ == "__main__":
+    main()
