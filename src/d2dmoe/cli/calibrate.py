@@ -25,7 +25,8 @@ def run(
     max_loss_increase: Annotated[
         float | None,
         typer.Option(
-            help="The tolerance: how much larger the loss may be than with every expert on.",
+            help="The tolerance: how much larger than with every expert on the loss may be, as a "
+            "share of it: 0.01 for 1 %. A model without a head needs --label-column for it.",
             min=0,
             show_default=False,
         ),
@@ -75,7 +76,7 @@ def run(
     from d2dmoe.cli.folders import check_free, whole
     from d2dmoe.cli.models import check_converted, save
     from d2dmoe.cli.opened import Loading
-    from d2dmoe.cli.output import Shown, report
+    from d2dmoe.cli.output import report
     from d2dmoe.cli.samples import Data
     from d2dmoe.cli.tasks import measuring, source_of
 
@@ -87,9 +88,14 @@ def run(
     how = Loading(device, max_length, yes)
     source = source_of(str(folder), rows, batch_size, how, against)
     task = measuring(source, "validation")
+    if max_loss_increase is not None and task.starts_at_0:
+        raise typer.BadParameter(
+            "the loss of a model without a head is its distance to itself, 0 with every expert on, "
+            "so that no share of it can be tolerated: give --flops-ratio, or --label-column"
+        )
     found = d2dmoe.calibrate(
         task.on(source.opened.model),
-        Shown(task.batches, "calibrating"),
+        task.batches,
         flops_ratio=flops_ratio,
         max_loss_increase=max_loss_increase,
         per_layer=per_layer,

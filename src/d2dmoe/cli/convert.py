@@ -42,6 +42,10 @@ def run(
             show_default="none",
         ),
     ] = None,
+    attention_steps: Annotated[
+        int,
+        _option("Training steps in which small MLPs learn to imitate such projections.", min=1),
+    ] = 500,
     sparsify_steps: Annotated[
         int,
         _option(
@@ -101,6 +105,11 @@ def run(
     say("reading the data")
     task = training(source)
     history = {}
+    if attention:
+        say(f"imitating the projections {', '.join(attention)}, {attention_steps} steps")
+        history["attention"] = d2dmoe.imitate_projections(
+            dense, task.batches, steps=attention_steps, maps=attention, seed=seed
+        )
     if sparsify_steps:
         say(f"sparsifying, {sparsify_steps} steps")
         history["sparsify"] = d2dmoe.sparsify(

@@ -97,6 +97,7 @@ class Task:
     loss: Callable[[Any, Any], Tensor] | None  # None: the model's own
     about: str  # what the loss is of, and what is counted as right
     on: Callable[[nn.Module], nn.Module] = lambda model: model  # what the batches are given to
+    starts_at_0: bool = False  # the loss with every expert on is 0
 
 
 def source_of(
@@ -207,7 +208,8 @@ def _class_numbers(source: Source, encoded: list[Encoded]) -> dict[str, int] | N
 def _embedder(source: Source, split: SplitName) -> Task:
     encoded, pool = list(source.encoded(split)), pooling(source.opened)
     batches = _with(encoded, source.answers(encoded, pool))
-    return Task(batches, distance(pool), "1 − the cosine to the original's embedding")
+    about = "1 − the cosine to the original's embedding"
+    return Task(batches, distance(pool), about, starts_at_0=source.reference is source.opened.model)
 
 
 def _read_embeddings(source: Source, split: SplitName) -> Task:
