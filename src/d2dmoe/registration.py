@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
+from typing import Any
 
 MODELS = "transformers.modeling_utils"  # imported before any model is loaded, after that table
 
@@ -19,6 +20,12 @@ def register() -> None:
         _add()
     elif not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())
+
+
+def is_of_transformers(model: Any) -> bool:
+    """Whether it is a `PreTrainedModel`; nothing is imported, the model has made it."""
+    models = sys.modules.get(MODELS)
+    return models is not None and isinstance(model, models.PreTrainedModel)
 
 
 def _add() -> None:

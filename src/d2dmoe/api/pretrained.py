@@ -4,7 +4,6 @@ Those of transformers have its own form, which its `AutoModel…` classes read a
 others that of `api.folders`. A model card comes with each.
 """
 
-import sys
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +23,7 @@ from d2dmoe.api.hub import CONFIG, fetch, read_config
 from d2dmoe.errors import CheckpointError, UserError
 from d2dmoe.layers import describe
 from d2dmoe.lookup import resolve
-from d2dmoe.registration import MODELS
+from d2dmoe.registration import MODELS, is_of_transformers
 
 TRANSFORMERS = "transformers"
 
@@ -78,7 +77,7 @@ def save_pretrained(
         )
     folder.mkdir(parents=True, exist_ok=True)
     base = base_of(model)
-    if _is_of_transformers(model):
+    if is_of_transformers(model):
         library = TRANSFORMERS
         resolve("d2dmoe.huggingface:attach")(model).save_pretrained(
             folder, max_shard_size=max_shard_size
@@ -191,12 +190,6 @@ def _unwrapped(model: Any) -> nn.Module:
     ):
         model = getattr(model, "_orig_mod", None) or model.module
     return model
-
-
-def _is_of_transformers(model: nn.Module) -> bool:
-    """Whether it is a `PreTrainedModel`; that needs no import, the model has made it."""
-    models = sys.modules.get(MODELS)
-    return models is not None and isinstance(model, models.PreTrainedModel)
 
 
 def _class_of(about: dict[str, Any], model: nn.Module | None) -> Any:
