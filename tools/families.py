@@ -1,5 +1,5 @@
 """The table of docs/families.md: which model families are converted by one call, and what of each
-was tried. Tiny models with random weights, on the CPU, in about a minute:
+was tried. Tiny models with random weights, on the CPU, in two minutes:
 
     uv run python tools/families.py > docs/families.md
 """
@@ -19,7 +19,8 @@ from d2dmoe.errors import UserError  # noqa: E402
 ABOUT = """\
 # Model families
 
-Made by `uv run python tools/families.py > docs/families.md`; see `tests/unit/test_families.py`.
+Made by `uv run python tools/families.py > docs/families.md`, tested by
+`tests/unit/test_families.py`.
 
 Each is a class of its own library with tiny sizes and random weights, float32, on the CPU. One
 call, `d2dmoe.convert(model)`, found its feed-forward blocks and split them; routers are random

@@ -62,16 +62,29 @@ def from_torchvision(model: str, **options: Any) -> nn.Module:
     return getattr(import_module("torchvision.models"), model)(num_classes=3, **options)
 
 
+class Feedforward(nn.Sequential):
+    def __init__(self, width: int):
+        super().__init__(nn.Linear(width, 8 * width), nn.GELU(), nn.Linear(8 * width, width))
+
+
+class Inline(nn.Module):
+    """A feed-forward block whose activation is no module: `HandWritten` calls it."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.fc, self.proj = nn.Linear(width, 8 * width), nn.Linear(8 * width, width)
+
+
 class HandWritten(nn.Module):
     """A language model as a tutorial has it."""
 
     class Block(nn.Module):
-        def __init__(self, width: int, heads: int):
+        def __init__(self, width: int, heads: int, inline: bool):
             super().__init__()
             self.heads = heads
             self.before, self.after = nn.LayerNorm(width), nn.LayerNorm(width)
             self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-            self.fc, self.proj = nn.Linear(width, 8 * width), nn.Linear(8 * width, width)
+            self.inline, self.ffn = inline, Inline(width) if inline else Feedforward(width)
 
         def forward(self, x: Tensor) -> Tensor:  # [batch, tokens, width], of the same shape
             q, k, v = self.qkv(self.before(x)).unflatten(-1, (3, self.heads, -1)).unbind(-3)
@@ -79,13 +92,15 @@ class HandWritten(nn.Module):
                 *(part.transpose(1, 2) for part in (q, k, v)), is_causal=True
             )
             x = x + self.out(attended.transpose(1, 2).flatten(-2))
-            return x + self.proj(nn.functional.gelu(self.fc(self.after(x))))
+            if self.inline:
+                return x + self.ffn.proj(nn.functional.gelu(self.ffn.fc(self.after(x))))
+            return x + self.ffn(self.after(x))
 
-    def __init__(self, width: int = 32, heads: int = 2, layers: int = 2):
+    def __init__(self, width: int = 32, heads: int = 2, layers: int = 2, inline: bool = False):
         super().__init__()
         self.words = nn.Embedding(VOCABULARY, width)
         self.places = nn.Embedding(40, width)
-        self.blocks = nn.Sequential(*(self.Block(width, heads) for _ in range(layers)))
+        self.blocks = nn.Sequential(*(self.Block(width, heads, inline) for _ in range(layers)))
         self.head = nn.Linear(width, VOCABULARY, bias=False)
 
     def forward(self, input_ids: Tensor) -> Tensor:  # [batch, tokens] -> logits
@@ -161,8 +176,9 @@ class Family:
         return self.inputs()
 
     def convert(self, model: nn.Module) -> nn.Module:
-        """By one call."""
-        return convert(model, num_experts=EXPERTS, example=self.example() if self.shown else None)
+        """By one call, into experts of random neurons, which are assigned in no time."""
+        example = self.example() if self.shown else None
+        return convert(model, num_experts=EXPERTS, method="random", example=example)
 
 
 def hf(name: str, model: str, inputs: Callable[[], Inputs] = text, layers: int = 2, **own: Any):
@@ -307,6 +323,16 @@ REFUSED = {
                 **PVT,
             ),
             "between",  # a depthwise convolution
+        ),
+        (
+            Family(
+                "a GPT in 40 lines that calls F.gelu",
+                "torch",
+                partial(HandWritten, inline=True),
+                tokens,
+                shown=True,
+            ),
+            "make it a module",
         ),
     )
 }

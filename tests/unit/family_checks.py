@@ -236,15 +236,18 @@ def traced(
     return said
 
 
-COLUMNS: dict[str, Callable[[Subject], str]] = {
+TRACES: dict[str, Callable[[Subject], str]] = {
+    "`torch.compile`": compiled,
+    "`torch.export`": exported,
+}
+COLUMNS = {
     "FFNs found": found,
     "all experts on": all_experts_on,
     "routed: every backend": every_backend,
     "cached generation": cached_generation,
     "padded batch": padded_batch,
     "bf16": in_bf16,
-    "`torch.compile`": compiled,
-    "`torch.export`": exported,
+    **TRACES,
 }
 
 

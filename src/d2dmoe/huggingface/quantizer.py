@@ -23,8 +23,13 @@ from transformers.quantizers.auto import register_quantizer
 from transformers.quantizers.base import HfQuantizer
 
 from d2dmoe.errors import CheckpointError, UserError
+from d2dmoe.ffn import FFN
 from d2dmoe.huggingface.config import METHOD, ConversionConfig
 from d2dmoe.lookup import resolve
+from d2dmoe.moe import MoE
+from d2dmoe.surgery import find
+
+ALIGNMENT = 64  # bytes, of memory that torch allocates
 
 AGAIN = "Fetch the folder again, or save the model anew."
 
@@ -98,6 +103,7 @@ class ConversionQuantizer(HfQuantizer):
             )
         for name in ("is_quantized", "quantization_method"):  # no casting, no training
             delattr(model, name)
+        _align(model)
         attach(model)
 
     def get_state_dict_and_metadata(
@@ -109,6 +115,15 @@ class ConversionQuantizer(HfQuantizer):
         model.config.quantization_config = ConversionConfig(model, absent=absent)
         replaced = _first_replaced(dense, model)
         return tensors | ({replaced: torch.empty(0)} if replaced else {}), {}
+
+
+def _align(model: PreTrainedModel) -> None:
+    """Move weights to where torch puts its own: in a mapped file they lie at odd addresses, and
+    the last bits of a product depend on that."""
+    for layer in find(model, (FFN, MoE)).values():
+        for parameter in layer.parameters():
+            if parameter.data_ptr() % ALIGNMENT:
+                parameter.data = parameter.data.clone()
 
 
 def _described(model: PreTrainedModel) -> dict[str, Any]:
