@@ -6,6 +6,7 @@ import warnings
 
 import pytest
 import torch
+from d2dmoe.evaluate import evaluate_dense, evaluate_routed
 from small import make_dense, make_images, make_routed, make_split
 from small_language import make_routed_language, make_text_split, make_tokens
 
@@ -15,7 +16,6 @@ from d2dmoe.api.intervals import ratio_interval
 from d2dmoe.api.operating_points import _hull
 from d2dmoe.api.search import Point, crossing
 from d2dmoe.errors import DataError, UnknownName, UserError
-from d2dmoe.evaluate import evaluate_dense, evaluate_routed
 from d2dmoe.flops import model_cost
 from d2dmoe.moe import MoE, set_selection
 from d2dmoe.quality import batches_of

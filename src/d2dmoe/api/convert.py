@@ -13,9 +13,8 @@ from d2dmoe.discovery.refusals import check
 from d2dmoe.errors import ConfigError, ModelError
 from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
-from d2dmoe.lookup import resolve
 from d2dmoe.moe import MoE, split_ffn
-from d2dmoe.registration import is_of_transformers
+from d2dmoe.registration import attach
 from d2dmoe.surgery import find, put
 
 EXPERTS = 64  # neurons of an expert are about d_ff / EXPERTS where nothing is asked for
@@ -101,8 +100,7 @@ def adopted(model: nn.Module, example: Any = None) -> Iterator[None]:
     except BaseException:
         adoption.undo()
         raise
-    if is_of_transformers(model):
-        resolve("d2dmoe.huggingface:attach")(model)
+    attach(model)
 
 
 def check_roles(roles: Sequence[str]) -> None:

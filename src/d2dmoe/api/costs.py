@@ -145,7 +145,7 @@ def _real(mask: Tensor) -> Tensor:
 
 
 def _numbers(samples: list[Sample], count: Any) -> Tensor:
-    """`count(sample)` of each sample, float64 [samples, numbers]; few are counted if they can be."""
+    """`count(sample)` of each sample, float64 [samples, numbers]; few determine all others."""
     design = _design(samples)
     if design is None or len(samples) <= design.shape[1] + CHECKS:
         return torch.stack([count(sample) for sample in samples])
