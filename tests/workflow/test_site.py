@@ -1,5 +1,6 @@
 """The documentation as a site, its tutorial, and the notebook of that."""
 
+import os
 import re
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from workflow.conftest import ROOT
 pytestmark = pytest.mark.workflow
 
 TUTORIAL = (ROOT / "docs/tutorial.md").read_text()
+PLAIN = {"TERM": "dumb", "COLUMNS": "100"}
 HUB = '"sentence-transformers/all-MiniLM-L6-v2"'
 
 
@@ -20,6 +22,13 @@ def test_the_site_builds_without_a_warning(tmp_path):
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr[-3000:]
     assert "calibrate" in (tmp_path / "reference/api/index.html").read_text()
+
+
+def test_the_reference_of_the_command_line_is_what_it_says_of_itself():
+    command = [sys.executable, "-m", "typer", "d2dmoe.cli", "utils", "docs", "--name", "d2dmoe"]
+    said = subprocess.run(command, capture_output=True, text=True, env=os.environ | PLAIN)
+    page = (ROOT / "docs/reference/cli.md").read_text()
+    assert said.returncode == 0 and page.split("\n", 1)[1].strip() == said.stdout.strip()
 
 
 def test_the_notebook_is_the_tutorial(monkeypatch):
