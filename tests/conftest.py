@@ -10,6 +10,7 @@ import torch
 
 if not torch.cuda.is_available():  # kernels run in Triton's interpreter; read when it is imported
     os.environ["TRITON_INTERPRET"] = "1"
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a network; read when the hub's client is imported
 # Compiled modules are kept, whatever the environment says: every job imports them anew.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)

@@ -1,3 +1,60 @@
-"""D2DMoE: dense Transformers converted to dynamic-k mixtures of experts (arXiv 2310.04361)."""
+"""D2DMoE: dense Transformers converted to dynamic-k mixtures of experts (arXiv 2310.04361).
+
+Names are imported when they are used: importing the package imports no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from d2dmoe.registration import register
+
+if TYPE_CHECKING:
+    from d2dmoe.api.calibrate import calibrate as calibrate
+    from d2dmoe.api.convert import convert as convert
+    from d2dmoe.api.evaluate import evaluate as evaluate
+    from d2dmoe.api.inspect import inspect as inspect
+    from d2dmoe.api.losses import RouterLoss as RouterLoss
+    from d2dmoe.api.losses import SparsityPenalty as SparsityPenalty
+    from d2dmoe.api.pretrained import from_pretrained as from_pretrained
+    from d2dmoe.api.pretrained import push_to_hub as push_to_hub
+    from d2dmoe.api.pretrained import save_pretrained as save_pretrained
+    from d2dmoe.api.routers import train_routers as train_routers
+    from d2dmoe.api.sparsify import sparsify as sparsify
+    from d2dmoe.conversion import add_routers as add_routers
+    from d2dmoe.moe import operating_point as operating_point
+    from d2dmoe.moe import set_operating_point as set_operating_point
 
 __version__ = "0.1.0"
+
+PUBLIC = {  # names and the code that they stand for
+    "inspect": "d2dmoe.api.inspect:inspect",
+    "convert": "d2dmoe.api.convert:convert",
+    "sparsify": "d2dmoe.api.sparsify:sparsify",
+    "train_routers": "d2dmoe.api.routers:train_routers",
+    "add_routers": "d2dmoe.conversion:add_routers",
+    "calibrate": "d2dmoe.api.calibrate:calibrate",
+    "evaluate": "d2dmoe.api.evaluate:evaluate",
+    "set_operating_point": "d2dmoe.moe:set_operating_point",
+    "operating_point": "d2dmoe.moe:operating_point",
+    "save_pretrained": "d2dmoe.api.pretrained:save_pretrained",
+    "from_pretrained": "d2dmoe.api.pretrained:from_pretrained",
+    "push_to_hub": "d2dmoe.api.pretrained:push_to_hub",
+    "SparsityPenalty": "d2dmoe.api.losses:SparsityPenalty",
+    "RouterLoss": "d2dmoe.api.losses:RouterLoss",
+}
+
+__all__ = ["__version__", *PUBLIC]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(f"module 'd2dmoe' has no attribute {name!r}")
+    module, _, attribute = PUBLIC[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *PUBLIC})
+
+
+register()  # last: transformers may be imported already, and then reads the version

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, scaled_dot_product_attention
 
 from d2dmoe.ffn import FFN
-from d2dmoe.surgery import find
+from d2dmoe.lookup import look_up
+from d2dmoe.surgery import find, swap
 
 ROLES = ("q", "k", "v", "o")
 """Query, key, value and output map of an attention."""
@@ -23,13 +24,31 @@ class Projection(nn.Linear):
 
     @classmethod
     def of(cls, role: str, weight: Tensor, bias: Tensor | None) -> "Projection":
-        """A map with given weights [out, in] and bias [out], which it owns as parameters."""
+        """A map with given weights [out, in] and bias [out]: parameters stay what they are, and of
+        other tensors it owns copies, frozen where these are."""
         layer = cls(weight.shape[1], weight.shape[0], bias is not None, device="meta")
         layer.role = role
-        layer.weight = nn.Parameter(weight.detach().contiguous())
+        layer.weight = _parameter(weight)
         if bias is not None:
-            layer.bias = nn.Parameter(bias.detach().contiguous())
+            layer.bias = _parameter(bias)
         return layer
+
+
+def _parameter(values: Tensor) -> nn.Parameter:
+    if isinstance(values, nn.Parameter):
+        return values
+    return nn.Parameter(values.detach().contiguous(), values.requires_grad)
+
+
+@torch.enable_grad()  # parts of a trainable weight are trainable
+def _add_parts(
+    module: nn.Module, weight: Tensor, bias: Tensor | None, widths: Sequence[int] | None = None
+) -> None:
+    """The projections q, k and v of a fused weight [d, d_model] and bias [d]."""
+    sizes = list(widths or [weight.shape[0] // 3] * 3)
+    biases = [None] * 3 if bias is None else bias.split(sizes)
+    for role, w, b in zip("qkv", weight.split(sizes), biases, strict=True):
+        module.add_module(role, Projection.of(role, w, b))
 
 
 class FusedProjections(nn.Module):
@@ -39,13 +58,13 @@ class FusedProjections(nn.Module):
     k: Projection
     v: Projection
 
-    def __init__(self, weight: Tensor, bias: Tensor):
-        """From the fused weight [3 d, d_model] and bias [3 d]."""
+    def __init__(self, weight: Tensor, bias: Tensor | None, widths: Sequence[int] | None = None):
+        """From the fused weight [d, d_model] and bias [d]; `widths` are those of Q, K and V, which
+        add up to d; None: all are the same."""
         super().__init__()
-        for role, w, b in zip("qkv", weight.chunk(3), bias.chunk(3), strict=True):
-            self.add_module(role, Projection.of(role, w, b))
+        _add_parts(self, weight, bias, widths)
 
-    def forward(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., 3 d]
+    def forward(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., d]
         return torch.cat((self.q(z), self.k(z), self.v(z)), dim=-1)
 
 
@@ -55,6 +74,8 @@ class SelfAttention(nn.Module):
     q: Projection
     k: Projection
     v: Projection
+    # What torch's encoder layers ask for: without a common bias they call the module.
+    batch_first, _qkv_same_embed_dim, in_proj_bias = True, True, None
 
     def __init__(self, fused: nn.MultiheadAttention):
         """Equal to `fused`, with copies of its weights.
@@ -66,9 +87,7 @@ class SelfAttention(nn.Module):
         if not fused.batch_first or fused.bias_k is not None or not fused._qkv_same_embed_dim:
             raise ValueError("only plain self-attention with batch_first can be taken apart")
         self.heads, self.dropout = fused.num_heads, fused.dropout
-        biases = [None] * 3 if fused.in_proj_bias is None else fused.in_proj_bias.chunk(3)
-        for role, w, b in zip("qkv", fused.in_proj_weight.chunk(3), biases, strict=True):
-            self.add_module(role, Projection.of(role, w, b))
+        _add_parts(self, fused.in_proj_weight, fused.in_proj_bias)
         self.o = Projection.of("o", fused.out_proj.weight, fused.out_proj.bias)
 
     def forward(
@@ -82,21 +101,21 @@ class SelfAttention(nn.Module):
         is_causal: bool = False,
     ) -> tuple[Tensor, None]:
         """The arguments of `nn.MultiheadAttention`; masks [batch, tokens] and [tokens, tokens] are
-        boolean, true where attention is forbidden. Returns [batch, tokens, d_model], no weights.
-        """
+        boolean, true where attention is forbidden, or are added to its scores. Returns
+        [batch, tokens, d_model], no weights."""
         if need_weights:
             raise ValueError("this attention does not give its weights")
         q, k, v = (
             x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # [batch, heads, tokens, d_head]
             for x in (self.q(query), self.k(key), self.v(value))
         )
-        allowed = None if attn_mask is None or is_causal else ~attn_mask
+        allowed = None if attn_mask is None or is_causal else _allowed(attn_mask)
         if key_padding_mask is not None:
-            real = ~key_padding_mask[:, None, None, :]
+            real = _allowed(key_padding_mask)[:, None, None, :]
             tokens = q.shape[2]
             if is_causal:
                 allowed = torch.ones(tokens, tokens, dtype=torch.bool, device=q.device).tril()
-            allowed = real if allowed is None else allowed & real
+            allowed = real if allowed is None else _both(allowed, real)
         out = scaled_dot_product_attention(
             q,
             k,
@@ -108,12 +127,31 @@ class SelfAttention(nn.Module):
         return self.o(out.transpose(1, 2).flatten(-2)), None
 
 
+def _allowed(mask: Tensor) -> Tensor:
+    """A mask of `nn.MultiheadAttention` as `scaled_dot_product_attention` takes it."""
+    return mask if mask.is_floating_point() else ~mask
+
+
+def _both(one: Tensor, other: Tensor) -> Tensor:
+    """Where both allow attention; what is added to its scores, if one of them is added."""
+    if one.dtype == other.dtype == torch.bool:
+        return one & other
+    return sum(
+        torch.zeros_like(mask, dtype=torch.promote_types(one.dtype, other.dtype)).masked_fill(
+            ~mask, -torch.inf
+        )
+        if mask.dtype == torch.bool
+        else mask
+        for mask in (one, other)
+    )
+
+
 def mark_projections(attention: nn.Module, names: dict[str, str]) -> None:
     """Turn separate linear maps of an attention into `Projection`s, in place; `names` maps the
     roles to the maps' names in the attention."""
     for role, name in names.items():
         linear: Any = attention.get_submodule(name)
-        attention.set_submodule(name, Projection.of(role, linear.weight, linear.bias))
+        swap(attention, name, Projection.of(role, linear.weight, linear.bias))
 
 
 def mlp_width(projection: nn.Linear, factor: float, multiple: int) -> int:
@@ -143,7 +181,13 @@ def projection_mlp(projection: Projection, width: int, dropout: float = 0.0) -> 
 
 
 def find_projections(model: nn.Module, maps: Sequence[str]) -> dict[str, Projection]:
-    """The model's projections of the roles `maps`, by name."""
+    """The model's projections of the roles `maps`, by name.
+
+    Raises:
+        UnknownName: a role is none of `ROLES`.
+    """
+    for role in maps:
+        look_up(dict.fromkeys(ROLES), role, "role of a projection")
     return {n: p for n, p in find(model, Projection).items() if p.role in maps}
 
 
@@ -159,7 +203,7 @@ def projection_mlps(
 def replace_projections(model: nn.Module, mlps: dict[str, FFN]) -> nn.Module:
     """Put MLPs, in place, where the projections of those names are; returns the model."""
     for name, mlp in mlps.items():
-        model.set_submodule(name, mlp)
+        swap(model, name, mlp)
     return model
 
 

@@ -93,6 +93,8 @@ class FFN(nn.Module):
         hidden = self.activation(self.activated(z))  # [..., d_ff]
         if self.gate is not None:
             hidden = hidden * self.up(z)
+        if self.up.weight.dtype != self.down.weight.dtype:  # as of T5 in fp16, W2 in fp32
+            hidden = hidden.to(self.down.weight.dtype)
         return self.dropout(self.down(self.hidden_dropout(hidden)))
 
 

@@ -5,14 +5,17 @@ this package. Their names and shapes, and the operating point, are all that a fr
 class needs before the weights are loaded.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
+from torch.nn.functional import gelu, relu
 
+from d2dmoe.attention import FusedProjections, Projection, SelfAttention
 from d2dmoe.conversion import add_router
 from d2dmoe.ffn import FFN
 from d2dmoe.moe import MoE
-from d2dmoe.surgery import find
+from d2dmoe.surgery import find, put
 
 
 class Bypass(nn.Identity):
@@ -20,10 +23,23 @@ class Bypass(nn.Identity):
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
-    """The replaced modules of a model by their names: `layers`, FFNs and mixtures of experts, and
-    `bypassed`, names of modules that became a `Bypass`. Plain values, as JSON has them."""
-    layers = {name: _described(layer) for name, layer in find(model, (FFN, MoE)).items()}
-    return {"layers": layers, "bypassed": list(find(model, Bypass))}
+    """The replaced modules of a model by their names: `attentions`, taken apart, and `projections`
+    on their own; `layers`, FFNs and mixtures of experts; `bypassed`, names of modules that became a
+    `Bypass`. Plain values, as JSON has them."""
+    found: Any = find(model, (FFN, MoE))
+    fused = {n: _fused(a) for n, a in find(model, (FusedProjections, SelfAttention)).items()}
+    inside = tuple(f"{name}." for name in fused)
+    projections = find(model, Projection)
+    return {
+        "attentions": fused,
+        "projections": {
+            n: {"role": p.role, "widths": [p.in_features, p.out_features], "bias": _has_bias(p)}
+            for n, p in projections.items()
+            if not n.startswith(inside)
+        },
+        "layers": {name: _described(layer) for name, layer in found.items()},
+        "bypassed": list(find(model, Bypass)),
+    }
 
 
 def rebuild(model: nn.Module, described: dict[str, Any]) -> nn.Module:
@@ -34,15 +50,70 @@ def rebuild(model: nn.Module, described: dict[str, Any]) -> nn.Module:
         AttributeError: the model has no module of a name.
         UnknownName: an activation, a kind of router or a rule is in no table.
     """
+    for name, attention in described.get("attentions", {}).items():
+        put(model, name, _apart(model.get_submodule(name), **attention))
+    for name, projection in described.get("projections", {}).items():
+        put(model, name, _projection(model.get_submodule(name), **projection))
     for name, layer in described["layers"].items():
-        model.set_submodule(name, _rebuilt(model.get_submodule(name), **layer))
+        put(model, name, _rebuilt(model.get_submodule(name), **layer))
     for name in described["bypassed"]:
-        model.set_submodule(name, Bypass())
+        put(model, name, Bypass())
+    leave_fast_path(model)
     return model
 
 
+def leave_fast_path(model: nn.Module) -> None:
+    """Let torch's encoder layers call their modules where one of them is an FFN: their fast path
+    reads the weights of `linear1` and calls none. Others may take it as before."""
+    for layer in find(model, nn.TransformerEncoderLayer).values():
+        if isinstance(layer.linear1, FFN | MoE):
+            layer.activation_relu_or_gelu = 0
+        elif layer.activation_relu_or_gelu == 0:
+            layer.activation_relu_or_gelu = _fast_activation(layer.activation)
+
+
+def _fast_activation(activation: Any) -> int:
+    """torch's number of an activation that its fast path computes, else 0."""
+    if activation is relu or isinstance(activation, nn.ReLU):
+        return 1
+    return 2 if activation is gelu or isinstance(activation, nn.GELU) else 0
+
+
+def _fused(attention: FusedProjections | SelfAttention) -> dict[str, Any]:
+    """What rebuilds an attention's maps, those that became FFNs included."""
+    if isinstance(attention, SelfAttention):
+        return {}
+    maps: list[Any] = [attention.q, attention.k, attention.v]
+    widths = [m.out_features if isinstance(m, Projection) else m.d_out for m in maps]
+    d_model = maps[0].in_features if isinstance(maps[0], Projection) else maps[0].d_model
+    return {"d_model": d_model, "widths": widths, "bias": all(map(_has_bias, maps))}
+
+
+def _has_bias(module: Any) -> bool:
+    return getattr(module, "bias", None) is not None or not isinstance(module, Projection)
+
+
+def _apart(
+    replaced: nn.Module, d_model: int = 0, widths: Sequence[int] = (), bias: bool = False
+) -> nn.Module:
+    """An attention's maps with fresh weights for the place of one that is not taken apart."""
+    if isinstance(replaced, nn.MultiheadAttention):
+        return SelfAttention(replaced).train(replaced.training)
+    like = next(replaced.parameters())
+    weight = like.new_empty(sum(widths), d_model)
+    fused = FusedProjections(weight, like.new_empty(sum(widths)) if bias else None, widths)
+    return fused.requires_grad_(True).train(replaced.training)
+
+
+def _projection(replaced: nn.Module, role: str, widths: Sequence[int], bias: bool) -> Projection:
+    like = next(replaced.parameters())
+    d_in, d_out = widths
+    made = Projection.of(role, like.new_empty(d_out, d_in), like.new_empty(d_out) if bias else None)
+    return made.requires_grad_(True).train(replaced.training)
+
+
 def _described(layer: FFN | MoE) -> dict[str, Any]:
-    linears = {"up": layer.up, "gate": layer.gate, "down": layer.down}
+    linears: dict[str, Any] = {"up": layer.up, "gate": layer.gate, "down": layer.down}
     if isinstance(layer, FFN):
         biases = [
             n for n, linear in linears.items() if linear is not None and linear.bias is not None
@@ -99,9 +170,9 @@ def _rebuilt(
     gate = linear("gate", d_model, d_ff) if gated else None
     ffn = FFN(up, down, activation, gate, dropout, hidden_dropout, role)
     if num_experts is None:
-        return ffn.train(replaced.training)
+        return ffn
     moe = MoE(ffn, num_experts)
     if router is not None:
         add_router(moe, **router)
-        moe.selection.rule, moe.selection.value = rule, value
-    return moe.train(replaced.training)
+        moe.operating_point = rule, value
+    return moe

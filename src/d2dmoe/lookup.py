@@ -10,7 +10,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, Protocol, TypeVar
 
-from d2dmoe.errors import UnknownName
+from d2dmoe.errors import UnknownName, missing_extra
 
 
 class _Named(Protocol):
@@ -44,11 +44,12 @@ def resolve(reference: str) -> Any:
     """What a reference "module:attribute" names.
 
     Raises:
+        MissingExtra: the module needs a library of an extra that is not installed.
         ImportError: there is no such module.
         AttributeError: the module has no such attribute.
     """
     module, _, attribute = reference.partition(":")
-    return getattr(import_module(module), attribute)
+    return getattr(module_named(module), attribute)
 
 
 def module_of(reference: str) -> str:
@@ -57,5 +58,15 @@ def module_of(reference: str) -> str:
 
 
 def module_named(name: str) -> ModuleType:
-    """A module that a record names."""
-    return import_module(name)
+    """A module that a record names, or a library that an extra brings.
+
+    Raises:
+        MissingExtra: it needs a library of an extra that is not installed.
+        ImportError: there is no such module.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        if missing := missing_extra(error):
+            raise missing from error
+        raise

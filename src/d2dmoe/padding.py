@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from d2dmoe.surgery import Hook
+
 MASK = "attention_mask"
 """The argument that says which tokens are real, in models as transformers has them."""
 
@@ -41,8 +43,8 @@ def watch_padding(model: nn.Module) -> Iterator[Callable[[], Tensor | None]]:
         def leave(*_: Any) -> None:
             holding.pop()
 
-        handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-        handles.append(module.register_forward_hook(leave, always_call=True))
+        handles.append(module.register_forward_pre_hook(Hook(enter), with_kwargs=True))
+        handles.append(module.register_forward_hook(Hook(leave), always_call=True))
 
     for module in model.modules():
         parameters = signature(module.forward).parameters

@@ -16,6 +16,7 @@ class Rule:
     adaptive: bool  # tokens run different numbers of experts
     fused: bool  # the GPU kernels select by it themselves
     description: str  # of a list of values
+    usual: tuple[float, ...] = ()  # values where a task gives none; counts depend on the experts
 
 
 RULES = table_of(
@@ -28,6 +29,7 @@ RULES = table_of(
             adaptive=True,
             fused=True,
             description="Thresholds tau in [0, 1]",
+            usual=(0.0, 0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0),
         ),
         Rule(
             "top_k",
@@ -46,6 +48,7 @@ RULES = table_of(
             adaptive=True,
             fused=False,
             description="Shares p of the predicted norms",
+            usual=(0.3, 0.6, 0.8, 0.95, 1.0),
         ),
     ]
 )

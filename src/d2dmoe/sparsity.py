@@ -81,8 +81,17 @@ def penalty(mode: str, layers: Iterable[Activations], real_tokens: Tensor | None
         UnknownName: there is no such mode.
     """
     measure = look_up(PENALTIES, mode, "penalty").measure
-    measures = torch.stack([measure(displaced(layer)) for layer in layers])
+    measures = torch.stack([_measured(measure, layer) for layer in layers])
     return (measures if real_tokens is None else measures[:, real_tokens]).mean()
+
+
+def _measured(measure: Callable[[Tensor], Tensor], layer: Activations) -> Tensor:
+    """Of each token: [..., d_ff] -> [...]."""
+    a = displaced(layer)
+    if a.dtype != torch.float16:
+        return measure(a)
+    with torch.autocast(a.device.type, enabled=False):  # fp16's range is too small for squares
+        return measure(a.float())
 
 
 def displaced(layer: Activations) -> Tensor:

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from d2dmoe.errors import ModelError
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -14,18 +16,62 @@ def find(model: nn.Module, kind: type[M] | tuple[type[M], ...]) -> dict[str, M]:
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
 
 
+def swap(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module, in place, where the one called `name` is, in the mode of that one: training or
+    evaluation."""
+    model.set_submodule(name, module.train(model.get_submodule(name).training))
+
+
 def replace(model: nn.Module, kind: type[M], make: Callable[[M, int], nn.Module]) -> nn.Module:
-    """Replace in place each module of a type by `make(module, index)`; returns the model.
+    """Replace in place each module of a type by `make(module, index)`, as `swap` does; returns the
+    model.
 
     Raises:
-        ValueError: the model has no module of that type.
+        ModelError: the model has no module of that type.
     """
     found = find(model, kind)
     if not found:
-        raise ValueError(f"{type(model).__name__} holds no {kind.__name__}")
+        raise ModelError(f"{type(model).__name__} holds no {kind.__name__}")
     for index, (name, module) in enumerate(found.items()):
-        model.set_submodule(name, make(module, index))
+        swap(model, name, make(module, index))
     return model
+
+
+def put(model: nn.Module, name: str, value: Any) -> Any:
+    """Put a module, in place, wherever the model holds the one of that name; or in place of the
+    function that is a plain attribute of that name. Returns what was there.
+
+    Raises:
+        AttributeError: the model has nothing of that name.
+    """
+    path, _, key = name.rpartition(".")
+    parent = model.get_submodule(path)
+    old = getattr(parent, key)
+    if isinstance(old, nn.Module) and isinstance(value, nn.Module):
+        for holder in list(model.modules()):
+            for other, child in holder._modules.items():
+                if child is old:
+                    holder._modules[other] = value
+    else:
+        delattr(parent, key)  # a module's name takes no function, and the reverse
+        setattr(parent, key, value)
+    return old
+
+
+class Hook:
+    """A hook of one model alone: in copies of the model and in files it does nothing."""
+
+    def __init__(self, function: Callable[..., None]):
+        self._function = function
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        self._function(*args, **kwargs)
+
+    def __reduce__(self) -> tuple:
+        return Hook, (_nothing,)
+
+
+def _nothing(*_args: Any, **_kwargs: Any) -> None: ...
 
 
 @contextmanager
@@ -41,7 +87,7 @@ def watch(modules: Mapping[str, M], see: Callable[[M, Any, Any], Any]) -> Iterat
         def hook(module, inputs, output, name=name):
             recorded[name] = see(module, inputs[0], output)
 
-        handles.append(module.register_forward_hook(hook))
+        handles.append(module.register_forward_hook(Hook(hook)))
     try:
         yield recorded
     finally:

@@ -62,6 +62,11 @@ class ExpertWeights(NamedTuple):
         return (self.up if self.up_scale is None else self.up_scale).dtype
 
     @property
+    def mixed(self) -> bool:
+        """Whether the maps are of two dtypes, as where a down map is kept in fp32."""
+        return self.up.dtype != self.down.dtype
+
+    @property
     def num_experts(self) -> int:
         return self.up.shape[0]
 
@@ -98,15 +103,17 @@ def dense(z: Tensor, mask: Tensor | None, weights: ExpertWeights) -> Tensor:
     Args:
         z: [..., d_model].
         mask: boolean [..., n]; None: every expert runs.
-        weights: of z's dtype.
+        weights: of z's dtype; the down map may have another one.
 
     Returns:
-        [..., d_out]; gradients reach z and the weights.
+        [..., d_out], of the down map's dtype; gradients reach z and the weights.
     """
     weights = weights.dequantized()
     hidden = hidden_neurons(z, weights)  # [..., n, e]
     if mask is not None:
-        hidden = hidden * mask.unsqueeze(-1)
+        hidden = torch.where(mask.unsqueeze(-1), hidden, 0)  # 0 times infinity would be NaN
+    if weights.mixed:
+        hidden = hidden.to(weights.down.dtype)
     return linear(hidden.flatten(-2), weights.down.flatten(0, 1).T, weights.down_bias)
 
 
@@ -140,6 +147,23 @@ def scores(z: Tensor, router: RouterWeights) -> Tensor:
     return resolve(kind.scores)(linear(hidden, router.down, router.down_bias))
 
 
+def check_dtype(z: Tensor, weights: ExpertWeights) -> None:
+    """Refuse tokens of another dtype than the experts'; autocast brings both to its own.
+
+    Raises:
+        UserError: they are.
+    """
+    if z.dtype != weights.dtype and not autocast_dtype(z):
+        raise UserError(f"tokens are {z.dtype}, the experts {weights.dtype}: convert one")
+
+
+def autocast_dtype(z: Tensor) -> torch.dtype | None:
+    """What autocast gives linear maps on z's device in place of floats; None: it is off."""
+    device = z.device.type
+    on = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if on else None
+
+
 def check_tokens(z: Tensor, weights: ExpertWeights) -> None:
     """Refuse tokens and experts that no backend computes.
 
@@ -150,8 +174,7 @@ def check_tokens(z: Tensor, weights: ExpertWeights) -> None:
     d_model = weights.d_model
     if z.ndim != 2 or z.shape[1] != d_model:
         raise UserError(f"tokens must be [tokens, {d_model}], these are {list(z.shape)}")
-    if z.dtype != weights.dtype:
-        raise UserError(f"tokens are {z.dtype}, the experts {weights.dtype}: convert one")
+    check_dtype(z, weights)
     _check_dtypes(weights)
     if z.device != weights.up.device:
         raise UserError(
@@ -197,3 +220,13 @@ def check_mask(mask: Tensor, z: Tensor, weights: ExpertWeights) -> None:
         raise UserError(
             f"the mask is on {mask.device}, tokens are on {z.device}: they must share a device"
         )
+
+
+def check_router(router: RouterWeights, z: Tensor) -> None:
+    """Refuse a router that is not of these tokens' dtype; autocast brings both to its own.
+
+    Raises:
+        UserError: it is not.
+    """
+    if router.up.dtype != z.dtype and not autocast_dtype(z):
+        raise UserError(f"tokens are {z.dtype}, the router {router.up.dtype}: convert one")

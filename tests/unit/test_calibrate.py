@@ -16,7 +16,7 @@ from d2dmoe.api.intervals import ratio_interval
 from d2dmoe.api.operating_points import _hull
 from d2dmoe.api.search import Point, crossing
 from d2dmoe.errors import ConfigError, DataError, UnknownName, UserError
-from d2dmoe.evaluate import evaluate_dense, evaluate_routed
+from d2dmoe.evaluation import evaluate_dense, evaluate_routed
 from d2dmoe.flops import model_cost
 from d2dmoe.methods import BUDGETS
 from d2dmoe.moe import MoE, set_selection
@@ -189,7 +189,7 @@ def test_the_pipeline_measures_budgets_on_the_split_asked_for(knob, monkeypatch)
     taus = [float(tau) for tau in points[0]["tau"].split()]
     model = make_routed()
     for moe, tau in zip(find(model, MoE).values(), taus * 2, strict=False):
-        moe.selection.value = tau
+        moe.operating_point = "dynamic_k", tau
     assert evaluate(model, batches(UNSEEN)).flops == pytest.approx(points[0]["flops"])
 
 

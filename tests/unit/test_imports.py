@@ -15,7 +15,7 @@ import pytest
 SRC = Path(__file__).parents[2] / "src"
 
 ROOMS = {  # from the lowest; a module belongs to the room of its longest pattern
-    "foundations": ["d2dmoe", "errors", "lookup", "seeding", "extensions"],
+    "foundations": ["d2dmoe", "errors", "lookup", "seeding", "extensions", "registration"],
     "tables of records": ["activations", "router_kinds", "selection_rules"]
     + ["stages", "methods", "models", "figures", "claims"],
     "files": ["io", "io.*"],
@@ -29,19 +29,22 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     + ["weights", "router", "selection", "backend", "moe", "flops"],
     "architectures": ["models.*"],
     "saved models": ["spec", "checkpoint", "conversion", "layers"],
+    "transformers": ["huggingface", "huggingface.*"],
     "quality": ["quality"],
-    "training": ["training"],
+    "training": ["optimizer", "training"],
     "the clock": ["timing"],
     "kernels": ["kernels", "kernels.*"],
-    "evaluation": ["evaluate", "downstream"],
-    "the library": ["api", "api.*"],
+    "evaluation": ["evaluation", "downstream"],
     "compression": ["compression", "compression.*"],
     "stages": ["stages.*"],
     "methods": ["methods.*"],
     "benchmarks": ["benchmark", "benchmark.*"],
     "figures": ["figures.*"],
     "claims": ["claims.*"],
+    "finding FFNs": ["discovery", "discovery.*"],
+    "the library": ["api", "api.*"],
     "plan": ["plan", "plan.*", "methods.checks", "methods.*.plan"],
+    "the command line": ["cli", "cli.*"],
 }
 NONE = "no room"
 ORDER = {room: place for place, room in enumerate([*ROOMS, NONE])}

@@ -58,6 +58,13 @@ def tellers(n: int, d_model: int) -> ExpertWeights:
     return ExpertWeights(torch.zeros(n, 16, d_model, device=DEVICE), down, "relu", ones)
 
 
+def test_the_gpu_kernels_refuse_fp64():
+    weights = make_weights("relu", 3, 16, 16, 16, DEVICE, torch.float64)
+    z, mask = make_tokens(4, 16, DEVICE, torch.float64), random_mask(4, 3, 0.5)
+    with pytest.raises(UserError, match=r"torch.float64; the GPU kernels take fp32, fp16 and bf16"):
+        gpu.expert_ffn(z, mask, weights)
+
+
 # Which experts run
 
 
@@ -100,6 +107,22 @@ def test_a_token_whose_scores_are_all_0_runs_none_unless_tau_is_0(tau, runs):
     router = router._replace(down=router.down * 0, down_bias=router.down_bias * 0)
     z = make_tokens(3, 16, DEVICE)
     assert (persistent.run(z, tellers(5, 16), LAUNCH, router=router, tau=tau) == runs).all()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")  # of numpy, in Triton's interpreter
+@pytest.mark.parametrize(("broken", "form"), [(torch.nan, "relu"), (torch.inf, "gelu")])
+def test_a_broken_token_comes_out_broken_and_alone(broken, form):
+    weights, z = make_weights(form, 5, 16, 16, 16, DEVICE), make_tokens(5, 16, DEVICE)
+    chosen = {"router": make_router(5, 8, 16, "regression", DEVICE), "tau": 0.6}
+
+    def by_each_kernel() -> list[torch.Tensor]:
+        return [persistent.run(z, weights, LAUNCH, **chosen), decode.run(z, weights, **chosen)]
+
+    expected, others = by_each_kernel(), torch.arange(5) != 3
+    z[3] = broken
+    for found, before in zip(by_each_kernel(), expected, strict=True):
+        assert not found[3].isfinite().any()
+        assert relative_error(found[others], before[others]) < 1e-5
 
 
 # The experts

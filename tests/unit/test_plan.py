@@ -604,11 +604,12 @@ def files(folder: str, names: str) -> set[str]:
 
 JOB = files("", "errors extensions lookup") | files("io/", "checksums csvfile files header tensors")
 JOB |= files("jobs/", "attempts device environment job names progress record run state")
-MODEL = JOB | files("", "activations attention checkpoint ffn router_kinds spec surgery")
+MODEL = JOB | files("", "activations attention checkpoint ffn registration spec surgery")
+MODEL |= {"router_kinds.py"}
 MODEL |= files("models/", "__init__ build") | {"stages/__init__.py"}
 MODEL |= files("config/", "augment model named strict training")
-TRAINING = MODEL | files("data/", "augment batches image_sources splits vendored")
-TRAINING |= files("", "inputs quality seeding training") | {"stages/fitting.py"}
+TRAINING = MODEL | files("data/", "augment batches image_sources pictures splits vendored")
+TRAINING |= files("", "inputs optimizer quality seeding training") | {"stages/fitting.py"}
 TRAINING |= {"config/sources.py"}
 SPARSE = TRAINING | {"config/stages.py", "sparsity.py"}
 EXPERTS = files("", "backend conversion moe router selection selection_rules weights")
@@ -645,10 +646,10 @@ LEFT = {  # the code of what a stage leaves in models, for those after it
 LOSSES = {"regression": set(), "classification": {"methods/moefication.py"}}
 DATA = JOB - files("io/", "csvfile") - {"lookup.py"}
 DATA |= files("config/", "data sources strict")
-DATA |= files("data/", "text_sources text_splits tokenizer vendored")
-DATASET = DATA | files("data/", "image_sources images prepare tokens")
+DATA |= files("data/", "text_files text_sources text_splits tokenizer vendored")
+DATASET = DATA | files("data/", "image_sources images pictures prepare tokens")
 TOKENIZER = DATA - files("io/", "header tensors") - files("jobs/", "device run state")
-NEVER = ("kernels/", "figures/", "claims/", "benchmark/", "plan/", "downstream.py", "evaluate.py")
+NEVER = ("kernels/", "figures/", "claims/", "benchmark/", "plan/", "downstream.py", "evaluation.py")
 NEVER += ("activity.py", "flops.py", "methods/__init__.py")
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small import values_of
 
 from d2dmoe.errors import UnknownName
 from d2dmoe.lookup import resolve
@@ -121,6 +122,20 @@ def test_tokens_are_selected_for_independently_in_any_shape(rule, value):
     for i in range(2):
         for j in range(3):
             assert torch.equal(mask[i, j], Selection(rule, value)(scores[i, j]))
+
+
+@pytest.mark.parametrize(("rule", "value"), [(r, v) for r in RULES for v in values_of(r)])
+def test_a_token_whose_scores_are_no_numbers_runs_experts(rule, value):
+    scores = torch.rand(4, 8, generator=torch.Generator().manual_seed(0))
+    expected = Selection(rule, value)(scores)
+    scores[1], scores[3, 5] = torch.nan, torch.nan
+    mask = Selection(rule, value)(scores)
+    assert mask[1].any() and mask[3, 5]
+    assert torch.equal(mask[[0, 2]], expected[[0, 2]])
+
+
+def test_all_experts_run_at_tau_0_even_of_infinite_scores():
+    assert Selection("dynamic_k", 0.0)(torch.tensor([1.0, torch.inf, 0.0])).all()
 
 
 @pytest.mark.parametrize("name", RULES)

@@ -17,7 +17,7 @@ from workflow.conftest import ROOT, SUITES
 
 pytestmark = pytest.mark.workflow
 
-PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *ROOT.glob("docs/*.md")]
+PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *ROOT.glob("docs/**/*.md")]
 CALL = re.compile(r"(?:uv run (?:--[\w-]+ (?:[\w-]+ )?)?)?snakemake [^`#\n&|]+")
 ELSEWHERE = ("--profile", "--snakefile")  # a cluster, several GPUs, a container
 LONG = ("seeds=", "tuning", "validation")  # hours of a real configuration, minutes of this

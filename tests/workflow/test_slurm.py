@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.workflow, pytest.mark.slurm, pytest.mark.timeout(3600)
 
 TOOL = ROOT / "tools/slurm_node.py"
 PACKAGES = ["slurm-wlm", "munge"]  # Debian's
-CALL = re.compile(r"`uv run --extra slurm snakemake all (--profile \S+)`")  # in the README
+CALL = re.compile(r"uv run --extra slurm snakemake all (--profile \S+)")
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +65,7 @@ class Submitted:
 
     def __init__(self, workspace: Workspace, *targets: str):
         self.workspace, self.out = workspace, workspace.folder / "slurm.out"
-        options = CALL.search((ROOT / "README.md").read_text())[1].split()
+        options = CALL.search((ROOT / "docs/cluster.md").read_text())[1].split()
         options += ["--slurm-init-seconds-before-status-checks", "2"]  # short jobs
         config = ["--configfile", workspace.save_config().name]
         with self.out.open("w") as out:

@@ -1,1 +1,1 @@
-"""The library's calls on models in memory, whatever they are made of (see `d2dmoe`)."""
+"""The library: functions on models in memory, which `d2dmoe` itself exports."""

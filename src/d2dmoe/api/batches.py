@@ -6,6 +6,7 @@ No other module knows what people's batches look like. One pass reads them lazil
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from d2dmoe.api.forwards import Forward, unwrapped
 from d2dmoe.api.padding import IGNORED, RealTokens, real_tokens
 from d2dmoe.errors import DataError
+from d2dmoe.padding import MASK
 
 TARGETS = ("labels", "label", "label_ids", "targets", "target")  # of these, the first that is there
 OF_TOKENIZERS = {  # what tokenizers add of themselves, which not every model takes
@@ -24,7 +26,8 @@ OF_TOKENIZERS = {  # what tokenizers add of themselves, which not every model ta
     "overflow_to_sample_mapping",
     "length",
 }
-MASK_OF = {"input_ids": "attention_mask", "decoder_input_ids": "decoder_attention_mask"}
+MASK_OF = {"input_ids": MASK, "decoder_input_ids": f"decoder_{MASK}"}
+NOTHING = object()  # in place of a batch
 FORMS = "dicts of the model's arguments, tensors, or pairs (inputs, targets)"
 
 
@@ -65,6 +68,19 @@ class Batches:
     def one_shot(self) -> bool:
         """Whether it can be read once only, as a generator."""
         return isinstance(self._source, Iterator)
+
+    def first(self) -> Batch:
+        """The first batch, which a pass gives again.
+
+        Raises:
+            DataError: there is none, or it is of no known form.
+        """
+        source = self._source
+        with torch.random.fork_rng([]):  # a loader that shuffles draws
+            raw = next(iter(source), NOTHING)
+        if self.one_shot:
+            self._source = chain([] if raw is NOTHING else [raw], source)
+        return next(iter(Batches([] if raw is NOTHING else [raw], self._model, self._columns)))
 
     def __iter__(self) -> Iterator[Batch]:
         if self.one_shot and self._read:
@@ -263,7 +279,9 @@ def _tensor(name: str, value: Any) -> Any:
     """A tensor of arrays and of lists of numbers; a list of tensors if their lengths differ.
     Anything else (None, flags, nested inputs) is itself."""
     if _is_array(value) and not isinstance(value, Tensor):
-        return _converted(name, value)
+        if value.dtype != object:
+            return _converted(name, value)
+        value = list(value)  # arrays of several lengths
     if not isinstance(value, list | tuple) or not value:
         return value
     rows = [_converted(name, row) for row in value]

@@ -4,65 +4,59 @@ Each watches a model by hooks while it is attached. A hook keeps little: of each
 token, or the layer's input. So a step of a loop is forward, loss, backward, as ever.
 """
 
-from collections.abc import Callable
-from typing import Any, Self
+from contextlib import ExitStack
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from d2dmoe.api.forwards import Forward
-from d2dmoe.api.padding import RealTokens, real_tokens
+from d2dmoe.api.convert import adopted
+from d2dmoe.api.forwards import unwrapped
 from d2dmoe.errors import UserError
 from d2dmoe.ffn import FFN
 from d2dmoe.lookup import look_up
 from d2dmoe.moe import MoE
+from d2dmoe.padding import watch_padding, without_padding
+from d2dmoe.registration import attach
 from d2dmoe.router import router_losses
 from d2dmoe.sparsity import PENALTIES, Activations, activation_of, displaced
-from d2dmoe.surgery import find
+from d2dmoe.surgery import Hook, find
 
 
-class _Hook:
-    """A hook of one model alone: in copies of the model and in files it does nothing."""
+class _Seen(NamedTuple):
+    """What one call of a layer brought."""
 
-    def __init__(self, function: Callable[..., None]):
-        self._function = function
-
-    def __call__(self, *args: Any, **kwargs: Any) -> None:
-        self._function(*args, **kwargs)
-
-    def __reduce__(self) -> tuple:
-        return _Hook, (_nothing,)
-
-
-def _nothing(*_args: Any, **_kwargs: Any) -> None: ...
+    name: str  # the layer's
+    values: Tensor
+    real: Tensor | None  # which tokens are no padding, boolean [batch, tokens]; None: all
 
 
 class _LastForward:
     """Watches layers of a model while it is attached: what its last forward brought."""
 
     def __init__(self, model: nn.Module, layers: dict[str, nn.Module]):
-        self._model, self._layers = model, layers  # layers by the names of those that are judged
-        self._handles: list[Any] = []
-        self._seen: list[tuple[str, Any]] | None = None  # of each call of a layer, in their order
-        self._open = False  # a forward is running; gradient checkpointing calls layers outside one
+        self._model, self._layers = model, layers  # layers by the names of what is judged by them
+        self._hooks: ExitStack | None = None  # None: not attached
+        self._seen: list[_Seen] = []  # calls of layers, in their order
+        self._open = False  # a forward is running: gradient checkpointing calls layers again later
 
     def attach(self) -> Self:
         """Watch the model's forwards from now on, until `close`; returns itself."""
-        if not self._handles:
-            self._form = Forward.of(self._model)
-            before, after = _Hook(self._begin), _Hook(self._end)
-            self._handles = [
-                self._model.register_forward_pre_hook(before, with_kwargs=True),
-                self._model.register_forward_hook(after, always_call=True),
-                *(self._hook(name, layer) for name, layer in self._layers.items()),
-            ]
+        if self._hooks is None:
+            self._hooks = hooks = ExitStack()
+            self._real_tokens = hooks.enter_context(watch_padding(self._model))
+            model = self._model
+            hooks.callback(model.register_forward_pre_hook(Hook(self._begin)).remove)
+            hooks.callback(model.register_forward_hook(Hook(self._end), always_call=True).remove)
+            for name, layer in self._layers.items():
+                hooks.callback(layer.register_forward_hook(self._hook(name)).remove)
         return self
 
     def close(self) -> None:
         """Remove all hooks from the model."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._seen = [], None
+        if self._hooks is not None:
+            self._hooks.close()
+        self._hooks, self._seen, self._open = None, [], False
 
     def __enter__(self) -> Self:
         return self.attach()
@@ -70,35 +64,34 @@ class _LastForward:
     def __exit__(self, *_error: object) -> None:
         self.close()
 
-    def _begin(self, model: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _begin(self, model: nn.Module, _inputs: tuple) -> None:
         if getattr(model, "_is_replica", False):
             raise UserError(
                 f"{type(self).__name__} cannot watch the copies of torch.nn.DataParallel: use one "
                 "process for each GPU (torchrun or accelerate launch), or a single GPU "
                 "(CUDA_VISIBLE_DEVICES=0)"
             )
-        self._real = real_tokens(model, self._form.bound(args, kwargs))
         self._seen, self._open = [], True
 
     def _end(self, *_: Any) -> None:
         self._open = False
 
-    def _hook(self, name: str, layer: nn.Module) -> Any:
+    def _hook(self, name: str) -> Hook:
         def record(layer: nn.Module, inputs: tuple, output: Tensor) -> None:
-            seen = self._see(layer, inputs[0], output)  # also when it is computed once more
-            if self._open and self._seen is not None:
-                self._seen.append((name, seen))
+            values = self._see(layer, inputs[0], output)  # the same when it is computed once more
+            if self._open:
+                self._seen.append(_Seen(name, values, self._real_tokens()))
 
-        return layer.register_forward_hook(_Hook(record))
+        return Hook(record)
 
-    def _see(self, layer: Any, z: Tensor, output: Tensor) -> Any:
+    def _see(self, layer: Any, z: Tensor, output: Tensor) -> Tensor:
         """What to keep of one call of a layer."""
         raise NotImplementedError
 
-    def _last(self) -> tuple[list[tuple[str, Any]], RealTokens]:
-        """What the last forward brought, and which of its tokens are no padding."""
+    def _last(self) -> list[_Seen]:
+        """What the last forward brought."""
         kind = type(self).__name__
-        if not self._handles:
+        if self._hooks is None:
             raise UserError(
                 f"{kind} is not attached: use it in `with {kind}(model) as loss:`, or call "
                 "`attach()` before the forward and `close()` when the training is over"
@@ -108,7 +101,7 @@ class _LastForward:
                 f"{kind} has seen no forward: call the model itself (not model.forward) with a "
                 "batch before the loss, and torch.compile after attaching"
             )
-        return self._seen, self._real
+        return self._seen
 
 
 class SparsityPenalty(_LastForward):
@@ -121,22 +114,26 @@ class SparsityPenalty(_LastForward):
             loss.backward()
     ```
 
-    Gradient checkpointing must be of torch's non-reentrant kind, which transformers uses.
+    Make it before the optimizer and before any wrapper (DistributedDataParallel, torch.compile).
+    Gradient checkpointing must be of torch's non-reentrant kind, which is transformers' default.
     """
 
-    def __init__(self, model: nn.Module, mode: str = "relu_hoyer"):
-        """`model`: whose FFNs are `ffn.FFN`; `mode`: a key of `sparsity.PENALTIES`.
+    def __init__(self, model: nn.Module, mode: str = "relu_hoyer", *, example: Any = None):
+        """Finds the model's FFNs, as `convert` does, and gives them the mode's activation: ReLU,
+        but for modes that keep theirs.
+
+        Args:
+            model: a dense model.
+            mode: a key of `sparsity.PENALTIES`.
+            example: what the model can be called with, to find its FFNs; None: it is made.
 
         Raises:
             UnknownName: there is no such mode.
-            UserError: the model has no FFNs, or they lack the mode's activation.
+            UserError: the model has no FFNs, or they are experts already.
         """
-        self.mode = mode
-        ffns = find(model, FFN)
-        _check_ffns(model, ffns, mode)
-        self._measure = look_up(PENALTIES, mode, "penalty").measure
-        self._ffns = ffns
-        super().__init__(model, {name: ffn.activation for name, ffn in ffns.items()})
+        self.mode, self._measure = mode, look_up(PENALTIES, mode, "penalty").measure
+        self._ffns = _prepared(model, mode, example)
+        super().__init__(model, {name: ffn.activation for name, ffn in self._ffns.items()})
 
     def _see(self, layer: Any, pre: Tensor, hidden: Tensor) -> Tensor:  # -> [...], a token each
         with torch.autocast(hidden.device.type, enabled=False):  # squares need float32
@@ -149,17 +146,20 @@ class SparsityPenalty(_LastForward):
         Raises:
             UserError: there was no forward, or it ran without gradients and they are wanted.
         """
-        seen, real = self._last()
-        for name, measures in seen:
-            wanted = torch.is_grad_enabled() and self._ffns[name].activated.weight.requires_grad
-            if wanted and not measures.requires_grad:
-                raise UserError(
-                    f"the penalty of {name} has no gradient: the last forward ran without "
-                    "gradients (call the penalty before any evaluation, or under torch.no_grad()),"
-                    " or gradient checkpointing is of the reentrant kind (use_reentrant=False)"
-                )
-        means = [_mean(measures, real.of(name, measures.shape)) for name, measures in seen]
+        seen = self._last()
+        for layer in seen:
+            self._check_gradients(layer)
+        means = [without_padding(x.values[..., None], x.real).mean() for x in seen]
         return torch.stack([mean.to(means[0].device) for mean in means]).mean()
+
+    def _check_gradients(self, layer: _Seen) -> None:
+        trained = self._ffns[layer.name].activated.weight.requires_grad
+        if trained and torch.is_grad_enabled() and not layer.values.requires_grad:
+            raise UserError(
+                f"the penalty of {layer.name} has no gradient: the last forward ran without "
+                "gradients (call the penalty before any evaluation, or under torch.no_grad()), "
+                "or gradient checkpointing is of the reentrant kind (use_reentrant=False)"
+            )
 
 
 class RouterLoss(_LastForward):
@@ -188,7 +188,7 @@ class RouterLoss(_LastForward):
             raise UserError(f"{type(model).__name__} has no experts: convert it first")
         if missing := [name for name, moe in moes.items() if moe.router is None]:
             raise UserError(f"{missing[0]} has no router: call add_routers first")
-        self._moes = moes
+        self._moes, self._routers = moes, {name: moe.router for name, moe in moes.items()}
         super().__init__(model, dict(moes))
 
     def _see(self, layer: Any, z: Tensor, output: Tensor) -> Tensor:  # -> [..., d_model]
@@ -200,32 +200,32 @@ class RouterLoss(_LastForward):
         Raises:
             UserError: there was no forward.
         """
-        seen, real = self._last()
-        return router_losses(self._inputs(name, z, real) for name, z in seen)
+        return router_losses(self._inputs(*seen) for seen in self._last())
 
-    def _inputs(self, name: str, z: Tensor, real: RealTokens) -> tuple[Any, MoE, Tensor]:
-        moe, mask = self._moes[name], real.of(name, z.shape[:-1])
-        z = z.flatten(0, -2) if mask is None else z[mask]  # [tokens, d_model]
+    def _inputs(self, name: str, z: Tensor, real: Tensor | None) -> tuple[Any, MoE, Tensor]:
+        moe = self._moes[name]
+        z = without_padding(z, real)  # [tokens, d_model]
         z = z.clone() if z.is_inference() else z
-        return moe.router, moe, z.to(moe.weights.dtype)
+        return self._routers[name], moe, z.to(moe.weights.dtype)
 
 
-def _mean(values: Tensor, real: Tensor | None) -> Tensor:
-    """Over real tokens; without reading the mask on the CPU, as an index would."""
-    if real is None:
-        return values.mean()
-    return torch.where(real, values, 0.0).sum() / real.sum()
-
-
-def _check_ffns(model: nn.Module, ffns: dict[str, FFN], mode: str) -> None:
-    needed = activation_of(mode)
-    if not ffns:
-        has = "its FFNs are experts already" if find(model, MoE) else "none of its modules is one"
-        raise UserError(f"{type(model).__name__} has no FFN to make sparse: {has}")
-    for name, ffn in ffns.items():
-        if needed is not None and not ffn.activation.record.exact:
-            kept = ", ".join(key for key, mode in PENALTIES.items() if mode.activation is None)
+def _prepared(model: nn.Module, mode: str, example: Any) -> dict[str, FFN]:
+    """The FFNs of a model, found and with the mode's activation, by name."""
+    if unwrapped(model) is not model and not find(model, (FFN, MoE)):
+        raise UserError(
+            f"the FFNs of {type(unwrapped(model)).__name__} cannot be replaced inside "
+            f"{type(model).__name__}: make SparsityPenalty(model) before the model is wrapped"
+        )
+    with adopted(model, example):
+        ffns = find(model, FFN)
+        if not ffns:
             raise UserError(
-                f"{mode} measures {needed}, and {name} has {ffn.activation_name}: call "
-                f"set_activation(model, {needed!r}) first, or use a mode that keeps it ({kept})"
+                f"the FFNs of {type(model).__name__} are experts already: make a model sparse "
+                "before it is converted"
             )
+        for ffn in ffns.values():
+            activation = activation_of(mode) or ffn.activation_name
+            if activation != ffn.activation_name:
+                ffn.set_activation(activation)
+    attach(unwrapped(model))
+    return ffns

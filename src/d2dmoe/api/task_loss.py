@@ -117,10 +117,10 @@ def _next_tokens(logits: Tensor, batch: Batch) -> Predictions | None:
     targets = batch.targets if batch.targets is not None else batch.kwargs.get("input_ids")
     if not isinstance(targets, Tensor) or targets.shape != logits.shape[:-1]:
         return None
-    following = targets[:, 1:]
-    real = batch.real_tokens.of("", targets.shape)
-    if batch.targets is None and real is not None:  # from a real token, and to one
-        following = following.masked_fill(~(real[:, 1:] & real[:, :-1]), IGNORED)
+    following, real = targets[:, 1:], batch.real_tokens.of("", targets.shape)
+    if batch.targets is None and real is not None:
+        between = real[:, 1:] & real[:, :-1]  # from a real token to a real one
+        following = following.masked_fill(~between, IGNORED)
     return Predictions(logits[:, :-1], following)
 
 

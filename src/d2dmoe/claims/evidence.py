@@ -28,6 +28,7 @@ class Evidence:
     projections: Sequence[str]  # variants that convert attention projections too
     bases: Mapping[str, Mapping[str, Any]]  # compressed models; see `evidence_of`
     elsewhere: Mapping[str, Sequence[str]]  # other suite: figures that it draws of the task
+    judged: bool = True  # false: the task is none of the paper's experiments
 
     def points(self, variant: str) -> pd.DataFrame:
         """A variant's operating points, all seeds."""
@@ -91,6 +92,7 @@ def evidence_of(
     projections: Sequence[str] = (),
     bases: Mapping[str, Mapping[str, Any]] | None = None,
     elsewhere: Mapping[str, Sequence[str]] | None = None,
+    judged: bool = True,
 ) -> Evidence:
     """The evidence of one task.
 
@@ -104,6 +106,7 @@ def evidence_of(
             into, and `references`: its rivals for the better dense quality, like itself fine-tuned.
         elsewhere: by the name of another suite, the keys of the `figures` that it draws of the
             task.
+        judged: whether claims are judged on the task: they are of the paper's experiments.
     """
     tables = {name: pd.DataFrame(columns=["task", "variant"]) for name in BY_LAYER} | tables
     own = {name: table[table["task"] == task] for name, table in tables.items()}
@@ -118,4 +121,5 @@ def evidence_of(
         projections=projections,
         bases=bases or {},
         elsewhere=elsewhere or {},
+        judged=judged,
     )

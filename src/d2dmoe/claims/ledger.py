@@ -14,6 +14,8 @@ from d2dmoe.lookup import resolve
 
 COLUMNS = ["claim", "paper_says", "where", "measured", "verdict", "evidence"]
 
+OWN = "data or weights of one's own, no experiment of the paper; claims: true in the task judges it"
+
 TARGETS = {"main": "all"}  # what makes a suite, where it is not called like it
 
 
@@ -42,6 +44,8 @@ def _row(claim: Claim, place: str, finding: Finding) -> dict[str, str]:
 def _findings(claim: Claim, e: Evidence) -> list[Finding]:
     if claim.test is None:
         return []
+    if not e.judged:
+        return [untested(OWN)]
     return [_elsewhere(claim, e, finding) for finding in resolve(claim.test)(e)]
 
 

@@ -17,7 +17,7 @@ from d2dmoe.config.sources import (
     class_folders,
     described,
 )
-from d2dmoe.config.strict import Strict
+from d2dmoe.config.strict import COMPLETED, Strict
 from d2dmoe.errors import ConfigError
 
 Positive = Annotated[float, Field(gt=0)]
@@ -30,22 +30,22 @@ class ImagesConfig(Strict):
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "loss")  # the first is the task's measure
     sample: ClassVar[str] = "an image"
 
-    kind: Literal["images"] = Field(description="What the samples are")
+    kind: Annotated[Literal["images"], COMPLETED] = Field(description="What the samples are")
     source: str = Field(description="Where the images come from: " + described(IMAGE_FORMS))
-    image_size: int = Field(
+    image_size: Annotated[int, COMPLETED] = Field(
         gt=0,
         description="Height and width in pixels; other images are resized on their shorter side "
         "and cropped to the centre",
     )
-    validation: int = Field(
-        gt=0,
-        description="Images held out of the training set, equally many of each class; "
-        "all choices are made on these, none on test images",
+    validation: Count | None = Field(
+        None,
+        description="Images held out of the training set, equally many of each class (null: about "
+        "a tenth); all choices are made on these, none on test images",
     )
-    mean: list[float] = Field(
+    mean: Annotated[list[float], COMPLETED] = Field(
         min_length=3, max_length=3, description="Mean of each channel (R, G, B), pixels in 0..1"
     )
-    std: list[Positive] = Field(
+    std: Annotated[list[Positive], COMPLETED] = Field(
         min_length=3,
         max_length=3,
         description="Standard deviation of each channel (R, G, B), pixels in 0..1",
@@ -103,7 +103,7 @@ class _TextSource(Strict):
         None, description="The configuration of a set on the hub that has several, e.g. en"
     )
     text: str = Field("text", description="Column that holds the text")
-    tokenizer: TokenizerConfig
+    tokenizer: Annotated[TokenizerConfig, COMPLETED]
 
     @field_validator("source")
     @classmethod
@@ -130,15 +130,15 @@ class TextsConfig(_TextSource):
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "loss")
     sample: ClassVar[str] = "a text"
 
-    kind: Literal["texts"] = Field(description="What the samples are")
+    kind: Annotated[Literal["texts"], COMPLETED] = Field(description="What the samples are")
     label: str = Field("label", description="Column that holds the class")
-    length: int = Field(
+    length: Annotated[int, COMPLETED] = Field(
         ge=3, description="Most tokens of a text, special ones included; the rest is cut off"
     )
-    validation: int = Field(
-        gt=0,
-        description="Texts held out of the training set, of each class in proportion to its size; "
-        "all choices are made on these, none on test texts",
+    validation: Count | None = Field(
+        None,
+        description="Texts held out of the training set, of each class in proportion to its size "
+        "(null: a tenth); all choices are made on these, none on test texts",
     )
     max_train: Count | None = Field(
         None, description="Train on the first so many texts only, in proportion; for trials"
@@ -158,12 +158,14 @@ class CorpusConfig(_TextSource):
     metrics: ClassVar[tuple[str, ...]] = ("loss", "perplexity")
     sample: ClassVar[str] = "a block of tokens"
 
-    kind: Literal["corpus"] = Field(description="What the samples are")
-    length: int = Field(gt=0, description="Tokens of a block, each of which predicts the next")
-    validation: int = Field(
-        gt=0,
-        description="Documents held out of the training set; all choices are made on these, none "
-        "on test documents",
+    kind: Annotated[Literal["corpus"], COMPLETED] = Field(description="What the samples are")
+    length: Annotated[int, COMPLETED] = Field(
+        gt=0, description="Tokens of a block, each of which predicts the next"
+    )
+    validation: Count | None = Field(
+        None,
+        description="Documents held out of the training set (null: a tenth); all choices are made "
+        "on these, none on test documents",
     )
     test: Count | None = Field(
         None,
@@ -191,6 +193,15 @@ class CorpusConfig(_TextSource):
             raise ValueError(
                 "streaming needs a ready tokenizer (tokenizer.source = hub:NAME or path:FILE): "
                 "training one would read the whole source"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stream_has_numbers(self):
+        if self.streaming and self.validation is None:
+            raise ValueError(
+                "streaming needs validation, a number of documents: a tenth of them is known only "
+                "when all have been read"
             )
         return self
 
@@ -226,7 +237,7 @@ def check_source(cfg: ImagesConfig | TextsConfig | CorpusConfig, root: Path) -> 
 def _check_shares(cfg: ImagesConfig, root: Path) -> None:
     kind, _, name = cfg.source.partition(":")
     classes = len(class_folders(root / name)) if kind == "path" else 1
-    if cfg.validation % classes:
+    if cfg.validation is not None and cfg.validation % classes:
         raise ConfigError(
             f"data.validation = {cfg.validation} images cannot be taken in equal shares from the "
             f"{classes} classes of {cfg.source}; give a multiple of {classes}"

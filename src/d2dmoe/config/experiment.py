@@ -54,16 +54,20 @@ def parse_config(raw: Mapping[str, Any]) -> Config:
     """
     if not isinstance(raw, Mapping):
         raise ConfigError("the configuration is empty; it needs the keys seeds and tasks")
-    _check_values(raw)
+    check_values(raw)
     try:
         return Config.model_validate(dict(raw))
     except ValidationError as error:
         raise ConfigError("the configuration is wrong:\n  " + explain_all(error, Config)) from None
 
 
-def _check_values(raw: Any) -> None:
+def check_values(raw: Any) -> None:
     """Refuse a tree that aliases have blown up, or closed to a circle, before anything walks it,
-    and values beyond all that an option can take."""
+    and values beyond all that an option can take.
+
+    Raises:
+        ConfigError: it is such a one.
+    """
     waiting, count = [raw], 0
     while waiting:
         value = waiting.pop()

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from d2dmoe.config.named import Tagged
+from d2dmoe.config.strict import Strict
 
 KEY = "[key]"  # ends pydantic's location of a fault that lies in a dict's key itself
 
@@ -58,7 +59,7 @@ def explain(fault: Mapping[str, Any], root: type[BaseModel]) -> str:
         hint = f"; did you mean '{close[0]}'?" if close else ""
         return f"{key} = {shown(value)}: unknown key{hint} (allowed keys: {', '.join(allowed)})"
     if fault["type"] == "missing":
-        return f"{key}: missing; it is required"
+        return f"{key}: missing; it is required{_unless(fault['loc'], root)}"
     if fault["type"] == "union_tag_not_found":
         return f"{key}.{_tag_key(fault)}: missing; allowed: {tags}"
     if fault["type"] == "union_tag_invalid":
@@ -72,6 +73,16 @@ def explain(fault: Mapping[str, Any], root: type[BaseModel]) -> str:
     if isinstance(value, Mapping):  # a check over several keys, whose message names them
         return f"{key or 'the configuration'}: {message}"
     return f"{key} = {shown(value)}: {message}"
+
+
+def _unless(location: tuple, root: type[BaseModel]) -> str:
+    """Says of a missing option where it is not required."""
+    section: Any = _walk(location[:-1], root)[1]
+    strict = isinstance(section, type) and issubclass(section, Strict)
+    if not strict or not section.completes(location[-1]):
+        return ""
+    of_model = "model" in location[:-1]
+    return " where the weights do not say it" if of_model else " unless model.weights are given"
 
 
 def _tag_key(fault: Mapping[str, Any]) -> str:

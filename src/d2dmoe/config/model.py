@@ -1,5 +1,7 @@
 """What the dense model is and where its weights come from, for each architecture."""
 
+import math
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -7,11 +9,28 @@ from pydantic import Field, field_validator, model_validator
 
 from d2dmoe.activations import ACTIVATIONS
 from d2dmoe.config.named import OneOf, Tagged
-from d2dmoe.config.strict import Strict
+from d2dmoe.config.strict import COMPLETED, Strict
 from d2dmoe.errors import CheckpointError
 from d2dmoe.models import ARCHITECTURES
 
 ActivationName = Annotated[str, OneOf(ACTIVATIONS, "activation")]
+BLOCK = re.compile(r"(?:layers?|h|encoder_layer)[._](\d+)\.")  # numbers a block in tensors' names
+STEM = re.compile(r"conv_proj\.conv_bn_relu_(\d+)\.0\.weight")  # convolutions before the patches
+VIT_SIZES = ("patch_size", "layers", "d_model", "heads", "d_ff")
+VITS = {  # torchvision's models
+    "vit_b_16": (16, 12, 768, 12, 3072),
+    "vit_b_32": (32, 12, 768, 12, 3072),
+    "vit_l_16": (16, 24, 1024, 16, 4096),
+    "vit_l_32": (32, 24, 1024, 16, 4096),
+    "vit_h_14": (14, 32, 1280, 16, 5120),
+}
+VIT_SIDES = {  # of images in pixels, by model and weights, where they are not 224
+    "vit_b_16:IMAGENET1K_SWAG_E2E_V1": 384,
+    "vit_l_16:IMAGENET1K_SWAG_E2E_V1": 512,
+    "vit_h_14:IMAGENET1K_SWAG_E2E_V1": 518,
+    "vit_h_14:DEFAULT": 518,
+}
+Size = Annotated[int, COMPLETED]
 
 
 class TransformerConfig(Strict):
@@ -22,12 +41,16 @@ class TransformerConfig(Strict):
     config_keys: ClassVar[dict[str, str]] = {}  # options: their names in a checkpoint's config.json
     tensor_sizes: ClassVar[dict[str, tuple[str, int]]] = {}  # options: tensors with that size, axis
 
-    architecture: str
-    weights: str = Field("scratch", description="Initial weights: scratch, or pretrained ones")
-    layers: int = Field(gt=0, description="Transformer blocks")
-    d_model: int = Field(gt=0, description="Width of a token")
-    heads: int = Field(gt=0, description="Attention heads")
-    d_ff: int = Field(gt=0, description="Hidden neurons of an FFN")
+    architecture: Annotated[str, COMPLETED]
+    weights: str = Field(
+        "scratch",
+        description="Initial weights: scratch, or pretrained ones, which say the architecture and "
+        "the sizes",
+    )
+    layers: Size = Field(gt=0, description="Transformer blocks")
+    d_model: Size = Field(gt=0, description="Width of a token")
+    heads: Size = Field(gt=0, description="Attention heads")
+    d_ff: Size = Field(gt=0, description="Hidden neurons of an FFN")
     dropout: float = Field(0.0, ge=0, lt=1, description="Dropout rate in every block")
     activation: ActivationName | None = Field(
         None, description="Of the FFNs of the dense model; null: the architecture's own"
@@ -40,6 +63,12 @@ class TransformerConfig(Strict):
         if value != "scratch" and (not rest or rest.count(":") < cls.forms.get(kind, 99)):
             raise ValueError(f"must be {cls.forms_text}")
         return value
+
+    @classmethod
+    def said_by(cls, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """The options that a checkpoint says, by their names here: of a language model its
+        config.json, of a ViT the shapes of its tensors."""
+        return {}
 
     @property
     def data_kind(self) -> str:
@@ -73,13 +102,50 @@ class ViTConfig(DividedHeads):
         "patch_size": (r"conv_proj\.weight", 2),
     }
 
-    architecture: Literal["vit"]
-    patch_size: int = Field(gt=0, description="Side of a patch, pixels")
+    architecture: Annotated[Literal["vit"], COMPLETED]
+    patch_size: Size = Field(gt=0, description="Side of a patch, pixels")
     stem: list[Annotated[int, Field(gt=0)]] = Field(
         [],
         description="Output channels of the stride-2 3x3 convolutions that replace plain patches; "
         "they must reach the same grid. Empty: plain patches",
     )
+
+    @classmethod
+    def said_by(cls, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """Also the `image_size`. Shapes tell neither the heads, but of torchvision's own models,
+        nor the size of a patch behind a stem."""
+        said: dict[str, Any] = {}
+        for option, (pattern, axis) in cls.tensor_sizes.items():
+            found = [shape for name, shape in checkpoint.items() if re.fullmatch(pattern, name)]
+            if found and len(found[0]) > axis:
+                said[option] = found[0][axis]
+        blocks = {match[1] for match in map(BLOCK.search, checkpoint) if match}
+        stem = [(int(m[1]), checkpoint[m[0]][0]) for m in map(STEM.fullmatch, checkpoint) if m]
+        said |= {"layers": len(blocks)} if blocks else {}
+        said |= {"stem": [channels for _, channels in sorted(stem)]} if stem else {}
+        positions = checkpoint.get("encoder.pos_embedding", [])  # [1, 1 + patches, d_model]
+        if len(positions) == 3 and "patch_size" in said:
+            said["image_size"] = math.isqrt(positions[1] - 1) * said["patch_size"]
+        return said | _heads_of(said)
+
+    @classmethod
+    def said_by_torchvision(cls, name: str) -> dict[str, Any]:
+        """Also the `image_size`, of MODEL:WEIGHTS; empty if there is no such model."""
+        model = name.partition(":")[0]
+        return _published(model) | {"image_size": VIT_SIDES.get(name, 224)} if model in VITS else {}
+
+
+def _published(model: str) -> dict[str, int]:
+    return dict(zip(VIT_SIZES, VITS[model], strict=True))
+
+
+def _heads_of(said: Mapping[str, Any]) -> dict[str, int]:
+    """The heads of torchvision's model of these sizes, if there is one."""
+    for sizes in map(_published, VITS):
+        heads = sizes.pop("heads")
+        if sizes.items() <= said.items():
+            return {"heads": heads}
+    return {}
 
 
 class LanguageConfig(TransformerConfig):
@@ -95,7 +161,15 @@ class LanguageConfig(TransformerConfig):
         "positions": "max_position_embeddings",
     }
 
-    positions: int = Field(gt=0, description="Longest sequence, tokens")
+    activation_key: ClassVar[str] = "hidden_act"  # of a checkpoint's config.json
+
+    positions: Size = Field(gt=0, description="Longest sequence, tokens")
+
+    @classmethod
+    def said_by(cls, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """What it leaves out has a default in transformers, and is not said."""
+        named = {ours: checkpoint.get(theirs) for ours, theirs in cls.config_keys.items()}
+        return {ours: value for ours, value in named.items() if value is not None}
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -106,7 +180,8 @@ class LanguageConfig(TransformerConfig):
         """Compare with a checkpoint's config.json; what it does not say has a default there.
 
         Raises:
-            CheckpointError: it is of another architecture or has other sizes.
+            CheckpointError: it is of another architecture, has other sizes, or an activation that
+                is not described here.
         """
         kind = config.get("model_type")
         if kind != self.architecture:
@@ -123,14 +198,21 @@ class LanguageConfig(TransformerConfig):
         if wrong:
             raise CheckpointError(
                 f"{self.weights} does not fit the configured model: {', '.join(wrong)}. Give the "
-                "model section the sizes of the checkpoint."
+                "model section the sizes of the checkpoint, or leave them out."
+            )
+        activation = config.get(self.activation_key)
+        known = [alias for record in ACTIVATIONS.values() for alias in record.aliases]
+        if activation is not None and activation not in known:
+            raise CheckpointError(
+                f"{self.weights}: the activation {activation!r} is not described; described are "
+                f"{', '.join(known)} (d2dmoe/activations.py)."
             )
 
 
 class BertConfig(LanguageConfig, DividedHeads):
     """transformers' BertForSequenceClassification."""
 
-    architecture: Literal["bert"]
+    architecture: Annotated[Literal["bert"], COMPLETED]
 
 
 class GPT2Config(LanguageConfig, DividedHeads):
@@ -143,15 +225,25 @@ class GPT2Config(LanguageConfig, DividedHeads):
         "d_ff": "n_inner",
         "positions": "n_positions",
     }
+    activation_key = "activation_function"
 
-    architecture: Literal["gpt2"]
+    architecture: Annotated[Literal["gpt2"], COMPLETED]
+
+    @classmethod
+    def said_by(cls, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+        """The same; GPT-2's own configurations leave the width of the FFNs out."""
+        return super().said_by(_with_width(checkpoint))
 
     def check_config(self, config: Mapping[str, Any]) -> None:
-        """The same; GPT-2's own configurations leave the width of the FFNs out."""
-        width = config.get("n_embd")
-        if config.get("n_inner") is None and isinstance(width, int):
-            config = {**config, "n_inner": 4 * width}
-        super().check_config(config)
+        """The same."""
+        super().check_config(_with_width(config))
+
+
+def _with_width(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    width = config.get("n_embd")
+    if config.get("n_inner") is None and isinstance(width, int):
+        return {**config, "n_inner": 4 * width}
+    return config
 
 
 class GemmaConfig(LanguageConfig):
@@ -162,9 +254,9 @@ class GemmaConfig(LanguageConfig):
         "head_dim": "head_dim",
     }
 
-    architecture: Literal["gemma"]
-    head_dim: int = Field(gt=0, description="Width of an attention head")
-    key_value_heads: int = Field(gt=0, description="Heads of keys and values; must divide heads")
+    architecture: Annotated[Literal["gemma"], COMPLETED]
+    head_dim: Size = Field(gt=0, description="Width of an attention head")
+    key_value_heads: Size = Field(gt=0, description="Heads of keys and values; must divide heads")
 
     @model_validator(mode="after")
     def _pairs_turn(self):

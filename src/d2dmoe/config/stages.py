@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from d2dmoe.config.model import ModelConfig
 from d2dmoe.config.named import OneOf
-from d2dmoe.config.strict import Strict
+from d2dmoe.config.strict import COMPLETED, Strict
 from d2dmoe.config.training import TaskTrainingConfig, TrainingConfig
 from d2dmoe.router_kinds import ROUTER_KINDS
 
@@ -28,8 +28,12 @@ class DenseConfig(TaskTrainingConfig):
 class SparsifyConfig(TaskTrainingConfig):
     """Sparsity enforcement (paper section 3.1)."""
 
-    mode: PenaltyMode = Field(description="What is penalised, and whether GELU becomes ReLU")
-    alpha: float = Field(ge=0, description="Weight of the sparsity penalty; 0: none")
+    mode: Annotated[PenaltyMode, COMPLETED] = Field(
+        description="What is penalised, and whether GELU becomes ReLU"
+    )
+    alpha: Annotated[float, COMPLETED] = Field(
+        ge=0, description="Weight of the sparsity penalty; 0: none"
+    )
     schedule: Schedule = Field("linear_warmup", description="How alpha is reached in training")
 
 
@@ -60,7 +64,9 @@ class ClusteringConfig(Strict):
     method: ClusteringMethod = Field(
         "kmeans", description="kmeans: balanced; the others: ablations"
     )
-    expert_size: int = Field(gt=0, description="Hidden neurons per expert; must divide d_ff")
+    expert_size: Annotated[int, COMPLETED] = Field(
+        gt=0, description="Hidden neurons per expert; must divide d_ff"
+    )
     projection_expert_size: int | None = Field(
         None, gt=0, description="Hidden neurons per expert of an attention projection's MLP"
     )
@@ -70,7 +76,7 @@ class RouterConfig(TrainingConfig):
     """The routers (section 3.3); classification is MoEfication's."""
 
     kind: RouterKindName = Field("regression", description="Predicts norms, or whether to run")
-    width: int = Field(gt=0, description="Hidden width h of a router")
+    width: Annotated[int, COMPLETED] = Field(gt=0, description="Hidden width h of a router")
     projection_width: int | None = Field(
         None, gt=0, description="Hidden width of an attention projection's router"
     )

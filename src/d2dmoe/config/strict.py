@@ -4,7 +4,8 @@ import re
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
 LONGEST = 64  # characters of a name
 
@@ -12,6 +13,10 @@ Name = Annotated[  # of tasks, variants: names files, on systems too that tell n
     str, Field(pattern=r"^[a-z0-9][a-z0-9_.]*$", max_length=LONGEST)
 ]
 Label = Annotated[str, Field(min_length=1, max_length=100)]  # in legends
+
+COMPLETED = "completed"
+"""Annotates a required option that may be left out where a model's weights are given: it is then
+read from the checkpoint, or is the usual one (`plan.defaults`)."""
 
 INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
 NUMBER = re.compile(r"[-+]?([0-9]{1,18}(\.[0-9]{0,18})?|\.[0-9]{1,18})([eE][-+]?[0-9]{1,3})?")
@@ -41,6 +46,23 @@ class Strict(BaseModel):
             return values
         kinds = {key: field.annotation for key, field in cls.model_fields.items()}
         return {key: _as(kinds.get(key), value) for key, value in values.items()}
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """The schema, which requires nothing that may be left out."""
+        schema = handler(core)
+        own = handler.resolve_ref_schema(schema)
+        needed = [key for key in own.pop("required", []) if not cls.completes(key)]
+        if needed:
+            own["required"] = needed
+        return schema
+
+    @classmethod
+    def completes(cls, key: str) -> bool:
+        """Whether an option may be left out where a model's weights are given."""
+        return COMPLETED in cls.model_fields[key].metadata
 
 
 def _as(kind: Any, value: Any) -> Any:

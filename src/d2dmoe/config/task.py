@@ -19,7 +19,7 @@ from d2dmoe.config.stages import (
     RouterConfig,
     SparsifyConfig,
 )
-from d2dmoe.config.strict import Name, Strict
+from d2dmoe.config.strict import COMPLETED, Name, Strict
 from d2dmoe.config.training import TaskTrainingConfig
 from d2dmoe.config.variant import Variant
 from d2dmoe.lookup import resolve
@@ -53,19 +53,19 @@ class _Task(Strict):
 
     data: DataConfig
     model: ModelConfig
-    dense: TaskTrainingConfig
+    dense: Annotated[TaskTrainingConfig, COMPLETED]
     finetune: FinetuneConfig = FinetuneConfig()
     bases: dict[Name, BaseConfig] = Field(
         {}, description="Compressed models, by name, that variants convert instead of the dense one"
     )
     projections: ProjectionsConfig | None = Field(None, description="Of variants that convert them")
-    sparsify: SparsifyConfig
-    clustering: ClusteringConfig
-    router: RouterConfig
-    select: SelectConfig
+    sparsify: Annotated[SparsifyConfig, COMPLETED]
+    clustering: Annotated[ClusteringConfig, COMPLETED]
+    router: Annotated[RouterConfig, COMPLETED]
+    select: Annotated[SelectConfig, COMPLETED]
     eval_batch_size: int = Field(250, gt=0, description="Samples per evaluation step")
-    variants: dict[Name, VariantConfig] = Field(min_length=1)
-    figures: FiguresConfig
+    variants: Annotated[dict[Name, VariantConfig], COMPLETED] = Field(min_length=1)
+    figures: Annotated[FiguresConfig, COMPLETED]
     ablations: SuiteConfig | None = Field(None, description="Made by `snakemake ablations`")
     compatibility: SuiteConfig | None = Field(
         None, description="Made by `snakemake compatibility`: pruned, quantised, distilled models"
@@ -74,6 +74,18 @@ class _Task(Strict):
         {}, description="Learning rates tried, by variant; `snakemake tuning` repeats the trials"
     )
     boolq: BoolQConfig | None = Field(None, description="Table 1: BoolQ at compute budgets")
+    claims: bool | None = Field(
+        None,
+        description="Whether the paper's claims are judged on the task; null: where its data come "
+        "with this project and its model is trained from scratch",
+    )
+
+    @property
+    def judged(self) -> bool:
+        """Whether the paper's claims are judged on it: they are of the paper's experiments."""
+        if self.claims is not None:
+            return self.claims
+        return self.data.source.startswith("vendored:") and self.model.weights == "scratch"
 
     @property
     def suites(self) -> dict[str, SuiteConfig]:

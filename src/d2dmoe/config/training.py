@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from d2dmoe.config.augment import AugmentConfig
-from d2dmoe.config.strict import Strict
+from d2dmoe.config.strict import COMPLETED, Strict
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -14,10 +14,10 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 class TrainingConfig(Strict):
     """AdamW, cosine decay after a linear warm-up."""
 
-    epochs: float = Field(
+    epochs: Annotated[float, COMPLETED] = Field(
         ge=0, description="Passes over the training samples; the last may be a part of one"
     )
-    lr: float = Field(gt=0, description="Peak learning rate")
+    lr: Annotated[float, COMPLETED] = Field(gt=0, description="Peak learning rate")
     min_lr: float = Field(0.0, ge=0, description="Learning rate at the end of the cosine")
     warmup: float = Field(0.1, ge=0, le=1, description="Share of the steps that warm up linearly")
     batch_size: int = Field(128, gt=0, description="Samples per step")

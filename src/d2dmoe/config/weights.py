@@ -8,11 +8,10 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from d2dmoe.config.model import LanguageConfig, TransformerConfig
+from d2dmoe.config.model import BLOCK, LanguageConfig, TransformerConfig
 from d2dmoe.errors import CheckpointError
 from d2dmoe.io.shapes import tensor_shapes
 
-BLOCK = re.compile(r"(?:layers?|h|encoder_layer)[._](\d+)\.")  # numbers a block in tensors' names
 WEIGHTS = "model.safetensors"
 
 

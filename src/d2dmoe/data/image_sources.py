@@ -18,9 +18,10 @@ from typing import Literal
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image, ImageOps
 
 from d2dmoe.config.sources import TEST_NAMES, check_images, find_test_folder
+from d2dmoe.data.pictures import readable
 from d2dmoe.data.vendored import vendored_file
 from d2dmoe.errors import DataError
 
@@ -44,7 +45,7 @@ class Images:
             DataError: the image cannot be decoded.
         """
         try:
-            image = _in_eight_bits(_upright(self.read(index)))
+            image = readable(self.read(index))
         except Exception as error:  # PIL's decoders raise a dozen unrelated types
             raise DataError(
                 f"{self.source}: image {index} ({self.place(index)}) cannot be read "
@@ -55,24 +56,6 @@ class Images:
             image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
         array = np.array(image)  # a copy: PIL's own buffer is read-only
         return torch.from_numpy(array).view(size, size, -1).permute(2, 0, 1)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """As a camera meant it to be seen."""
-    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    return ImageOps.exif_transpose(image) if turned else image
-
-
-def _in_eight_bits(image: Image.Image) -> Image.Image:
-    """In mode L or RGB; of animations the first picture, without transparency."""
-    if image.mode.startswith("I;16"):  # which `convert` would cut off at 255
-        grey = (np.asarray(image).astype(np.uint32) + 128) // 257  # 65535 becomes 255
-        return Image.fromarray(grey.astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(
-            f"the range of its 32-bit pixels (mode {image.mode}) is unknown: save it with 8 or 16"
-        )
-    return image if image.mode == "L" else image.convert("RGB")
 
 
 def load_images(source: str, part: Part, root: Path) -> Images:

@@ -35,7 +35,8 @@ def prepare_images(
             f"{cfg.source}: all {len(train.labels)} training images are of one class; at least "
             "two classes are needed."
         )
-    held_out = choose_validation(train.labels, cfg.validation, len(train.classes), seed)
+    count = cfg.validation or tenth(train.labels, len(train.classes))
+    held_out = choose_validation(train.labels, count, len(train.classes), seed)
     kept = torch.ones(len(train.labels), dtype=torch.bool)
     kept[held_out] = False
     kept = kept.nonzero()[:, 0]
@@ -54,6 +55,13 @@ def prepare_images(
     }
     splits = {name: _tensors(images, indices, cfg) for name, (images, indices) in parts.items()}
     return splits, about
+
+
+def tenth(labels: torch.Tensor, classes: int) -> int:
+    """A tenth of the images, or fewer: in equal shares of the classes, of each at least one and at
+    most half of the smallest. `labels` is int64 [N]."""
+    smallest = int(labels.bincount(minlength=classes).min())
+    return max(1, min(len(labels) // 10 // classes, smallest // 2)) * classes
 
 
 def choose_validation(labels: torch.Tensor, count: int, classes: int, seed: int) -> torch.Tensor:

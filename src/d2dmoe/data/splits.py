@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from pydantic import BaseModel
@@ -19,10 +19,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from d2dmoe.config.training import TrainingConfig
 from d2dmoe.data.augment import augment, mix, normalise
-from d2dmoe.data.image_sources import Images, Part, load_images
 from d2dmoe.errors import CheckpointError, DataError
 from d2dmoe.io.header import DIGEST
 from d2dmoe.io.tensors import load_tensors
+
+if TYPE_CHECKING:
+    from d2dmoe.data.image_sources import Images, Part
 
 RERUN = "Rerun rule `dataset` (`snakemake --forcerun dataset`)."
 
@@ -226,10 +228,12 @@ def _description(path: Path) -> dict[str, Any]:
     return about
 
 
-def _image_split(tensors: dict[str, Tensor], about: dict, part: Part, root: Path) -> ImageSplit:
+def _image_split(tensors: dict[str, Tensor], about: dict, part: "Part", root: Path) -> ImageSplit:
     if about["in_memory"]:
         decode = partial(Tensor.index_select, tensors["images"], 0)
     else:
+        from d2dmoe.data.image_sources import load_images  # decoders are slow to import
+
         images = load_images(about["source"], part, root)
         _check_unchanged(images, tensors["indices"], tensors["labels"])
         decode = partial(_decode, images, tensors["indices"], about["image_size"])
@@ -237,12 +241,12 @@ def _image_split(tensors: dict[str, Tensor], about: dict, part: Part, root: Path
     return ImageSplit(tensors["labels"], *statistics, decode, about)
 
 
-def _check_unchanged(images: Images, indices: Tensor, labels: Tensor) -> None:
+def _check_unchanged(images: "Images", indices: Tensor, labels: Tensor) -> None:
     inside = int(indices.max()) < len(images.labels)
     if not inside or not torch.equal(images.labels[indices], labels):
         raise DataError(f"{images.source} has changed since it was split. {RERUN}")
 
 
-def _decode(images: Images, indices: Tensor, size: int, chosen: Tensor) -> Tensor:
+def _decode(images: "Images", indices: Tensor, size: int, chosen: Tensor) -> Tensor:
     pixels = [images.pixels(i, size) for i in indices[chosen].tolist()]
     return torch.stack([p.expand(3, -1, -1) for p in pixels])  # [B, 3, H, W]

@@ -5,22 +5,17 @@ sets are kept in that library's own cache; files are read where they lie. Local 
 to the repository root.
 """
 
-import csv
-import gzip
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from d2dmoe.config.data import CorpusConfig, TextsConfig
 from d2dmoe.config.sources import check_texts, find_text_files
+from d2dmoe.data.text_files import Rows, class_names, read_rows
 from d2dmoe.data.vendored import vendored_file
 from d2dmoe.errors import DataError
-
-Rows = Iterator[Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -165,59 +160,7 @@ def _hub(cfg: TextsConfig | CorpusConfig, name: str, root: Path) -> dict[str, Ta
 
 
 def _files(source: str, paths: Mapping[str, Path]) -> dict[str, Table]:
-    readers = {".csv": _csv_rows, ".json": _json_rows, ".jsonl": _json_rows, ".txt": _txt_rows}
-    tables = {}
-    for split, path in paths.items():
-        where = f"{source}, {path.name}"
-        suffix = Path(path.name.removesuffix(".gz")).suffix
-        if suffix == ".parquet":
-            tables[split] = _parquet(where, path)
-        else:
-            tables[split] = Table(where, partial(readers[suffix], path), {})
-    return tables
-
-
-def _parquet(where: str, path: Path) -> Table:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from datasets import ClassLabel, Features
-
-    try:
-        features = Features.from_arrow_schema(pq.read_schema(path))
-    except (OSError, pa.ArrowException) as error:
-        raise DataError(f"{where} cannot be read ({error}). Fetch or save it again.") from error
-    names = {c: f.names for c, f in features.items() if isinstance(f, ClassLabel)}
-
-    def rows() -> Rows:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1000):
-                yield from batch.to_pylist()
-
-    return Table(where, rows, names)
-
-
-def _csv_rows(path: Path) -> Rows:
-    csv.field_size_limit(2**31 - 1)  # by default a field has at most 128 KiB
-    with _opened(path, newline="") as file:
-        yield from csv.DictReader(file)
-
-
-def _json_rows(path: Path) -> Rows:
-    """A list of objects, or one object a line."""
-    with _opened(path) as file:
-        is_list = file.read(1) == "["
-        file.seek(0)
-        yield from json.load(file) if is_list else map(json.loads, filter(str.strip, file))
-
-
-def _txt_rows(path: Path) -> Rows:
-    """Plain text: blank lines separate documents."""
-    with _opened(path) as file:
-        for blank, lines in groupby(file, str.isspace):
-            if not blank:
-                yield {"text": "".join(lines).strip()}
-
-
-def _opened(path: Path, newline: str | None = None):
-    opener = gzip.open if path.suffix == ".gz" else open
-    return opener(path, "rt", encoding="utf-8-sig", newline=newline)  # some begin with a mark
+    return {
+        split: Table(f"{source}, {path.name}", partial(read_rows, path), class_names(path))
+        for split, path in paths.items()
+    }

@@ -67,7 +67,8 @@ def split_labelled(
     train, test = (_numbered(part, classes, cfg) for part in rows)
     seen = set(map(fingerprint, test.texts))
     pool = _without(train, seen)
-    held_out = choose_validation(pool.labels, cfg.validation, classes, seed)
+    count = cfg.validation or max(1, len(pool.labels) // 10)
+    held_out = choose_validation(pool.labels, count, classes, seed)
     validation = pool[held_out]
     kept = torch.ones(len(pool.labels), dtype=torch.bool)
     kept[held_out] = False
@@ -112,7 +113,7 @@ def split_documents(cfg: CorpusConfig, root: Path, seed: int = 0) -> dict[str, I
     else:
         assert cfg.test is not None  # refused above
         test = pool.hold_out(cfg.test, "test")
-    validation = pool.hold_out(cfg.validation, "validation")
+    validation = pool.hold_out(cfg.validation or pool.tenth(), "validation")
     if not cfg.streaming:
         pool.sort()
     return {"train": _training_texts(pool, cfg.source), "validation": validation, "test": test}
@@ -251,6 +252,12 @@ class _Pool:
     def sort(self) -> None:
         """Bring what has not been given yet back into the stored order."""
         self.documents = iter(sorted(self.documents))
+
+    def tenth(self) -> int:
+        """A tenth of the documents that have not been given yet, copies counted; at least one."""
+        documents = list(self.documents)
+        self.documents = iter(documents)
+        return max(1, len(documents) // 10)
 
     def leave_out(self, texts: Iterable[str]) -> None:
         """Give no copies of these texts from now on."""

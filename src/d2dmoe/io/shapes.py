@@ -19,6 +19,9 @@ def tensor_shapes(path: Path) -> dict[str, list[int]]:
             raise ValueError("it does not begin as safetensors files do")
         header = json.loads(file.read(length))
     try:
-        return {name: x["shape"] for name, x in header.items() if name != "__metadata__"}
+        shapes = {name: [*x["shape"]] for name, x in header.items() if name != "__metadata__"}
     except (AttributeError, LookupError, TypeError):
         raise ValueError("its header lists no tensors") from None
+    if not all(isinstance(size, int) for shape in shapes.values() for size in shape):
+        raise ValueError("its header lists tensors without sizes")
+    return shapes

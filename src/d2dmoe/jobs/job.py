@@ -1,5 +1,6 @@
 """One job of the workflow: its log, how its errors are told, and what is known of its results."""
 
+import os
 import resource
 import sys
 import time
@@ -17,6 +18,10 @@ from d2dmoe.jobs.progress import log_to, logger
 from d2dmoe.jobs.record import identity_of, save_record
 
 STATES = Path("results/.state")  # of interrupted jobs
+QUIET = {  # of libraries that would fill the jobs' logs; they ask when they are imported
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
 
 
 @contextmanager
@@ -35,6 +40,7 @@ def job(snakemake: Any) -> Iterator[str]:
         A name for all that the results depend on.
     """
     variants = snakemake.config.get("variants_by_folder", {})
+    os.environ.update(QUIET)
     log_to(Path(snakemake.log[0]), name_of(dict(snakemake.wildcards.items()), variants))
     began = time.monotonic()
     try:

@@ -10,12 +10,12 @@ import triton.language as tl
 
 @triton.jit
 def relu(x):
-    return tl.maximum(x, 0.0)
+    return tl.maximum(x, 0.0, tl.PropagateNan.ALL)
 
 
 @triton.jit
 def relu_squared(x):
-    positive = tl.maximum(x, 0.0)
+    positive = relu(x)
     return positive * positive
 
 

@@ -1,5 +1,6 @@
 """The layer on the CPU: expert by expert, in plain torch; faster than dense where few run."""
 
+import torch
 from torch import Tensor
 
 from d2dmoe.weights import ExpertWeights, hidden_neurons
@@ -14,16 +15,17 @@ def grouped(z: Tensor, mask: Tensor, weights: ExpertWeights) -> Tensor:
         weights: of z's dtype.
 
     Returns:
-        [tokens, d_out]; the same bytes on every call.
+        [tokens, d_out]; the same bytes on every call. Those of 16-bit floats are summed in fp32.
     """
-    out, weights = outside(z, weights), weights.dequantized()._replace(down_bias=None)
+    precise = torch.promote_types(z.dtype, torch.float32)
+    out, weights = outside(z, weights).to(precise), weights.dequantized()._replace(down_bias=None)
     by_expert = mask.T.contiguous()
     for expert in by_expert.any(1).nonzero().flatten().tolist():
         tokens = by_expert[expert].nonzero().squeeze(-1)
         one = (x[expert, None] if isinstance(x, Tensor) else x for x in weights)
         hidden = hidden_neurons(z[tokens], ExpertWeights._make(one)).squeeze(-2)  # [tokens, e]
-        out.index_add_(0, tokens, hidden @ weights.down[expert])
-    return out
+        out.index_add_(0, tokens, (hidden @ weights.down[expert]).to(precise))
+    return out.to(z.dtype)
 
 
 def outside(z: Tensor, weights: ExpertWeights) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from d2dmoe.backend import DECODE_TOKENS
+from d2dmoe.kernels.activations import relu
 from d2dmoe.kernels.arguments import (
     aligned,
     expert_arguments,
@@ -196,7 +197,7 @@ def _router_hidden(
     x = tl.load(z + token * d_model + columns, columns < d_model, other=0.0)
     value = tl.sum(w.to(tl.float32) * x.to(tl.float32)[None, :], 1)
     value += tl.load(up_bias + neurons, neurons < h, other=0.0).to(tl.float32)
-    value = tl.maximum(value, 0.0).to(hidden.dtype.element_ty)
+    value = relu(value).to(hidden.dtype.element_ty)
     tl.store(hidden + token * h + neurons, value, neurons < h)
 
 

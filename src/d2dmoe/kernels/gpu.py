@@ -9,10 +9,13 @@ from contextlib import nullcontext
 import torch
 from torch import Tensor
 
+from d2dmoe.errors import UserError
 from d2dmoe.kernels import decode, persistent
 from d2dmoe.kernels.launch import Launch, launch_for
 from d2dmoe.selection import dynamic_k
 from d2dmoe.weights import ExpertWeights, RouterWeights, scores
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 WIDEST_ROUTER = 128
 """Most experts, and most hidden neurons, of a router that the kernels hold in registers."""
@@ -40,6 +43,8 @@ def dynamic_k_ffn(
 
 def _run(z: Tensor, weights: ExpertWeights, launch: Launch | None, **selection) -> Tensor:
     """By the kernel for so many tokens; selected by a mask, or by a router and τ."""
+    if z.dtype not in DTYPES:
+        raise UserError(f"tokens are {z.dtype}; the GPU kernels take fp32, fp16 and bf16")
     if len(z) == 0:
         return z.new_empty(0, weights.d_out)
     # Triton launches on the current device, which need not be that of z.

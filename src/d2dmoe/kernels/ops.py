@@ -4,12 +4,23 @@ Inference only: no gradients flow through them (`weights.dense` has those). On t
 compute expert by expert; on CUDA they run the Triton kernels, imported at the first call.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from d2dmoe.kernels.cpu import grouped
 from d2dmoe.selection import dynamic_k
-from d2dmoe.weights import ExpertWeights, RouterWeights, check_mask, check_tokens, scores
+from d2dmoe.weights import (
+    ExpertWeights,
+    RouterWeights,
+    autocast_dtype,
+    check_mask,
+    check_router,
+    check_tokens,
+    scores,
+)
 
 
 def expert_ffn(z: Tensor, mask: Tensor, weights: ExpertWeights) -> Tensor:
@@ -18,9 +29,9 @@ def expert_ffn(z: Tensor, mask: Tensor, weights: ExpertWeights) -> Tensor:
     Deterministic where `torch.use_deterministic_algorithms` asks for it, then somewhat slower.
 
     Args:
-        z: tokens, [tokens, d_model]; fp32, fp16 or bf16.
+        z: tokens, [tokens, d_model]; fp32, fp16 or bf16, on the CPU fp64 too.
         mask: which experts each token runs, boolean [tokens, n].
-        weights: of z's dtype, or int8 with scales of it.
+        weights: of z's dtype, or int8 with scales of it; autocast brings all to its own dtype.
 
     Returns:
         [tokens, d_out].
@@ -31,7 +42,7 @@ def expert_ffn(z: Tensor, mask: Tensor, weights: ExpertWeights) -> Tensor:
     """
     check_tokens(z, weights)
     check_mask(mask, z, weights)
-    return _expert_ffn(z.contiguous(), mask.contiguous(), *_flat(weights))
+    return _expert_ffn(*_flat((z, mask, *weights), autocast_dtype(z)))
 
 
 def dynamic_k_ffn(z: Tensor, router: RouterWeights, tau: float, weights: ExpertWeights) -> Tensor:
@@ -45,7 +56,7 @@ def dynamic_k_ffn(z: Tensor, router: RouterWeights, tau: float, weights: ExpertW
         z: tokens, [tokens, d_model].
         router: weights of z's dtype.
         tau: threshold in [0, 1].
-        weights: of z's dtype, or int8 with scales of it.
+        weights: of z's dtype, or int8 with scales of it; autocast brings all to its own dtype.
 
     Returns:
         [tokens, d_out].
@@ -55,12 +66,21 @@ def dynamic_k_ffn(z: Tensor, router: RouterWeights, tau: float, weights: ExpertW
         UnknownName: there is no such activation or kind of router.
     """
     check_tokens(z, weights)
-    maps = (w.contiguous() for w in router[:4])
-    return _dynamic_k_ffn(z.contiguous(), *maps, router.kind, tau, *_flat(weights))
+    check_router(router, z)
+    dtype = autocast_dtype(z)
+    return _dynamic_k_ffn(*_flat((z, *router), dtype), tau, *_flat(weights, dtype))
 
 
-def _flat(x: ExpertWeights) -> tuple:
-    return tuple(v.contiguous() if isinstance(v, Tensor) else v for v in x)
+def _flat(values: Iterable[Any], dtype: torch.dtype | None = None) -> tuple:
+    """Tensors contiguous and, where a dtype is given, those that autocast converts of it."""
+
+    def flat(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        converted = dtype and value.is_floating_point() and value.dtype != torch.float64
+        return (value.to(dtype) if converted else value).contiguous()
+
+    return tuple(map(flat, values))
 
 
 # The operators' arguments: the fields of `ExpertWeights` and of `RouterWeights`, in their order.

@@ -32,12 +32,14 @@ def router_choice(
     PRECISION: tl.constexpr,
 ):
     """Dynamic-k of the router's hidden neurons [T, H]: boolean [T, experts], false beyond n. SCORE
-    is a function of `activations`."""
+    is a function of `activations`. Experts whose scores are NaN run."""
     scores = SCORE(tl.dot(hidden, w, input_precision=PRECISION) + bias[None, :])
     known = (experts < n)[None, :]
     scores = tl.where(known, scores, -1.0)
     largest = tl.max(scores, 1)[:, None]
-    return (scores >= tau * largest) & ((largest > 0) | (tau == 0)) & known
+    broken = scores != scores
+    left_out = (scores < tau * largest) | ((largest <= 0) & (tau != 0))
+    return (broken | ~left_out) & known
 
 
 @triton.jit

@@ -1,6 +1,5 @@
 """Dense models of any architecture: built, taken apart, asked for their blocks and heads."""
 
-from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -9,8 +8,9 @@ from torch import nn
 from d2dmoe.attention import ROLES
 from d2dmoe.config.model import TransformerConfig
 from d2dmoe.errors import CheckpointError
-from d2dmoe.lookup import look_up
+from d2dmoe.lookup import look_up, module_named
 from d2dmoe.models import ARCHITECTURES, names_where
+from d2dmoe.registration import attach
 from d2dmoe.surgery import find
 
 
@@ -27,7 +27,8 @@ def create_model(cfg: TransformerConfig, about: dict[str, Any]) -> tuple[dict[st
     Raises:
         CheckpointError: the weights cannot be had, or do not fit the configuration or the data.
     """
-    return _module(cfg.architecture).create(cfg, about)
+    options, model = _module(cfg.architecture).create(cfg, about)
+    return options, attach(model)
 
 
 def build_model(architecture: str, options: dict[str, Any]) -> nn.Module:
@@ -36,7 +37,7 @@ def build_model(architecture: str, options: dict[str, Any]) -> nn.Module:
     Raises:
         UnknownName: the architecture is not described here.
     """
-    return _module(architecture).build(options)
+    return attach(_module(architecture).build(options))
 
 
 def separate_projections(architecture: str, model: nn.Module) -> nn.Module:
@@ -94,4 +95,4 @@ def _heads(architecture: str) -> tuple[type[nn.Module], str]:
 
 
 def _module(architecture: str) -> ModuleType:
-    return import_module(look_up(ARCHITECTURES, architecture, "architecture").module)
+    return module_named(look_up(ARCHITECTURES, architecture, "architecture").module)

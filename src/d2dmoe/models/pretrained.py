@@ -7,16 +7,12 @@ from typing import Any, TypeVar
 
 from torch import nn
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
-from transformers.utils import logging
 
 from d2dmoe.activations import ACTIVATIONS
 from d2dmoe.config.model import LanguageConfig
 from d2dmoe.errors import CheckpointError, ConfigError
 
 Model = TypeVar("Model", bound=PreTrainedModel)
-
-logging.disable_progress_bar()  # it would fill the jobs' logs
-logging.set_verbosity_error()
 
 
 def create(

@@ -26,6 +26,7 @@ def claim_options(plan: Plan, suite: Suite) -> dict[str, dict[str, Any]]:
             "bases": _compressed_bases(plan, suite, task),
             "elsewhere": _drawn_elsewhere(plan, suite, task),
             "figures": plain(plan.task(task).figures_of(suite)),
+            "judged": plan.task(task).judged,
             "metric": plan.task(task).data.metrics[0],
             "projections": _with_projections(plan, suite, task),
         }

@@ -15,6 +15,7 @@ from d2dmoe.figures import Figure
 from d2dmoe.methods import METHODS, Evaluation, rule_of
 from d2dmoe.models import ARCHITECTURES
 from d2dmoe.plan.checks import check
+from d2dmoe.plan.defaults import completed
 from d2dmoe.plan.digest import Use, code_digest
 from d2dmoe.plan.folders import data_folder, plain
 from d2dmoe.plan.lineage import Lineage, Step, all_steps, lineages, trials
@@ -169,7 +170,7 @@ def _activations(step: Step) -> list[str]:
 
 
 def load_plan(raw: Mapping[str, Any], root: Path, folder: Path | None = None) -> Plan:
-    """Check a configuration and plan it.
+    """Complete a configuration, check it and plan it.
 
     Args:
         raw: as YAML gives it.
@@ -179,8 +180,9 @@ def load_plan(raw: Mapping[str, Any], root: Path, folder: Path | None = None) ->
     Raises:
         ConfigError: one message with a line for every fault: key, value, what is allowed.
         DataError: a task's dataset is not there.
+        CheckpointError: pretrained weights are not there, or not those of the model.
     """
-    config = parse_config(raw)
+    config = parse_config(completed(raw, folder or root))
     check(config, folder or root)
     return Plan(config, root)
 

