@@ -19,9 +19,8 @@ from d2dmoe.api.operating_points import Values
 from d2dmoe.checkpoint import load_model
 from d2dmoe.data.splits import Split, open_split
 from d2dmoe.errors import UserError
-from d2dmoe.moe import MoE, set_selection
+from d2dmoe.moe import set_operating_point
 from d2dmoe.stages.calibrate import SplitBatches, calibrate_on, split_loss
-from d2dmoe.surgery import find
 
 VARIANTS = ("d2dmoe", "attention")
 BUDGETS = (0.5, 0.6, 0.7, 0.8)
@@ -41,8 +40,7 @@ def folders(root: Path) -> dict[tuple[str, str], Path]:
 
 
 def measured(model: torch.nn.Module, split: Split, batch_size: int, values: Values) -> Evaluation:
-    for name, moe in find(model, MoE).items():
-        moe.selection.rule, moe.selection.value = "dynamic_k", values[name]
+    set_operating_point(model, "dynamic_k", values)
     device = next(model.parameters()).device
     return evaluate(model, SplitBatches(split, batch_size, device), loss=split_loss)
 
@@ -54,7 +52,7 @@ def lines(name: str, folder: Path, root: Path, batch_size: int) -> None:
     model.to(device).eval()
     data = root / yaml.safe_load((folder / "lineage.yaml").read_text())["data"]
     validation, test = open_split(data, "validation", root), open_split(data, "test", root)
-    set_selection(model, "dynamic_k", 0.0)
+    set_operating_point(model, "dynamic_k", 0.0)
     everything = evaluate(model, SplitBatches(test, batch_size, device), loss=split_loss)
     asked = [{"flops_ratio": x} for x in BUDGETS] + [{"max_loss_increase": x} for x in TOLERANCES]
     for per_layer in (False, True):

@@ -3,6 +3,7 @@
 import json
 import math
 import warnings
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,9 +16,12 @@ from d2dmoe.api.evaluate import evaluate
 from d2dmoe.api.intervals import ratio_interval
 from d2dmoe.api.operating_points import _hull
 from d2dmoe.api.search import Point, crossing
-from d2dmoe.errors import DataError, UnknownName, UserError
+from d2dmoe.errors import ConfigError, DataError, UnknownName, UserError
+from d2dmoe.evaluation import evaluate_dense, evaluate_routed
 from d2dmoe.flops import model_cost
+from d2dmoe.methods import BUDGETS
 from d2dmoe.moe import MoE, set_selection
+from d2dmoe.plan.plan import load_plan
 from d2dmoe.quality import batches_of
 from d2dmoe.selection_rules import RULES
 from d2dmoe.surgery import find
@@ -35,7 +39,8 @@ def test_an_evaluation_is_the_pipelines():
     set_selection(model, "dynamic_k", 0.3)
     found = evaluate(model, batches())
     (row,), layers = evaluate_routed(model, IMAGES, "dynamic_k", [0.3], 60, CPU)
-    assert (found.flops, found.accuracy) == (row["flops"], row["accuracy"])
+    assert found.flops == pytest.approx(row["flops"], rel=1e-14)
+    assert found.accuracy == row["accuracy"]
     assert found.loss == pytest.approx(row["loss"], rel=1e-6)
     assert [x["executed"] for x in found.layers] == pytest.approx([x["experts"] for x in layers])
     for name, (low, high) in found.intervals.items():
@@ -164,6 +169,49 @@ def test_few_samples_make_a_warning_and_a_cost_needs_no_targets():
         calibrate(make_routed(), batches(), flops_ratio=0.9)
 
 
+@pytest.mark.parametrize("knob", BUDGETS)
+def test_the_pipeline_measures_budgets_on_the_split_asked_for(knob, monkeypatch):
+    from d2dmoe.stages import calibrate as stage
+
+    splits = {"validation": IMAGES, "test": UNSEEN}
+    monkeypatch.setattr(stage, "open_split", lambda _folder, name: splits[name])
+    monkeypatch.setattr(stage, "load_model", lambda _path: (make_routed(), None))
+    run = SimpleNamespace(device=CPU, data=None, log_every_s=10.0)
+    cfg = {"split": "test", "batch_size": 60, "values": [0.8, 0.9]}
+    points, layers = stage.evaluate_budgets("", knob, cfg, run)
+    assert [(p["knob"], p["knob_value"]) for p in points] == [(knob, 0.8), (knob, 0.9)]
+    dense = evaluate_dense(make_dense(), UNSEEN, 60, CPU)[0]["flops"]
+    assert [p["flops"] / dense for p in points] == pytest.approx([0.8, 0.9], abs=0.02)
+    assert (
+        len(layers) == 4
+        and layers[0].keys()
+        == evaluate_routed(make_routed(), UNSEEN, "top_k", [1], 60, CPU)[1][0].keys()
+    )
+    taus = [float(tau) for tau in points[0]["tau"].split()]
+    model = make_routed()
+    for moe, tau in zip(find(model, MoE).values(), taus * 2, strict=False):
+        moe.operating_point = "dynamic_k", tau
+    assert evaluate(model, batches(UNSEEN)).flops == pytest.approx(points[0]["flops"])
+
+
+def test_a_variant_with_budgets_shares_its_twins_model(raw, root):
+    task = raw["tasks"]["tiny"]
+    task["select"]["budget"] = [0.7]
+    twin = {"method": "d2dmoe", "label": "at budgets", "select": "budget"}
+    task["variants"]["calibrated"] = task["variants"]["sparse"] | twin
+    plan = load_plan(raw, root)
+    lines = {line.variant: line for line in plan.lines("main", "tiny")}
+    assert lines["calibrated"].folder == lines["sparse"].folder
+    assert lines["calibrated"].evaluation("test").endswith("/evaluate/test/budget.csv")
+    assert lines["calibrated"].how.reads == ("validation",)
+    task["figures"]["layers"] = {"variants": ["calibrated"], "values": [0.7]}
+    with pytest.raises(ConfigError, match="budgets instead"):
+        load_plan(raw, root)
+    del task["select"]["budget"], task["figures"]["layers"]
+    with pytest.raises(ConfigError, match="select.budget is missing"):
+        load_plan(raw, root)
+
+
 def test_a_crossing_is_found_between_neighbours():
     low, high = crossing(lambda x: x**3 - 8, Point(0, -8), Point(10, 992), step=1e-3, passes=40)
     assert low.y < 0 <= high.y and high.x - low.x <= 1e-3 and low.x <= 2 <= high.x
@@ -172,7 +220,7 @@ def test_a_crossing_is_found_between_neighbours():
 
 
 def test_the_hull_has_the_corners_from_below():
-    x, y = [0.0, 1, 2, 3, 4], [4.0, 1.5, 2.0, 0.5, 0]
+    x, y = [0.0, 1, 2, 3, 4], [4.0, 1.5, 2.0, 0.25, 0]
     assert _hull(x, y) == [0, 1, 3, 4]
 
 

@@ -131,8 +131,8 @@ def calibrate(
 
 def set_points(moes: Mapping[str, MoE], points: Mapping[str, tuple[str, float]]) -> None:
     """Give layers their rules and values."""
-    for name, (rule, value) in points.items():
-        moes[name].selection.rule, moes[name].selection.value = rule, value
+    for name, point in points.items():
+        moes[name].operating_point = point
 
 
 class _Trials:

@@ -51,7 +51,8 @@ def calibrate_on(
 def evaluate_budgets(
     model_path: Path, knob: str, cfg: MeasureOptions, run: Run
 ) -> tuple[list[dict], list[dict]]:
-    """Rows of operating points and of layers, one for each budget; see `evaluate.evaluate_routed`.
+    """Rows of operating points and of layers, one for each budget, as of
+    `evaluation.evaluate_routed`.
 
     A point's row has the chosen τ too, of all layers or, parted by spaces, of each.
 
