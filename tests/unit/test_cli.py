@@ -290,6 +290,43 @@ def test_results_are_plain_values():
     assert plain(value) == {"1": "a", "b": [None, {"c": [1.5]}]}
 
 
+@pytest.mark.parametrize("public", [False, True])
+def test_push_uploads_a_converted_folder_private_unless_told_otherwise(
+    tmp_path, monkeypatch, public
+):
+    layers = {"layer": {"router": {"kind": "regression", "width": 4}}}
+    (tmp_path / "config.json").write_text(json.dumps({"d2dmoe": {"layers": layers}}))
+    seen = {}
+
+    def create(self, name, **options):
+        seen.update(options)
+        return SimpleNamespace(repo_id=f"me/{name}")
+
+    def upload(self, **options):
+        seen.update(options)
+        return SimpleNamespace(oid="0a1b")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", create)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
+    done = call("push", tmp_path, "sparse", "--json", *["--public"] * public)
+    assert json.loads(done.stdout)["repository"] == "me/sparse" == seen["repo_id"]
+    assert seen["private"] is not public and seen["folder_path"] == tmp_path
+
+
+def test_push_refuses_what_is_not_converted_or_not_taken(tmp_path, monkeypatch):
+    assert "no model" in fault("push", tmp_path, "me/sparse")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert "no routers" in fault("push", tmp_path, "me/sparse")
+    layers = {"layer": {"router": {}}}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"layers": layers}}))
+
+    def refuse(self, name, **options):
+        raise PermissionError(f"403 for {name}\nmuch more")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
+    assert "403 for me/sparse" in fault("push", tmp_path, "me/sparse")
+
+
 def test_tables_are_aligned():
     lines = table(("name", "loss"), [("a", "1.25"), ("longer", "10")]).splitlines()
     assert lines[0].startswith("name") and lines[-1].startswith("longer")
