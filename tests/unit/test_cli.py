@@ -331,3 +331,43 @@ def test_tables_are_aligned():
     lines = table(("name", "loss"), [("a", "1.25"), ("longer", "10")]).splitlines()
     assert lines[0].startswith("name") and lines[-1].startswith("longer")
     assert len({len(line) for line in lines if line.strip()}) == 1
+
+
+@pytest.fixture(scope="module")
+def bert(folder) -> Path:
+    """A tiny sentence encoder, with a tokenizer of whole words."""
+    import torch
+    from small_texts import WORDS
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    ids = {word: i for i, word in enumerate(dict.fromkeys(words))}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {
+        f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")
+    }
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "bert")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=len(ids), intermediate_size=64, **sizes)
+    BertModel(config).save_pretrained(folder / "bert")
+    (folder / "bert" / "1_Pooling").mkdir()
+    (folder / "bert" / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    return folder / "bert"
+
+
+def test_convert_writes_a_whole_folder_once(bert, texts, folder):
+    arguments = ["convert", bert, folder / "new", "--data", texts, "--router-steps", 2]
+    done = call(*arguments, "--expert-size", 16, "--json")
+    found = json.loads(done.stdout)
+    assert [layer["experts"] for layer in found["layers"]] == [4, 4]
+    names = {path.name for path in (folder / "new").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "1_Pooling"} <= names
+    before = (folder / "new" / "model.safetensors").read_bytes()
+    assert "--force" in fault(*arguments)
+    assert (folder / "new" / "model.safetensors").read_bytes() == before
+    call(*arguments, "--force", "--seed", 1)
+    assert (folder / "new" / "model.safetensors").read_bytes() != before
+    assert "does not divide" in fault(*arguments, "--force", "--expert-size", 15)
