@@ -290,7 +290,84 @@ def test_results_are_plain_values():
     assert plain(value) == {"1": "a", "b": [None, {"c": [1.5]}]}
 
 
+@pytest.mark.parametrize("public", [False, True])
+def test_push_uploads_a_converted_folder_private_unless_told_otherwise(
+    tmp_path, monkeypatch, public
+):
+    layers = {"layer": {"router": {"kind": "regression", "width": 4}}}
+    (tmp_path / "config.json").write_text(json.dumps({"d2dmoe": {"layers": layers}}))
+    seen = {}
+
+    def create(self, name, **options):
+        seen.update(options)
+        return SimpleNamespace(repo_id=f"me/{name}")
+
+    def upload(self, **options):
+        seen.update(options)
+        return SimpleNamespace(oid="0a1b")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", create)
+    monkeypatch.setattr("huggingface_hub.HfApi.upload_folder", upload)
+    done = call("push", tmp_path, "sparse", "--json", *["--public"] * public)
+    assert json.loads(done.stdout)["repository"] == "me/sparse" == seen["repo_id"]
+    assert seen["private"] is not public and seen["folder_path"] == tmp_path
+
+
+def test_push_refuses_what_is_not_converted_or_not_taken(tmp_path, monkeypatch):
+    assert "no model" in fault("push", tmp_path, "me/sparse")
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    assert "no routers" in fault("push", tmp_path, "me/sparse")
+    layers = {"layer": {"router": {}}}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": {"layers": layers}}))
+
+    def refuse(self, name, **options):
+        raise PermissionError(f"403 for {name}\nmuch more")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.create_repo", refuse)
+    assert "403 for me/sparse" in fault("push", tmp_path, "me/sparse")
+
+
 def test_tables_are_aligned():
     lines = table(("name", "loss"), [("a", "1.25"), ("longer", "10")]).splitlines()
     assert lines[0].startswith("name") and lines[-1].startswith("longer")
     assert len({len(line) for line in lines if line.strip()}) == 1
+
+
+@pytest.fixture(scope="module")
+def bert(folder) -> Path:
+    """A tiny sentence encoder, with a tokenizer of whole words."""
+    import torch
+    from small_texts import WORDS
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    ids = {word: i for i, word in enumerate(dict.fromkeys(words))}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    special = {
+        f"{name}_token": f"[{name.upper()}]" for name in ("pad", "unk", "cls", "sep", "mask")
+    }
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "bert")
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = BertConfig(vocab_size=len(ids), intermediate_size=64, **sizes)
+    BertModel(config).save_pretrained(folder / "bert")
+    (folder / "bert" / "1_Pooling").mkdir()
+    (folder / "bert" / "1_Pooling" / "config.json").write_text('{"pooling_mode_cls_token": true}')
+    return folder / "bert"
+
+
+def test_convert_writes_a_whole_folder_once(bert, texts, folder):
+    arguments = ["convert", bert, folder / "new", "--data", texts, "--router-steps", 2]
+    done = call(*arguments, "--expert-size", 16, "--json")
+    found = json.loads(done.stdout)
+    assert [layer["experts"] for layer in found["layers"]] == [4, 4]
+    names = {path.name for path in (folder / "new").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "README.md", "1_Pooling"} <= names
+    before = (folder / "new" / "model.safetensors").read_bytes()
+    assert "--force" in fault(*arguments)
+    assert (folder / "new" / "model.safetensors").read_bytes() == before
+    call(*arguments, "--force", "--seed", 1)
+    assert (folder / "new" / "model.safetensors").read_bytes() != before
+    assert "does not divide" in fault(*arguments, "--force", "--expert-size", 15)

@@ -4,6 +4,7 @@ Commands import what computes when they run, so that help comes at once. What a 
 one message on stderr and exit code 1; a wrong call is 2, an interrupted one 130.
 """
 
+import warnings
 from importlib import metadata
 from typing import Annotated, Any
 
@@ -14,10 +15,16 @@ from d2dmoe.cli import benchmark, calibrate, convert, evaluate, inspect, push
 from d2dmoe.cli.failures import message_of
 
 
+def _warn(message: Warning | str, *_where: Any, **_more: Any) -> None:
+    typer.echo(f"warning: {message}", err=True)
+
+
 class _Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _warn
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             typer.echo("interrupted; no folder was left half-written", err=True)
             raise typer.Exit(130) from None

@@ -103,14 +103,15 @@ def run(
     source = source_of(model, rows, batch_size, Loading(device, max_length, yes))
     dense = source.opened.model
     say("reading the data")
-    task = training(source)
+    inputs = [encoded for _rows, encoded in source.encoded("train")]  # routers need no targets
+    task = training(source) if sparsify_steps else None  # of the model as it still is
     history = {}
     if attention:
         say(f"imitating the projections {', '.join(attention)}, {attention_steps} steps")
         history["attention"] = d2dmoe.imitate_projections(
-            dense, task.batches, steps=attention_steps, maps=attention, seed=seed
+            dense, inputs, steps=attention_steps, maps=attention, seed=seed
         )
-    if sparsify_steps:
+    if task is not None:
         say(f"sparsifying, {sparsify_steps} steps")
         history["sparsify"] = d2dmoe.sparsify(
             dense,
@@ -126,7 +127,7 @@ def run(
     say(f"training routers, {router_steps} steps")
     history["routers"] = d2dmoe.train_routers(
         moe,
-        task.batches,
+        inputs,
         steps=router_steps,
         lr=router_learning_rate,
         width=router_width,

@@ -15,8 +15,13 @@ def run(
         str,
         typer.Argument(metavar="NAME", help="Of the hub: user/model.", show_default=False),
     ],
-    private: Annotated[
-        bool, typer.Option("--private", help="Let nobody else see it, if it is new.")
+    public: Annotated[
+        bool,
+        typer.Option(
+            "--public",
+            help="Let everybody see it, if it is new. The licence of the model that it was made of "
+            "binds it.",
+        ),
     ] = False,
     message: Annotated[
         str, typer.Option(help="What the hub's history says.")
@@ -30,7 +35,7 @@ def run(
 
     Examples:
 
-    - `d2dmoe push sparse my-name/sparse-minilm --private`
+    - `d2dmoe push sparse my-name/sparse-minilm`
     - `d2dmoe push sparse my-name/sparse-minilm --message "Calibrated to 0.6 of the FLOPs"`
     """
     from huggingface_hub import HfApi
@@ -44,7 +49,7 @@ def run(
     say(f"uploading {size / 1e6:.1f} MB")
     api = HfApi()
     try:
-        name = api.create_repo(repository, private=private, exist_ok=True).repo_id
+        name = api.create_repo(repository, private=not public, exist_ok=True).repo_id
         commit = api.upload_folder(repo_id=name, folder_path=folder, commit_message=message)
     except Exception as error:  # the client raises a dozen unrelated types
         cause = (str(error).strip().splitlines() or ["no message"])[0]
