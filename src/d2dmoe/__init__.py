@@ -1,7 +1,51 @@
-"""D2DMoE: dense Transformers converted to dynamic-k mixtures of experts (arXiv 2310.04361)."""
+"""D2DMoE: dense Transformers converted to dynamic-k mixtures of experts (arXiv 2310.04361).
+
+Names are imported when they are used: importing the package imports no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from d2dmoe.registration import register
 
+if TYPE_CHECKING:
+    from d2dmoe.api.convert import convert as convert
+    from d2dmoe.api.inspect import inspect as inspect
+    from d2dmoe.api.projections import imitate_projections as imitate_projections
+    from d2dmoe.moe import operating_point as operating_point
+    from d2dmoe.moe import set_operating_point as set_operating_point
+
 __version__ = "0.1.0"
 
-register()
+PUBLIC = {  # names and the code that they stand for
+    "inspect": "d2dmoe.api.inspect:inspect",
+    "convert": "d2dmoe.api.convert:convert",
+    "imitate_projections": "d2dmoe.api.projections:imitate_projections",
+    "sparsify": "d2dmoe.api.sparsify:sparsify",
+    "train_routers": "d2dmoe.api.routers:train_routers",
+    "calibrate": "d2dmoe.api.calibrate:calibrate",
+    "evaluate": "d2dmoe.api.evaluate:evaluate",
+    "set_operating_point": "d2dmoe.moe:set_operating_point",
+    "operating_point": "d2dmoe.moe:operating_point",
+    "save_pretrained": "d2dmoe.api.pretrained:save_pretrained",
+    "from_pretrained": "d2dmoe.api.pretrained:from_pretrained",
+    "push_to_hub": "d2dmoe.api.pretrained:push_to_hub",
+    "SparsityPenalty": "d2dmoe.api.losses:SparsityPenalty",
+    "RouterLoss": "d2dmoe.api.losses:RouterLoss",
+}
+
+__all__ = ["__version__", *PUBLIC]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PUBLIC:
+        raise AttributeError(f"module 'd2dmoe' has no attribute {name!r}")
+    module, _, attribute = PUBLIC[name].partition(":")
+    return getattr(import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *PUBLIC})
+
+
+register()  # last: transformers may be imported already, and then reads the version

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss, scaled_dot_product_attention
 
 from d2dmoe.ffn import FFN
-from d2dmoe.surgery import find
+from d2dmoe.lookup import look_up
+from d2dmoe.surgery import find, swap
 
 ROLES = ("q", "k", "v", "o")
 """Query, key, value and output map of an attention."""
@@ -39,6 +40,18 @@ def _parameter(values: Tensor) -> nn.Parameter:
     return nn.Parameter(values.detach().contiguous(), values.requires_grad)
 
 
+@torch.enable_grad()  # parts of a trainable weight are trainable
+def _add_parts(
+    module: nn.Module, weight: Tensor, bias: Tensor | None, widths: Sequence[int] | None = None
+) -> None:
+    """The projections q, k and v of a fused weight [d, d_model] and bias [d], of these widths, or
+    all of the same."""
+    sizes = list(widths or [weight.shape[0] // 3] * 3)
+    biases = [None] * 3 if bias is None else bias.split(sizes)
+    for role, w, b in zip("qkv", weight.split(sizes), biases, strict=True):
+        module.add_module(role, Projection.of(role, w, b))
+
+
 class FusedProjections(nn.Module):
     """Q, K and V where an architecture calls one map and cuts its output in three."""
 
@@ -50,10 +63,7 @@ class FusedProjections(nn.Module):
         """From the fused weight [d, d_model] and bias [d]; `widths` are those of Q, K and V, which
         add up to d; None: all are the same."""
         super().__init__()
-        sizes = list(widths or [weight.shape[0] // 3] * 3)
-        biases = [None] * 3 if bias is None else bias.split(sizes)
-        for role, w, b in zip("qkv", weight.split(sizes), biases, strict=True):
-            self.add_module(role, Projection.of(role, w, b))
+        _add_parts(self, weight, bias, widths)
 
     def forward(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., d]
         return torch.cat((self.q(z), self.k(z), self.v(z)), dim=-1)
@@ -78,9 +88,7 @@ class SelfAttention(nn.Module):
         if not fused.batch_first or fused.bias_k is not None or not fused._qkv_same_embed_dim:
             raise ValueError("only plain self-attention with batch_first can be taken apart")
         self.heads, self.dropout = fused.num_heads, fused.dropout
-        biases = [None] * 3 if fused.in_proj_bias is None else fused.in_proj_bias.chunk(3)
-        for role, w, b in zip("qkv", fused.in_proj_weight.chunk(3), biases, strict=True):
-            self.add_module(role, Projection.of(role, w, b))
+        _add_parts(self, fused.in_proj_weight, fused.in_proj_bias)
         self.o = Projection.of("o", fused.out_proj.weight, fused.out_proj.bias)
 
     def forward(
@@ -144,7 +152,7 @@ def mark_projections(attention: nn.Module, names: dict[str, str]) -> None:
     roles to the maps' names in the attention."""
     for role, name in names.items():
         linear: Any = attention.get_submodule(name)
-        attention.set_submodule(name, Projection.of(role, linear.weight, linear.bias))
+        swap(attention, name, Projection.of(role, linear.weight, linear.bias))
 
 
 def mlp_width(projection: nn.Linear, factor: float, multiple: int) -> int:
@@ -174,7 +182,13 @@ def projection_mlp(projection: Projection, width: int, dropout: float = 0.0) -> 
 
 
 def find_projections(model: nn.Module, maps: Sequence[str]) -> dict[str, Projection]:
-    """The model's projections of the roles `maps`, by name."""
+    """The model's projections of the roles `maps`, by name.
+
+    Raises:
+        UnknownName: a role is none of `ROLES`.
+    """
+    for role in maps:
+        look_up(dict.fromkeys(ROLES), role, "role of a projection")
     return {n: p for n, p in find(model, Projection).items() if p.role in maps}
 
 
@@ -190,7 +204,7 @@ def projection_mlps(
 def replace_projections(model: nn.Module, mlps: dict[str, FFN]) -> nn.Module:
     """Put MLPs, in place, where the projections of those names are; returns the model."""
     for name, mlp in mlps.items():
-        model.set_submodule(name, mlp)
+        swap(model, name, mlp)
     return model
 
 

@@ -7,13 +7,17 @@ call, and decides where there is no calibration.
 """
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from d2dmoe.lookup import look_up
+
 DECODE_TOKENS = 16
 """Most tokens of a call that a GPU's kernel for decoding runs; more run by another kernel."""
+
+BACKENDS = ("auto", "dense", "dynamic_k")
 
 CPU_SIZE, CPU_SHARE = 64, 0.6
 """On the CPU, from so many neurons an expert on and up to this executed share, dynamic-k was faster
@@ -41,9 +45,14 @@ class Choice(NamedTuple):
 class Backend:
     """A layer's backend: a fixed one, or the choice of its calibration."""
 
-    name: str = "auto"  # or dense, or dynamic_k
+    name: str = "auto"  # one of BACKENDS
     choices: dict[int, Choice] = field(default_factory=dict)  # by number of tokens
     point: tuple[str, float] | None = None  # rule and value that the choices were made at
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        if key == "name":
+            check_backend(value)
+        super().__setattr__(key, value)
 
     def pick(self, tokens: int, point: tuple[str, float]) -> str:
         """The backend for so many tokens at a rule and its value.
@@ -79,6 +88,16 @@ class Backend:
                 f"{value:g}, see d2dmoe.kernels.calibration"
             )
         return "; ".join(str(choice) for choice in self.choices.values())
+
+
+def check_backend(name: str) -> None:
+    """Refuse a name that is none of `BACKENDS`.
+
+    Raises:
+        UnknownName: it is not.
+    """
+    if name not in BACKENDS:
+        look_up(dict.fromkeys(BACKENDS), name, "backend")
 
 
 def uncalibrated(mask: Tensor, expert_size: int) -> str:

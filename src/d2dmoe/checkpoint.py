@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from d2dmoe.config.model import TransformerConfig
-from d2dmoe.errors import CheckpointError, UnknownName
+from d2dmoe.errors import CheckpointError, UnknownName, UserError
 from d2dmoe.ffn import set_activation
 from d2dmoe.io.csvfile import write_csv
 from d2dmoe.io.files import write_atomically
@@ -19,18 +19,34 @@ from d2dmoe.spec import ModelSpec, build
 
 REBUILD = "Delete it and run the same command again: the step that makes it is then repeated."
 
+EVERY_EXPERT = ("dynamic_k", 0.0)  # what layers start with
+
 Trained = tuple[nn.Module, ModelSpec, list[dict]]
 """What a stage returns: the model, its spec, and the history, a row per epoch; empty where nothing
 is trained."""
 
 
 def save_model(path: Path, model: nn.Module, spec: ModelSpec) -> None:
-    """Save weights and spec atomically as one safetensors file.
+    """Save weights, spec and operating point atomically as one safetensors file.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
-    save_tensors(path, distinct(model.state_dict()), {"spec": json.dumps(spec.model_dump())})
+    metadata = {"spec": json.dumps(spec.model_dump())}
+    if points := _operating_points(model):
+        metadata["operating_points"] = json.dumps(points)
+    save_tensors(path, distinct(model.state_dict()), metadata)
+
+
+def _operating_points(model: nn.Module) -> dict[str, tuple[str, float]]:
+    """Rule and value of the routed layers, by their names; empty where every expert runs, as in a
+    model that nobody has set a point of."""
+    points: dict[str, Any] = {
+        name: layer.operating_point
+        for name, layer in model.named_modules()
+        if hasattr(layer, "operating_point") and layer.router is not None
+    }
+    return points if any(point != EVERY_EXPERT for point in points.values()) else {}
 
 
 def save_history(path: Path, history: list[dict]) -> None:
@@ -58,9 +74,14 @@ def read_model(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
     Raises:
         CheckpointError: the file is missing, damaged, or no saved model.
     """
+    spec, tensors, _metadata = _read(path)
+    return spec, tensors
+
+
+def _read(path: Path) -> tuple[ModelSpec, dict[str, Tensor], dict[str, str]]:
     tensors, metadata = load_tensors(path, REBUILD)
     try:
-        return ModelSpec.model_validate_json(metadata["spec"]), tensors
+        return ModelSpec.model_validate_json(metadata["spec"]), tensors, metadata
     except ValidationError as error:
         fault = error.errors(include_url=False)[0]
         where = ".".join(["spec", *map(str, fault["loc"])])
@@ -72,13 +93,13 @@ def read_model(path: Path) -> tuple[ModelSpec, dict[str, Tensor]]:
 
 
 def load_model(path: Path) -> tuple[nn.Module, ModelSpec]:
-    """A saved model of any stage, in evaluation mode.
+    """A saved model of any stage, in evaluation mode, at the operating point that it was saved at.
 
     Raises:
         CheckpointError: the file is missing, damaged, or no saved model, or no table has what it
             was made by.
     """
-    spec, tensors = read_model(path)
+    spec, tensors, metadata = _read(path)
     try:
         model = build(spec)
     except UnknownName as error:
@@ -92,7 +113,20 @@ def load_model(path: Path) -> tuple[nn.Module, ModelSpec]:
         load_distinct(model, tensors)
     except RuntimeError as error:
         raise CheckpointError(f"{path} does not fit its own spec: {error}. {REBUILD}") from error
+    _restore(model, metadata, path)
     return model.eval(), spec
+
+
+def _restore(model: nn.Module, metadata: dict[str, str], path: Path) -> None:
+    """Set the operating points of a file, in place."""
+    try:
+        for name, (rule, value) in json.loads(metadata.get("operating_points", "{}")).items():
+            layer: Any = model.get_submodule(name)
+            if getattr(layer, "router", None) is None:
+                raise ValueError(f"{name} has no router")
+            layer.operating_point = rule, value
+    except (UserError, ValueError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"{path}: impossible operating points: {error}. {REBUILD}") from error
 
 
 def load_dense_model(path: Path) -> tuple[nn.Module, ModelSpec]:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from d2dmoe.errors import DataError, UserError
-from d2dmoe.evaluate import count_executed
+from d2dmoe.evaluation import count_executed
 from d2dmoe.flops import mean_cost
 from d2dmoe.inputs import Inputs
 

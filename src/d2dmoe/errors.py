@@ -1,6 +1,8 @@
 """Errors that a user can mend: one message that names the cause and the remedy."""
 
+from operator import index
 from pathlib import Path
+from typing import Any
 
 LONGEST = 2000  # characters of a message; what libraries and users write can be of any length
 END = 500  # of these, characters of the message's end, where the remedy stands
@@ -12,6 +14,21 @@ def shortened(message: str) -> str:
     if left_out <= 0:
         return message
     return f"{message[: LONGEST - END]} … ({left_out} characters) … {message[-END:]}"
+
+
+def whole(value: Any, name: str, least: int = 1) -> int:
+    """A whole number of at least `least`; the message calls it by its name.
+
+    Raises:
+        ModelError: it is none.
+    """
+    try:
+        number = index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < least:
+        raise ModelError(f"{name} = {value!r}: must be a whole number of at least {least}")
+    return number
 
 
 class UserError(Exception):
@@ -33,8 +50,8 @@ class CheckpointError(UserError):
     """A saved model or training state is missing, damaged, or does not fit."""
 
 
-class ConversionError(UserError):
-    """A model cannot be traced, or holds nothing that can be converted."""
+class ModelError(UserError, ValueError):
+    """A model cannot be converted or run as it was asked for."""
 
 
 class ResultError(UserError):

@@ -6,6 +6,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from d2dmoe.balanced_kmeans import balanced_kmeans
+from d2dmoe.errors import ModelError, whole
 from d2dmoe.lookup import look_up
 
 
@@ -26,18 +27,22 @@ def assign_neurons(rows: Tensor, num_experts: int, method: str, seed: int) -> Te
 
     Raises:
         UnknownName: there is no such method.
-        ValueError: n does not divide d_ff, or rows to be clustered are not finite.
+        ModelError: n does not divide d_ff, the seed is negative, or rows to be clustered are not
+            finite.
     """
-    split, d_ff = look_up(METHODS, method, "split method"), rows.shape[0]
-    if d_ff % num_experts:
-        raise ValueError(f"{num_experts} experts do not divide {d_ff} hidden neurons")
+    split = look_up(METHODS, method, "split method")
+    if rows.ndim != 2:
+        raise ModelError(f"rows must be [d_ff, d_model], these are {list(rows.shape)}")
+    num_experts, seed = whole(num_experts, "num_experts"), whole(seed, "seed", least=0)
+    if len(rows) % num_experts:
+        raise ModelError(f"{num_experts} experts do not divide {len(rows)} hidden neurons")
     neurons = np.sort(split(rows, num_experts, seed), axis=1)
     return torch.from_numpy(neurons[np.argsort(neurons[:, 0])])
 
 
 def _kmeans(rows: Tensor, num_experts: int, seed: int) -> np.ndarray:
     if not rows.isfinite().all():
-        raise ValueError("the rows to be clustered hold values that are not finite")
+        raise ModelError("the rows to be clustered hold values that are not finite")
     unit = normalize(rows.detach().double().cpu(), dim=1).numpy()
     return balanced_kmeans(unit, num_experts, seed)
 

@@ -171,9 +171,9 @@ def _rebuilt(
     gate = linear("gate", d_model, d_ff) if gated else None
     ffn = FFN(up, down, activation, gate, dropout, hidden_dropout, role)
     if num_experts is None:
-        return ffn.train(replaced.training)
+        return ffn
     moe = MoE(ffn, num_experts)
     if router is not None:
         add_router(moe, **router)
-        moe.selection.rule, moe.selection.value = rule, value
-    return moe.train(replaced.training)
+        moe.operating_point = rule, value
+    return moe

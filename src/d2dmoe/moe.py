@@ -3,6 +3,7 @@
 The output is the unweighted sum of the selected experts, plus b2, which lies outside the experts.
 """
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from importlib import import_module
 from types import ModuleType
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from d2dmoe.backend import Backend, uncalibrated
+from d2dmoe.backend import Backend, check_backend, uncalibrated
+from d2dmoe.errors import ModelError, whole
 from d2dmoe.ffn import FFN
 from d2dmoe.router import Router
-from d2dmoe.selection import Selection
+from d2dmoe.selection import Selection, check_value
 from d2dmoe.surgery import find, watch
 from d2dmoe.weights import (
     ExpertWeights,
@@ -24,6 +26,8 @@ from d2dmoe.weights import (
     dense,
     hidden_neurons,
 )
+
+INTEGERS = (torch.int64, torch.int32, torch.int16)
 
 _ops: ModuleType | None = None
 
@@ -52,8 +56,14 @@ class MoE(nn.Module):
     down_bias: Tensor | None
 
     def __init__(self, ffn: FFN, num_experts: int):
-        """A layer of the FFN's shape, activation, device and dtype, its weights uninitialised."""
+        """A layer of the FFN's shape, activation, device, dtype and mode, its weights uninitialised
+        and frozen where the FFN's are.
+
+        Raises:
+            ModelError: so many experts do not divide the hidden neurons, or weights are no floats.
+        """
         super().__init__()
+        _check_split(ffn, num_experts)
         self.d_model, self.d_out, self.role = ffn.d_model, ffn.d_out, ffn.role
         self.num_experts = num_experts
         self.expert_size = ffn.d_ff // num_experts
@@ -66,6 +76,7 @@ class MoE(nn.Module):
         self.router: Router | None = None
         self.selection = Selection()
         self.backend = Backend()
+        self.train(ffn.training)
         _operators()  # now: torch.compile follows no import
 
     def __setstate__(self, state: dict[str, Any]) -> None:  # of one that was pickled
@@ -78,11 +89,10 @@ class MoE(nn.Module):
             return None, None
         neurons = (self.num_experts, self.expert_size)
         width = self.d_out if name == "down" else self.d_model
-        weight = nn.Parameter(layer.weight.new_empty(*neurons, width))
+        weight = _empty_like(layer.weight, *neurons, width)
         if layer.bias is None:
             return weight, None
-        shape = (self.d_out,) if name == "down" else neurons
-        return weight, nn.Parameter(layer.bias.new_empty(shape))
+        return weight, _empty_like(layer.bias, *((self.d_out,) if name == "down" else neurons))
 
     @property
     def weights(self) -> ExpertWeights:
@@ -114,7 +124,9 @@ class MoE(nn.Module):
 
         Raises:
             UserError: z and the experts are of different dtypes, and autocast is off.
+            UnknownName: there is no such backend.
         """
+        check_backend(backend)
         weights = self.weights
         check_dtype(z, weights)
         if self.router is None:
@@ -141,8 +153,19 @@ class MoE(nn.Module):
 
     @property
     def operating_point(self) -> tuple[str, float]:
-        """The rule and its value."""
+        """The rule and its value: a share in [0, 1], or of rules that count experts, how many.
+
+        Raises:
+            UnknownName: where it is set, there is no such rule.
+            ModelError: where it is set, the value is none of the rule's.
+        """
         return self.selection.rule, self.selection.value
+
+    @operating_point.setter
+    def operating_point(self, point: tuple[str, float]) -> None:
+        rule, value = point
+        value = check_value(rule, value, self.num_experts)
+        self.selection.rule, self.selection.value = rule, value
 
     def explain(self) -> str:
         """Why the layer runs as it does."""
@@ -166,6 +189,21 @@ class MoE(nn.Module):
             return _norms(hidden.float(), down.float())
 
 
+def _check_split(ffn: FFN, num_experts: int) -> None:
+    if ffn.d_ff % whole(num_experts, "num_experts"):
+        raise ModelError(f"{num_experts} experts do not divide {ffn.d_ff} hidden neurons")
+    for name, layer in (("up", ffn.up), ("gate", ffn.gate), ("down", ffn.down)):
+        if layer is not None and not layer.weight.is_floating_point():
+            raise ModelError(
+                f"the FFN's {name} is {layer.weight.dtype}: split it into experts before its "
+                "weights are quantized"
+            )
+
+
+def _empty_like(weight: Tensor, *shape: int) -> nn.Parameter:
+    return nn.Parameter(weight.new_empty(shape), weight.requires_grad)
+
+
 def _norms(hidden: Tensor, down: Tensor) -> Tensor:
     gram = down @ down.transpose(1, 2)  # [n, e, e]
     squared = (torch.einsum("...ne,nef->...nf", hidden, gram) * hidden).sum(-1)
@@ -179,9 +217,14 @@ def split_ffn(ffn: FFN, neurons: Tensor) -> MoE:
         ffn: the trained FFN.
         neurons: of each expert, integers [num_experts, expert_size], from
             `experts.assign_neurons`.
+
+    Raises:
+        ModelError: these are not all of its hidden neurons, each once, or its weights are no
+            floats.
     """
+    check_neurons(ffn, neurons)
     moe = MoE(ffn, neurons.shape[0])
-    neurons = neurons.to(ffn.up.weight.device)
+    neurons = neurons.to(ffn.up.weight.device).long()
     with torch.no_grad():
         moe.down.copy_(ffn.down.weight.T[neurons])  # [n, e, d_out]
         if moe.down_bias is not None:
@@ -194,14 +237,82 @@ def split_ffn(ffn: FFN, neurons: Tensor) -> MoE:
     return moe
 
 
+def check_neurons(ffn: FFN, neurons: Tensor) -> None:
+    """Refuse what is no split of an FFN into experts of one size.
+
+    Raises:
+        ModelError: `neurons` are not integers [num_experts, expert_size], every neuron once.
+    """
+    if not isinstance(neurons, Tensor) or neurons.ndim != 2 or neurons.dtype not in INTEGERS:
+        raise ModelError("neurons must be a tensor of integers [num_experts, expert_size]")
+    found, expected = neurons.flatten().sort().values.cpu(), torch.arange(ffn.d_ff)
+    if not torch.equal(found.long(), expected):
+        raise ModelError(
+            f"neurons {list(neurons.shape)} must be all of the FFN's {ffn.d_ff}, from 0 on, each "
+            "once"
+        )
+    _check_split(ffn, len(neurons))
+
+
 def set_selection(model: nn.Module, rule: str, value: float) -> None:
-    """Give every MoE layer of the model the same rule and operating point.
+    """Give every MoE layer of the model, those without a router too, the same operating point.
 
     Raises:
         UnknownName: there is no such rule.
+        ModelError: the value is none of the rule's.
     """
     for moe in find(model, MoE).values():
-        moe.selection.rule, moe.selection.value = rule, value
+        moe.operating_point = rule, value
+
+
+def set_operating_point(
+    model: nn.Module, rule: str, value: float | Mapping[str, float]
+) -> nn.Module:
+    """Route the model's layers by a rule at one of its values; returns the model.
+
+    Args:
+        model: converted, with routers.
+        rule: a key of `selection_rules.RULES`.
+        value: τ or a share p in [0, 1], or a number of experts k from 1 on; one for all layers, or
+            by the names of layers, of which those that are not named stay as they are.
+
+    Raises:
+        UnknownName: there is no such rule.
+        ModelError: the model has no MoE layers, one has no router or is not there, or a value is
+            none of the rule's; then all layers are as they were.
+    """
+    moes = _routed(model)
+    values = value if isinstance(value, Mapping) else dict.fromkeys(moes, value)
+    if strange := [str(name) for name in values if name not in moes]:
+        raise ModelError(
+            f"the model has no routed layers {', '.join(strange)}; it has {', '.join(moes)}"
+        )
+    for name, its in values.items():
+        try:
+            check_value(rule, its, moes[name].num_experts)
+        except ModelError as error:
+            raise ModelError(f"{name}: {error}") from error
+    for name, its in values.items():
+        moes[name].operating_point = rule, its
+    return model
+
+
+def operating_point(model: nn.Module) -> dict[str, tuple[str, float]]:
+    """The rule and its value of every MoE layer, by the layers' names.
+
+    Raises:
+        ModelError: the model has no MoE layers, or one has no router.
+    """
+    return {name: moe.operating_point for name, moe in _routed(model).items()}
+
+
+def _routed(model: nn.Module) -> dict[str, MoE]:
+    moes = find(model, MoE)
+    if not moes:
+        raise ModelError("the model has no MoE layers: convert it first")
+    if bare := [name for name, moe in moes.items() if moe.router is None]:
+        raise ModelError(f"layers without a router run all experts: {', '.join(bare)}")
+    return moes
 
 
 def watch_inputs(model: nn.Module) -> AbstractContextManager[dict[str, Tensor]]:

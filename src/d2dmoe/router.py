@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
+from d2dmoe.errors import whole
 from d2dmoe.lookup import look_up, resolve
 from d2dmoe.router_kinds import ROUTER_KINDS
 from d2dmoe.weights import RouterWeights
@@ -27,9 +28,10 @@ class Router(nn.Module):
 
         Raises:
             UnknownName: there is no such kind.
+            ModelError: the width is no whole number of at least 1.
         """
         super().__init__()
-        self.kind, self.width = kind, width
+        self.kind, self.width = kind, whole(width, "width of a router")
         self._scores = resolve(look_up(ROUTER_KINDS, kind, "router kind").scores)
         self.layers = nn.Sequential(
             nn.Linear(d_model, width), nn.ReLU(), nn.Linear(width, num_experts)

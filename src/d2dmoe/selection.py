@@ -4,9 +4,12 @@ Where scores are no numbers (NaN), experts run, so that a broken token's output 
 rules say what is left out: all comparisons with NaN are false.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from d2dmoe.errors import ModelError
 from d2dmoe.lookup import look_up, resolve
 from d2dmoe.selection_rules import RULES
 
@@ -49,6 +52,28 @@ def coverage(scores: Tensor, p: float) -> Tensor:
     reached = ranked.cumsum(-1)
     needed = ~(reached - ranked >= p * reached[..., -1:]) & ~(ranked <= 0)
     return torch.zeros_like(needed).scatter_(-1, order, needed)
+
+
+def check_value(rule: str, value: Any, num_experts: int) -> float:
+    """An operating point of a rule as it is stored: a share in [0, 1], or of rules that count
+    experts a whole number from 1 on.
+
+    Raises:
+        UnknownName: there is no such rule.
+        ModelError: the value is none of its operating points.
+    """
+    record = look_up(RULES, rule, "selection rule")
+    number = value.item() if hasattr(value, "item") and not getattr(value, "ndim", 0) else value
+    real = isinstance(number, int | float) and not isinstance(number, bool)
+    if record.whole:
+        if real and number in range(1, num_experts + 1):
+            return int(number)
+        allowed = f"a whole number from 1 to {num_experts}"
+    else:
+        if real and 0 <= number <= 1:
+            return float(number)
+        allowed = "a number in [0, 1]"
+    raise ModelError(f"{record.symbol} = {value!r} of the rule {rule}: must be {allowed}")
 
 
 class Selection(nn.Module):

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from d2dmoe.errors import ModelError
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -14,17 +16,24 @@ def find(model: nn.Module, kind: type[M] | tuple[type[M], ...]) -> dict[str, M]:
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
 
 
+def swap(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module, in place, wherever the model holds the one called `name`, in the mode of that
+    one: training or evaluation."""
+    put(model, name, module.train(model.get_submodule(name).training))
+
+
 def replace(model: nn.Module, kind: type[M], make: Callable[[M, int], nn.Module]) -> nn.Module:
-    """Replace in place each module of a type by `make(module, index)`; returns the model.
+    """Replace in place each module of a type by `make(module, index)`, as `swap` does; returns the
+    model.
 
     Raises:
-        ValueError: the model has no module of that type.
+        ModelError: the model has no module of that type.
     """
     found = find(model, kind)
     if not found:
-        raise ValueError(f"{type(model).__name__} holds no {kind.__name__}")
+        raise ModelError(f"{type(model).__name__} holds no {kind.__name__}")
     for index, (name, module) in enumerate(found.items()):
-        model.set_submodule(name, make(module, index))
+        swap(model, name, make(module, index))
     return model
 
 

@@ -27,7 +27,7 @@ from transformers.activations import ACT2FN
 from d2dmoe.activations import ACTIVATIONS, torch_function
 from d2dmoe.conversion import to_moe
 from d2dmoe.errors import CheckpointError, ConfigError
-from d2dmoe.evaluate import count_executed
+from d2dmoe.evaluation import count_executed
 from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
 from d2dmoe.inputs import logits_of

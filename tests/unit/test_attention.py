@@ -44,7 +44,7 @@ from d2dmoe.config.stages import ClusteringConfig, ProjectionsConfig, RouterConf
 from d2dmoe.conversion import add_routers, to_moe
 from d2dmoe.data.splits import Split, TextSplit
 from d2dmoe.errors import CheckpointError
-from d2dmoe.evaluate import evaluate_dense, evaluate_routed
+from d2dmoe.evaluation import evaluate_dense, evaluate_routed
 from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
 from d2dmoe.flops import ffn_flops, model_cost, router_flops

@@ -37,7 +37,7 @@ from d2dmoe.errors import CheckpointError, UnknownName
 from d2dmoe.ffn import FFN, set_activation
 from d2dmoe.io.tensors import load_tensors, save_tensors
 from d2dmoe.models import ARCHITECTURES
-from d2dmoe.moe import MoE, set_selection
+from d2dmoe.moe import MoE, operating_point, set_operating_point, set_selection
 from d2dmoe.quality import quality
 from d2dmoe.router_kinds import ROUTER_KINDS
 from d2dmoe.selection_rules import RULES
@@ -66,6 +66,56 @@ def test_models_of_every_stage_come_back_with_equal_outputs(stage, tmp_path):
         assert torch.equal(loaded(make_inputs()), model(make_inputs()))
     kinds = [m.router and m.router.kind for m in find(loaded, MoE).values()]
     assert kinds == {"dense": [], "split": [None] * 2}.get(stage, [stage] * 2)
+
+
+@pytest.mark.parametrize(("rule", "value"), POINTS)
+def test_a_loaded_model_is_at_the_operating_point_that_it_was_saved_at(rule, value, tmp_path):
+    path, model = tmp_path / "model.safetensors", make_routed()
+    set_operating_point(model, rule, value)
+    save_model(path, model, ROUTED)
+    loaded, _ = load_model(path)
+    assert operating_point(loaded) == operating_point(model)
+    assert torch.equal(loaded(make_inputs()), model(make_inputs()))
+
+
+def test_every_layer_comes_back_at_its_own_operating_point(tmp_path):
+    path, model = tmp_path / "model.safetensors", make_routed()
+    first, last = find(model, MoE).values()
+    first.operating_point, last.operating_point = ("dynamic_k", 0.1), ("top_k", 3)
+    save_model(path, model, ROUTED)
+    assert [*operating_point(load_model(path)[0]).values()] == [("dynamic_k", 0.1), ("top_k", 3)]
+
+
+def test_files_of_models_in_which_every_expert_runs_are_those_of_before(tmp_path):
+    """The workflow's: they hold a spec alone, and load with every expert on."""
+    path = tmp_path / "model.safetensors"
+    save_model(path, make_routed(), ROUTED)
+    tensors, metadata = load_tensors(path, "")
+    assert "operating_points" not in metadata
+    save_tensors(path, tensors, {"spec": metadata["spec"]})
+    assert {*operating_point(load_model(path)[0]).values()} == {("dynamic_k", 0.0)}
+
+
+@pytest.mark.parametrize(
+    "points",
+    [
+        "{",
+        "[1]",
+        "3",
+        '{"encoder": ["top_k", 3]}',
+        '{"nowhere": ["top_k", 3]}',
+        '{"NAME": ["top", 3]}',
+    ]
+    + ['{"NAME": ["top_k", 99]}', '{"NAME": ["dynamic_k", NaN]}', '{"NAME": "top_k"}'],
+)
+def test_impossible_operating_points_are_refused(points, tmp_path):
+    path, model = tmp_path / "model.safetensors", make_routed()
+    save_model(path, model, ROUTED)
+    tensors, metadata = load_tensors(path, "")
+    points = points.replace("NAME", next(iter(find(model, MoE))))
+    save_tensors(path, tensors, {"spec": metadata["spec"], "operating_points": points})
+    with pytest.raises(CheckpointError, match="impossible operating points"):
+        load_model(path)
 
 
 GENERATION = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}

@@ -26,7 +26,7 @@ from d2dmoe.data.splits import open_split
 from d2dmoe.data.tokenizer import make_tokenizer
 from d2dmoe.downstream import BoolQ, Point, calibrate, executed_ratio, load_boolq, record_lengths
 from d2dmoe.errors import ConfigError, DataError, UserError
-from d2dmoe.evaluate import count_executed, evaluate_dense, evaluate_routed
+from d2dmoe.evaluation import count_executed, evaluate_dense, evaluate_routed
 from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
 from d2dmoe.flops import model_cost

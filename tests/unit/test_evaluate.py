@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from d2dmoe.data.splits import ImageSplit
-from d2dmoe.evaluate import (
+from d2dmoe.evaluation import (
     cost_on,
     count_executed,
     evaluate_dense,

@@ -29,7 +29,7 @@ from small_language import (
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from d2dmoe.evaluate import count_executed
+from d2dmoe.evaluation import count_executed
 from d2dmoe.flops import count, layer_ratio, mean_cost, model_cost
 from d2dmoe.inputs import Inputs
 from d2dmoe.kernels.cpu import grouped

@@ -1,11 +1,13 @@
 """Laws of the layer that replaces an FFN."""
 
 import copy
+import math
 import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,11 +19,19 @@ from torch.utils.checkpoint import checkpoint
 from d2dmoe.activations import ACTIVATIONS
 from d2dmoe.backend import Choice
 from d2dmoe.conversion import add_routers, to_moe
-from d2dmoe.errors import UnknownName
+from d2dmoe.errors import ModelError, UnknownName
 from d2dmoe.experts import METHODS, assign_neurons
 from d2dmoe.ffn import FFN
 from d2dmoe.kernels.cpu import grouped
-from d2dmoe.moe import MoE, set_selection, split_ffn, watch_inputs, watch_selections
+from d2dmoe.moe import (
+    MoE,
+    operating_point,
+    set_operating_point,
+    set_selection,
+    split_ffn,
+    watch_inputs,
+    watch_selections,
+)
 from d2dmoe.router import Router
 from d2dmoe.router_kinds import ROUTER_KINDS
 from d2dmoe.selection_rules import RULES
@@ -231,6 +241,51 @@ def test_set_selection_reaches_every_layer_and_the_watched_masks_obey_it():
         for name, mask in masks.items():
             assert mask.shape == (5, 5, 8) and mask.dtype == torch.bool and check(mask)
             assert inputs[name].shape == (5, 5, 16)
+
+
+@pytest.mark.parametrize(("rule", "value"), [("dynamic_k", 0.25), ("top_k", 3), ("coverage", 1)])
+def test_an_operating_point_is_of_all_layers_or_by_their_names(rule, value):
+    model = make_routed()
+    first, last = find(model, MoE)
+    assert set_operating_point(model, rule, value) is model
+    assert operating_point(model) == {first: (rule, value), last: (rule, value)}
+    set_operating_point(model, "top_k", {last: 5})
+    assert operating_point(model) == {first: (rule, value), last: ("top_k", 5)}
+    set_operating_point(model, rule, {first: torch.tensor(value).double(), last: np.float64(value)})
+    assert operating_point(model) == {first: (rule, value), last: (rule, value)}
+    for _, stored in operating_point(model).values():
+        assert type(stored) is (int if RULES[rule].whole else float)
+
+
+@pytest.mark.parametrize(
+    ("rule", "value"),
+    [("dynamic_k", v) for v in (-0.1, 1.1, math.nan, math.inf, "0.5", None, True, 1j, [0.5])]
+    + [("coverage", v) for v in (-0.1, 1.1, math.nan)]
+    + [("top_k", v) for v in (0, -1, 9, 2.5, math.nan, math.inf, "3", None, True)],
+)
+def test_impossible_operating_points_are_refused_and_change_nothing(rule, value):
+    model = make_routed()
+    before, (first, last) = operating_point(model), find(model, MoE)
+    good = 1 if RULES[rule].whole else 0.5
+    for values in (value, {first: good, last: value}):
+        with pytest.raises(
+            ModelError, match=rf"{RULES[rule].symbol} = .* of the rule {rule}: must"
+        ):
+            set_operating_point(model, rule, values)
+    assert operating_point(model) == before
+
+
+def test_layers_that_no_operating_point_can_be_of_are_refused():
+    model = make_routed()
+    with pytest.raises(ModelError, match=r"no routed layers block; it has encoder\."):
+        set_operating_point(model, "top_k", {"block": 3})
+    with pytest.raises(UnknownName, match="allowed: dynamic_k, top_k, coverage"):
+        set_operating_point(model, "topk", 3)
+    for other, message in ((make_split(), "without a router"), (make_dense(), "no MoE layers")):
+        with pytest.raises(ModelError, match=message):
+            set_operating_point(other, "top_k", 3)
+        with pytest.raises(ModelError, match=message):
+            operating_point(other)
 
 
 class Texts(nn.Module):

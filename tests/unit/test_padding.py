@@ -21,7 +21,7 @@ from d2dmoe.activity import count_active
 from d2dmoe.checkpoint import save_model
 from d2dmoe.config.stages import RouterConfig, SparsifyConfig
 from d2dmoe.conversion import add_routers, to_moe
-from d2dmoe.evaluate import cost_on, count_executed, evaluate_dense, evaluate_routed
+from d2dmoe.evaluation import cost_on, count_executed, evaluate_dense, evaluate_routed
 from d2dmoe.ffn import FFN
 from d2dmoe.flops import model_cost
 from d2dmoe.jobs.run import Run

@@ -648,7 +648,7 @@ DATA |= files("config/", "data sources strict")
 DATA |= files("data/", "text_sources text_splits tokenizer vendored")
 DATASET = DATA | files("data/", "image_sources images prepare tokens")
 TOKENIZER = DATA - files("io/", "header tensors") - files("jobs/", "device run state")
-NEVER = ("kernels/", "figures/", "claims/", "benchmark/", "plan/", "downstream.py", "evaluate.py")
+NEVER = ("kernels/", "figures/", "claims/", "benchmark/", "plan/", "downstream.py", "evaluation.py")
 NEVER += ("activity.py", "flops.py", "methods/__init__.py")
 
 

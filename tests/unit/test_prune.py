@@ -24,7 +24,7 @@ from d2dmoe.config.compression import PruneConfig, remaining
 from d2dmoe.config.stages import ClusteringConfig, ProjectionsConfig, RouterConfig, SparsifyConfig
 from d2dmoe.data.splits import Batch
 from d2dmoe.errors import CheckpointError
-from d2dmoe.evaluate import evaluate_routed
+from d2dmoe.evaluation import evaluate_routed
 from d2dmoe.ffn import FFN
 from d2dmoe.flops import count, ffn_flops
 from d2dmoe.inputs import logits_of

@@ -35,7 +35,7 @@ from d2dmoe.compression.quantize import LARGEST, Int8, quantize_experts, quantiz
 from d2dmoe.config.compression import QuantizeConfig
 from d2dmoe.config.stages import SparsifyConfig
 from d2dmoe.errors import CheckpointError
-from d2dmoe.evaluate import evaluate_dense, evaluate_routed
+from d2dmoe.evaluation import evaluate_dense, evaluate_routed
 from d2dmoe.ffn import FFN
 from d2dmoe.flops import model_cost
 from d2dmoe.inputs import logits_of

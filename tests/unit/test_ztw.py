@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from d2dmoe.checkpoint import load_model, read_model, save_model
 from d2dmoe.config.stages import DenseConfig
 from d2dmoe.errors import CheckpointError, ConfigError
-from d2dmoe.evaluate import cost_on, evaluate_dense, evaluate_routed
+from d2dmoe.evaluation import cost_on, evaluate_dense, evaluate_routed
 from d2dmoe.flops import count
 from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.run import Run

@@ -10,7 +10,7 @@ from d2dmoe.attention import ROLES
 from d2dmoe.discovery.examples import example_for
 from d2dmoe.discovery.ffns import adopt_ffns
 from d2dmoe.discovery.refusals import check
-from d2dmoe.errors import ConfigError, ConversionError
+from d2dmoe.errors import ConfigError, ModelError
 from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
 from d2dmoe.lookup import resolve
@@ -22,17 +22,17 @@ EXPERTS = 64  # neurons of an expert are about d_ff / EXPERTS where nothing is a
 SMALLEST = 16  # neurons of an expert: GPU kernels take no fewer
 
 
-def nothing_found(model: nn.Module, refused: dict[str, str]) -> ConversionError:
+def nothing_found(model: nn.Module, refused: dict[str, str]) -> ModelError:
     """The error for a model in which there is nothing to convert."""
     name = type(model).__name__
     if not refused:
-        return ConversionError(
+        return ModelError(
             f"{name} has no feed-forward block: nowhere do two linear maps with an activation, or "
             "three with a gate, follow each other from a width back to it"
         )
     first, reason = next(iter(refused.items()))
     others = f"; and {len(refused) - 1} more" if len(refused) > 1 else ""
-    return ConversionError(f"no feed-forward block of {name} fits. {first}: {reason}{others}")
+    return ModelError(f"no feed-forward block of {name} fits. {first}: {reason}{others}")
 
 
 def convert(
@@ -62,7 +62,7 @@ def convert(
         example: what the model is called with to find its FFNs; None: taken from the model.
 
     Raises:
-        ConversionError: nothing can be converted, or a size does not fit; nothing is changed then.
+        ModelError: nothing can be converted, or a size does not fit; nothing is changed then.
         UnknownName: there is no such method.
     """
     check(model)
@@ -71,7 +71,7 @@ def convert(
     with adopted(model, example):
         chosen = [(n, f) for n, f in find(model, FFN).items() if f.role in ("ffn", *attention)]
         if not chosen:
-            raise ConversionError(f"{type(model).__name__} is converted already")
+            raise ModelError(f"{type(model).__name__} is converted already")
         counts = [_num_experts(name, ffn, expert_size, num_experts) for name, ffn in chosen]
         neurons = [
             assign_neurons(ffn.activated.weight, count, method, seed)
@@ -88,7 +88,7 @@ def adopted(model: nn.Module, example: Any = None) -> Iterator[None]:
     is put back where the block of code fails. From then on one of transformers saves what it is.
 
     Raises:
-        ConversionError: the model has none, or cannot be called.
+        ModelError: the model has none, or cannot be called.
     """
     if any(layer.role == "ffn" for layer in find(model, (FFN, MoE)).values()):
         yield
@@ -116,7 +116,7 @@ def _check_there(model: nn.Module, roles: Sequence[str]) -> None:
     there = {layer.role for layer in find(model, (FFN, MoE)).values()}
     missing = [role for role in roles if role not in there]
     if missing:
-        raise ConversionError(
+        raise ModelError(
             f"the attention projections {', '.join(missing)} are linear maps, which have no "
             "neurons to split: let d2dmoe.imitate_projections(model, batches, steps=…) train MLPs "
             "in their place first"
@@ -126,7 +126,7 @@ def _check_there(model: nn.Module, roles: Sequence[str]) -> None:
 def _num_experts(name: str, ffn: FFN, size: int | None, num_experts: int | None) -> int:
     """Experts of a layer, from what was asked for."""
     if size is not None and num_experts is not None:
-        raise ConversionError("give expert_size or num_experts, not both")
+        raise ModelError("give expert_size or num_experts, not both")
     if num_experts is not None:
         if num_experts < 1 or ffn.d_ff % num_experts:
             raise _does_not_divide("num_experts", num_experts, name, ffn.d_ff)
@@ -148,9 +148,9 @@ def _divisors(number: int) -> list[int]:
     return [d for d in range(1, number + 1) if number % d == 0]
 
 
-def _does_not_divide(option: str, value: int, name: str, d_ff: int) -> ConversionError:
+def _does_not_divide(option: str, value: int, name: str, d_ff: int) -> ModelError:
     nearby = sorted(sorted(_divisors(d_ff), key=lambda d: abs(d - value))[:5])
-    return ConversionError(
+    return ModelError(
         f"{option} = {value} does not divide the {d_ff} hidden neurons of {name}; near it are "
         f"{', '.join(map(str, nearby))}"
     )

@@ -87,7 +87,7 @@ def inspect(
             from the model.
 
     Raises:
-        ConversionError: nothing can be converted, or the model cannot be called.
+        ModelError: nothing can be converted, or the model cannot be called.
         DataError: a batch does not fit.
     """
     check(model)

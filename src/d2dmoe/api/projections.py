@@ -18,7 +18,7 @@ from d2dmoe.attention import (
 )
 from d2dmoe.discovery.projections import separate_projections
 from d2dmoe.discovery.trace import hooked
-from d2dmoe.errors import ConversionError
+from d2dmoe.errors import ModelError
 from d2dmoe.ffn import FFN
 from d2dmoe.padding import watch_padding, without_padding
 from d2dmoe.seeding import seed_for
@@ -64,7 +64,7 @@ def imitate_projections(
         and sparsity (L_s).
 
     Raises:
-        ConversionError: no projection of these roles can be replaced.
+        ModelError: no projection of these roles can be replaced.
         UserError: an option or a batch is impossible, or the loss is not finite; the projections
             are then still linear.
     """
@@ -76,7 +76,7 @@ def imitate_projections(
     separate_projections(model, example)
     projections = find_projections(model, maps)
     if not projections:
-        raise ConversionError(
+        raise ModelError(
             f"{type(model).__name__} has no linear projections {', '.join(maps)} that can be "
             "replaced: inspect(model) lists what was found"
         )

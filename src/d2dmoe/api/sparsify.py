@@ -10,7 +10,7 @@ from d2dmoe.api.fit import FitConfig, Losses, check_number, fit, in_float32, in_
 from d2dmoe.api.losses import SparsityPenalty
 from d2dmoe.api.task_loss import Loss, task_loss
 from d2dmoe.discovery.examples import example_for
-from d2dmoe.errors import ConversionError, UserError
+from d2dmoe.errors import ModelError, UserError
 from d2dmoe.ffn import FFN
 from d2dmoe.moe import MoE
 from d2dmoe.sparsity import activation_of, alpha_at
@@ -84,7 +84,7 @@ def _example(model: nn.Module, batch: Batch) -> Any:
     try:
         example_for(model)
         return None
-    except ConversionError:
+    except ModelError:
         given = batch.kwargs or batch.args
         return _first_samples(given, len(batch))
 

@@ -101,12 +101,12 @@ def _attentions(
 
 
 def _keep_rows(layer: nn.Linear, rows: Tensor) -> None:
-    layer.weight = nn.Parameter(layer.weight.detach()[rows])
+    layer.weight = nn.Parameter(layer.weight.detach()[rows], layer.weight.requires_grad)
     if layer.bias is not None:
-        layer.bias = nn.Parameter(layer.bias.detach()[rows])
+        layer.bias = nn.Parameter(layer.bias.detach()[rows], layer.bias.requires_grad)
     layer.out_features = len(rows)
 
 
 def _keep_columns(layer: nn.Linear, columns: Tensor) -> None:
-    layer.weight = nn.Parameter(layer.weight.detach()[:, columns])
+    layer.weight = nn.Parameter(layer.weight.detach()[:, columns], layer.weight.requires_grad)
     layer.in_features = len(columns)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from d2dmoe.discovery.trace import Example, run
-from d2dmoe.errors import ConversionError
+from d2dmoe.errors import ModelError
 
 TOKENS = 16  # of a text; the decoder of an encoder-decoder model gets fewer, to be told apart
 DECODER_TOKENS = 12
@@ -29,7 +29,7 @@ def example_for(model: nn.Module, given: Any = None) -> Example:
             tuple or list, or one tensor; None: taken from the model.
 
     Raises:
-        ConversionError: the model does not say what it takes, or cannot be called with it.
+        ModelError: the model does not say what it takes, or cannot be called with it.
     """
     if given is not None:
         device = next((p.device for p in model.parameters()), None)
@@ -43,11 +43,11 @@ def example_for(model: nn.Module, given: Any = None) -> Example:
         try:
             _called(model, example)
             return example
-        except ConversionError as error:
+        except ModelError as error:
             failure = failure or error
     if failure is not None:
         raise failure
-    raise ConversionError(
+    raise ModelError(
         f"{type(model).__name__} does not say what it takes: give `example=`, what you would call "
         "it with (keyword arguments as a dict, positional ones as a tuple, or one tensor)."
     )
@@ -74,7 +74,7 @@ def _called(model: nn.Module, example: Example) -> None:
     try:
         run(model, example)
     except Exception as error:  # of any kind: the model is anyone's
-        raise ConversionError(
+        raise ModelError(
             f"{type(model).__name__} cannot be called with the example "
             f"({type(error).__name__}: {error}). Give `example=`, what you would call it with "
             "(keyword arguments as a dict, positional ones as a tuple, or one tensor)."
@@ -211,7 +211,7 @@ def _of_torch(model: nn.Module, generator: torch.Generator) -> Iterator[Example]
     kinds = (nn.TransformerEncoder, nn.TransformerEncoderLayer)
     both = (nn.Transformer, nn.TransformerDecoder, nn.TransformerDecoderLayer)
     if isinstance(model, kinds + both):
-        attention = next(m for m in model.modules() if isinstance(m, nn.MultiheadAttention))
-        shape = (2, TOKENS, attention.embed_dim)
+        norm = next(module for module in model.modules() if isinstance(module, nn.LayerNorm))
+        shape = (2, TOKENS, *norm.normalized_shape)
         sequences = [torch.randn(shape, generator=generator) for _ in range(2)]
         yield Example(tuple(sequences[: 2 if isinstance(model, both) else 1]), {})

@@ -20,7 +20,7 @@ from d2dmoe.discovery.adopt import Adoption, Step, adopt
 from d2dmoe.discovery.examples import example_for
 from d2dmoe.discovery.refusals import check
 from d2dmoe.discovery.trace import Example, hooked, only_tensor, run
-from d2dmoe.errors import ConversionError
+from d2dmoe.errors import ModelError
 
 FUSED, WHOLE = "qkv", "qkvo"  # the roles of a map that gives three, and of torch's attention
 WORDS = {"q": ("q", "query"), "k": ("k", "key"), "v": ("v", "value")}
@@ -78,7 +78,7 @@ def separate_projections(model: nn.Module, example: Any = None) -> nn.Module:
         example: what the model can be called with; None: taken from the model.
 
     Raises:
-        ConversionError: there is none, or all are refused.
+        ModelError: there is none, or all are refused.
     """
     check(model)
     if any(getattr(module, "role", None) in ROLES for module in model.modules()):
@@ -86,7 +86,7 @@ def separate_projections(model: nn.Module, example: Any = None) -> nn.Module:
     adoption = adopt_projections(model, example_for(model, example))
     if not adoption.done:
         reasons = "; ".join(f"{name}: {why}" for name, why in list(adoption.refused.items())[:2])
-        raise ConversionError(
+        raise ModelError(
             f"{type(model).__name__} has no attention whose projections can be taken apart"
             + (f" ({reasons})" if reasons else "")
         )

@@ -5,32 +5,32 @@ from collections.abc import Iterator
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
-from d2dmoe.errors import ConversionError
+from d2dmoe.errors import ModelError
 from d2dmoe.moe import MoE
 
 
 def check(model: nn.Module) -> None:
     """
     Raises:
-        ConversionError: the model is wrapped or compiled, has weights on the meta device, is a
+        ModelError: the model is wrapped or compiled, has weights on the meta device, is a
             mixture of experts already, or no module.
     """
     name = type(model).__name__
     if not isinstance(model, nn.Module):
-        raise ConversionError(f"a torch module is needed, not {name}")
+        raise ModelError(f"a torch module is needed, not {name}")
     if hasattr(model, "_orig_mod"):
-        raise ConversionError("the model is compiled: convert the original, then compile that")
+        raise ModelError("the model is compiled: convert the original, then compile that")
     if hasattr(model, "module") and name in ("DataParallel", "DistributedDataParallel"):
-        raise ConversionError(f"the model is wrapped in {name}: convert its .module, then wrap it")
+        raise ModelError(f"the model is wrapped in {name}: convert its .module, then wrap it")
     meta = next((key for key, p in model.named_parameters() if p.is_meta), None)
     if meta is not None:
-        raise ConversionError(
+        raise ModelError(
             f"the weights of {name} ({meta} and others) are on the meta device or offloaded: load "
             "them into memory first"
         )
     mixture = next(mixtures(model), None)
     if mixture is not None:
-        raise ConversionError(
+        raise ModelError(
             f"{name} is a mixture of experts already ({mixture} holds experts and a router): only "
             "dense models can be converted"
         )

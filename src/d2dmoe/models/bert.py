@@ -14,7 +14,7 @@ from d2dmoe.attention import mark_projections
 from d2dmoe.config.model import BertConfig
 from d2dmoe.ffn import FFN
 from d2dmoe.models import pretrained
-from d2dmoe.surgery import find
+from d2dmoe.surgery import find, swap
 
 BLOCK = BertLayer  # gives [batch, tokens, d_model], the first token is what classifies
 HEADS = (BertSelfAttention, "num_attention_heads")  # what knows their number, and its name there
@@ -62,6 +62,6 @@ def _with_ffns(model: BertForSequenceClassification) -> nn.Module:
     for layer in find(model, BertLayer).values():
         up, output = layer.intermediate.dense, layer.output
         ffn = FFN(up, output.dense, activation, dropout=output.dropout.p)
-        layer.set_submodule("intermediate", ffn)
-        layer.set_submodule("output", AddAndNorm(output.LayerNorm))
+        swap(layer, "intermediate", ffn)
+        swap(layer, "output", AddAndNorm(output.LayerNorm))
     return model

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import GPT2LMHeadModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention
@@ -11,7 +12,7 @@ from d2dmoe.attention import FusedProjections, Projection
 from d2dmoe.config.model import GPT2Config
 from d2dmoe.ffn import FFN
 from d2dmoe.models import pretrained
-from d2dmoe.surgery import find, replace
+from d2dmoe.surgery import find, replace, swap
 
 
 def create(cfg: GPT2Config, about: dict[str, Any]) -> tuple[dict[str, Any], nn.Module]:
@@ -32,12 +33,13 @@ def build(options: dict[str, Any]) -> nn.Module:
     return _with_ffns(pretrained.build(GPT2LMHeadModel, options))
 
 
+@torch.enable_grad()  # a transposed weight that is trainable stays so
 def separate_projections(model: nn.Module) -> nn.Module:
     """See `models.build.separate_projections`; the attentions hold Q, K and V fused."""
     for attention in find(model, GPT2Attention).values():
         fused, out = attention.c_attn, attention.c_proj
-        attention.set_submodule("c_attn", FusedProjections(fused.weight.T, fused.bias))
-        attention.set_submodule("c_proj", Projection.of("o", out.weight.T, out.bias))
+        swap(attention, "c_attn", FusedProjections(fused.weight.T, fused.bias))
+        swap(attention, "c_proj", Projection.of("o", out.weight.T, out.bias))
     return model
 
 
@@ -51,5 +53,5 @@ def _with_ffns(model: GPT2LMHeadModel) -> nn.Module:
 
 
 def _linear(conv: Conv1D) -> nn.Linear:
-    weight = nn.Parameter(conv.weight.detach().T.contiguous())
+    weight = nn.Parameter(conv.weight.detach().T.contiguous(), conv.weight.requires_grad)
     return pretrained.linear(weight, conv.bias)

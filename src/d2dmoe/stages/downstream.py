@@ -10,7 +10,7 @@ from torch import nn
 from d2dmoe.checkpoint import load_model
 from d2dmoe.data.splits import open_split
 from d2dmoe.downstream import BoolQ, Point, calibrate, check_installed, load_boolq
-from d2dmoe.evaluate import evaluate_routed
+from d2dmoe.evaluation import evaluate_routed
 from d2dmoe.io.read import read_table
 from d2dmoe.jobs.progress import Progress
 from d2dmoe.jobs.run import Run

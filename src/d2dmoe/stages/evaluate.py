@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from d2dmoe.checkpoint import load_model
 from d2dmoe.data.splits import ImageSplit, open_split
-from d2dmoe.evaluate import MeasureOptions, evaluate_routed
-from d2dmoe.evaluate import evaluate_dense as measure_dense
+from d2dmoe.evaluation import MeasureOptions, evaluate_routed
+from d2dmoe.evaluation import evaluate_dense as measure_dense
 from d2dmoe.jobs.run import Run
 from d2dmoe.moe import MoE, set_selection, watch_selections
 from d2dmoe.quality import batches_of
@@ -22,7 +22,7 @@ MEASURED = 500  # images whose patches are tabulated; of these the first few are
 def evaluate_dense(
     model_path: Path, _knob: str, cfg: MeasureOptions, run: Run
 ) -> tuple[list[dict], None]:
-    """The one operating point of a saved model without routers; see `evaluate.evaluate_dense`.
+    """The one operating point of a saved model without routers; see `evaluation.evaluate_dense`.
 
     Raises:
         UserError: model or data are not in order.
@@ -35,7 +35,7 @@ def evaluate_dense(
 def evaluate(
     model_path: Path, rule: str, cfg: MeasureOptions, run: Run
 ) -> tuple[list[dict], list[dict]]:
-    """Rows of operating points and of layers of a saved model; see `evaluate.evaluate_routed`.
+    """Rows of operating points and of layers of a saved model; see `evaluation.evaluate_routed`.
 
     Raises:
         UserError: model or data are not in order.

@@ -6,7 +6,7 @@ import torch
 
 from d2dmoe.checkpoint import load_model
 from d2dmoe.data.splits import open_split
-from d2dmoe.evaluate import MeasureOptions, cost_on
+from d2dmoe.evaluation import MeasureOptions, cost_on
 from d2dmoe.ffn import FFN
 from d2dmoe.jobs.run import Run
 from d2dmoe.quality import count_parameters, quality

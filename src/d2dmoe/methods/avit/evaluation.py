@@ -9,7 +9,7 @@ from torch import Tensor
 
 from d2dmoe.checkpoint import load_model
 from d2dmoe.data.splits import open_split
-from d2dmoe.evaluate import MeasureOptions, cost_on
+from d2dmoe.evaluation import MeasureOptions, cost_on
 from d2dmoe.flops import count
 from d2dmoe.jobs.run import Run
 from d2dmoe.methods.avit.halting import MeanField, Trace
@@ -23,7 +23,7 @@ def evaluate_halting(
     """The one operating point of a saved A-ViT.
 
     Returns:
-        A row with the columns of `evaluate.evaluate_routed`'s points, its knob the target depth;
+        A row with the columns of `evaluation.evaluate_routed`'s points, its knob the target depth;
         and rows layer, tokens: the mean number that the block computes for a sample.
 
     Raises:

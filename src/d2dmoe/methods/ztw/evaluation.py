@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from d2dmoe.checkpoint import load_model
 from d2dmoe.data.splits import Split, open_split
-from d2dmoe.evaluate import MeasureOptions, cost_on
+from d2dmoe.evaluation import MeasureOptions, cost_on
 from d2dmoe.flops import at_lengths, count
 from d2dmoe.inputs import Inputs, logits_of
 from d2dmoe.jobs.progress import Progress
@@ -34,7 +34,7 @@ def evaluate_exits(
         run: device, data and log.
 
     Returns:
-        Rows of operating points, with the columns of `evaluate.evaluate_routed`; none of layers.
+        Rows of operating points, with the columns of `evaluation.evaluate_routed`; none of layers.
 
     Raises:
         UserError: model or data are not in order.

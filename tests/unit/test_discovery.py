@@ -1,0 +1,267 @@
+"""Laws of discovery: what is an FFN is found by its numbers and adopted without a change of the
+model's outputs; what is none, or cannot be proved, stays as it was and is refused by name."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import gelu, relu
+
+import d2dmoe
+from d2dmoe.activations import ACTIVATIONS, torch_function
+from d2dmoe.api.convert import default_size
+from d2dmoe.attention import Projection
+from d2dmoe.discovery.ffns import adopt_ffns
+from d2dmoe.discovery.projections import separate_projections
+from d2dmoe.discovery.trace import Example
+from d2dmoe.errors import UserError
+from d2dmoe.ffn import FFN
+from d2dmoe.layers import Bypass, describe, rebuild
+from d2dmoe.moe import MoE
+from d2dmoe.surgery import find
+
+D, D_FF, TOKENS = 16, 48, 12
+
+
+class Block(nn.Module):
+    """An FFN of odd names; `kind` says how it is written."""
+
+    def __init__(self, kind: str, act):
+        super().__init__()
+        self.kind, self.banana = kind, act
+        self.x1 = nn.Linear(D, 2 * D_FF if kind.startswith("fused") else D_FF)
+        self.x3, self.x2 = nn.Linear(D, D_FF), nn.Linear(D_FF, D)
+        self.dropout = nn.Dropout(0.3)
+        if kind in ("plain", "residual") or kind.startswith("fused"):
+            del self.x3
+
+    def forward(self, z):
+        if self.kind == "gated":
+            return self.x2(self.dropout(self.banana(self.x1(z)) * self.x3(z)))
+        if self.kind.startswith("fused"):
+            one, other = self.x1(z).chunk(2, dim=-1)
+            gate, up = (one, other) if self.kind == "fused gate first" else (other, one)
+            return self.x2(self.banana(gate) * up)
+        out = self.x2(self.dropout(self.banana(self.x1(z))))
+        return z + out if self.kind == "residual" else out
+
+
+class Model(nn.Module):
+    def __init__(self, kind: str, act, layers: int = 2):
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(kind, act) for _ in range(layers))
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+class Act(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def example() -> Example:
+    torch.manual_seed(1)
+    return Example((torch.randn(2, TOKENS, D),), {})
+
+
+def outputs(model: nn.Module) -> torch.Tensor:
+    model.eval()
+    with torch.no_grad():
+        return model(*example().args)
+
+
+def made(kind: str, act) -> nn.Module:
+    torch.manual_seed(0)
+    return Model(kind, act)
+
+
+KINDS = ("plain", "residual", "gated", "fused gate first", "fused gate last")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ffns_are_found_however_they_are_written(kind):
+    model = made(kind, nn.SiLU())
+    before = outputs(model)
+    adoption = adopt_ffns(model, example())
+    ffns = find(model, FFN)
+    assert not adoption.refused and len(ffns) == 2
+    assert {ffn.activation_name for ffn in ffns.values()} == {"silu"}
+    assert all((ffn.gate is not None) == (kind in KINDS[2:]) for ffn in ffns.values())
+    torch.testing.assert_close(outputs(model), before, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_the_activation_is_known_by_its_values_alone(name, dtype):
+    """Weights so small that all activations look alike on the example."""
+    model = made("plain", torch_function(name)).to(dtype)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1e-2)
+    adoption = adopt_ffns(model, Example((example().args[0].to(dtype),), {}))
+    assert not adoption.refused
+    assert {ffn.activation_name for ffn in find(model, FFN).values()} == {name}
+
+
+def test_parameters_dropouts_and_modes_stay():
+    model = made("plain", nn.ReLU()).train()
+    model.blocks[0].x1.weight.requires_grad_(False)
+    model.blocks[1].eval()
+    parameters = {id(parameter) for parameter in model.parameters()}
+    adopt_ffns(model, example())
+    first, second = find(model, FFN).values()
+    assert {id(parameter) for parameter in model.parameters()} == parameters
+    assert not first.up.weight.requires_grad and second.up.weight.requires_grad
+    assert (first.hidden_dropout.p, first.dropout.p) == (0.3, 0.0)
+    assert first.training and not second.training and not second.up.training
+
+
+def test_one_block_that_two_places_share_stays_one():
+    model = made("plain", nn.ReLU())
+    model.blocks[1] = model.blocks[0]
+    before = outputs(model)
+    d2dmoe.convert(model, 16, example=example().args)
+    assert model.blocks[0] is model.blocks[1] and len(find(model, MoE)) == 1
+    torch.testing.assert_close(outputs(model), before)
+
+
+@pytest.mark.parametrize(
+    ("act", "reason"),
+    [
+        (nn.LeakyReLU(), "LeakyReLU"),
+        (nn.Sequential(nn.ReLU(), nn.LayerNorm(D_FF)), "LayerNorm"),
+        (lambda x: relu(x).flip(-1), "between"),
+        (lambda x: relu(x).clamp(max=6), "between"),  # ReLU6, far above what the example reaches
+    ],
+)
+def test_what_is_nearly_an_ffn_is_refused_by_name_and_stays(act, reason):
+    model = made("plain", act)
+    before, printed = outputs(model), str(model)
+    with pytest.raises(UserError, match=r"blocks\.0\.x1") as error:
+        d2dmoe.convert(model, 16, example=example().args)
+    assert reason in str(error.value)
+    assert str(model) == printed and torch.equal(outputs(model), before)
+
+
+class Inline(Block):
+    def forward(self, z):
+        return z + self.x2(gelu(self.x1(z)))
+
+
+def test_an_activation_that_cannot_be_replaced_is_refused():
+    model = made("residual", None)
+    model.blocks[1] = Inline("residual", None)
+    model.blocks[0].banana = relu  # an attribute can be
+    adoption = adopt_ffns(model, example())
+    assert list(find(model, FFN)) == ["blocks.0.x1"]
+    assert list(adoption.refused) == ["blocks.1.x1"]
+    adoption.undo()
+    assert model.blocks[0].banana is relu and not find(model, (FFN, Bypass))
+
+
+class Lying(nn.Linear):
+    """A map that computes more than it says, where the probe does not look."""
+
+    def forward(self, x):
+        return super().forward(x) + x.mean()
+
+
+def test_a_map_that_computes_more_is_refused():
+    model = made("plain", nn.ReLU())
+    lying = Lying(D_FF, D)
+    lying.load_state_dict(model.blocks[0].x2.state_dict())
+    model.blocks[0].x2 = lying
+    adoption = adopt_ffns(model, example())
+    assert list(find(model, FFN)) == ["blocks.1"]
+    assert "more than its weight" in adoption.refused["blocks.0.x1"]
+
+
+class Experts(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.router = nn.Linear(D, 4)
+        self.experts = nn.ModuleList(
+            nn.Sequential(nn.Linear(D, D_FF), nn.ReLU(), nn.Linear(D_FF, D)) for _ in range(4)
+        )
+
+    def forward(self, x):
+        weights = self.router(x).softmax(-1).unbind(-1)
+        return sum(w[..., None] * e(x) for w, e in zip(weights, self.experts, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (Experts(), "mixture"),
+        (nn.Linear(D, D), "no feed-forward"),
+        (nn.Sequential(nn.Linear(D, D, device="meta")), "meta"),
+    ],
+)
+def test_models_that_cannot_be_converted_are_refused(model, reason):
+    with pytest.raises(UserError, match=reason):
+        d2dmoe.convert(model, 16, example=example().args)
+
+
+def test_a_model_of_which_nothing_is_known_asks_for_an_example():
+    with pytest.raises(UserError, match="example="):
+        d2dmoe.convert(made("plain", nn.ReLU()), 16)
+
+
+def test_a_size_that_does_not_divide_names_those_nearby_and_changes_nothing():
+    model = made("plain", nn.ReLU())
+    printed = str(model)
+    with pytest.raises(UserError, match="12, 16"):
+        d2dmoe.convert(model, 14, example=example().args)
+    assert str(model) == printed
+    assert [default_size(n) for n in (48, 3072, 11008)] == [16, 48, 172]
+
+
+def encoder() -> nn.Module:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(D, 2, D_FF, batch_first=True)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+
+def test_torch_s_fast_path_does_not_bypass_the_layers():
+    model, fresh = encoder(), encoder()
+    before = outputs(model)
+    d2dmoe.convert(model, 16)
+    torch.testing.assert_close(outputs(model), before, rtol=0, atol=1e-5)
+    rebuild(fresh, describe(model)).load_state_dict(model.state_dict())
+    assert torch.equal(outputs(fresh), outputs(model))
+
+
+def test_projections_are_separate_and_imitated_and_split():
+    model, fresh = encoder(), encoder()
+    before = outputs(model)
+    separate_projections(model)
+    assert len(find(model, Projection)) == 8
+    torch.testing.assert_close(outputs(model), before, rtol=0, atol=1e-5)
+    with pytest.raises(UserError, match="imitate_projections"):
+        d2dmoe.convert(copy.deepcopy(model), 16, attention=("q",))
+    history = d2dmoe.imitate_projections(model, [example().args[0]], steps=60, lr=1e-2, alpha=0.0)
+    assert history[-1]["error"] < history[0]["error"] / 2
+    d2dmoe.convert(model, 16, attention=("q", "k", "v", "o"))
+    assert len(find(model, MoE)) == 10 and not find(model, Projection)
+    rebuild(fresh, describe(model)).load_state_dict(model.state_dict())
+    assert torch.equal(outputs(fresh), outputs(model))
+
+
+def test_inspection_counts_what_fires_and_leaves_the_model():
+    model = made("plain", nn.ReLU())
+    printed = str(model)
+    with torch.no_grad():
+        model.blocks[0].x1.weight.zero_()
+        model.blocks[0].x1.bias.copy_((torch.arange(D_FF) < 12).float() - 0.5)  # 12 of 48 fire
+    found = d2dmoe.inspect(model, [example().args[0]])
+    assert found.ffns[0].firing == 0.25 and "25.0%" in str(found)
+    assert found.ffns[0].share == 0.5  # two blocks, and nothing else
+    assert str(model) == printed
