@@ -58,7 +58,7 @@ def _stacked(module: nn.Module) -> tuple[int, set[int]] | None:
 
 def _listed(module: nn.Module) -> tuple[int, set[int]] | None:
     """The same, where the children are alike, each nothing but two or three linear maps."""
-    children = list(module.children())
+    children = [c for c in module.children() if next(c.parameters(), None) is not None]
     if not isinstance(module, nn.ModuleList | nn.ModuleDict) or len(children) < 2:
         return None
     shapes = [[p.shape for p in child.parameters() if p.ndim == 2] for child in children]
