@@ -52,7 +52,7 @@ def _stacked(module: nn.Module) -> tuple[int, set[int]] | None:
     """Number of experts and their widths, where they lie in one parameter [n, a, b]."""
     if isinstance(module, _ConvNd):
         return None
-    shapes = [p.shape for p in module.parameters(recurse=False) if p.ndim == 3 and p.shape[0] > 1]
+    shapes = [p.shape for p in module.parameters(recurse=False) if p.ndim == 3 and min(p.shape) > 1]
     return (shapes[0][0], set(shapes[0][1:])) if shapes else None
 
 
