@@ -7,7 +7,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from d2dmoe.evaluate import evaluate_dense, evaluate_routed
 from small import make_dense, make_images, make_routed, make_split
 from small_language import make_routed_language, make_text_split, make_tokens
 
