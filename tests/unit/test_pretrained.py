@@ -48,13 +48,14 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.models.llama.modeling_llama import LlamaMLP
 from transformers.models.t5.modeling_t5 import T5LayerFF
 
+import d2dmoe
 from d2dmoe.api.pretrained import from_pretrained, push_to_hub, save_pretrained
 from d2dmoe.conversion import add_routers, to_moe
 from d2dmoe.errors import CheckpointError, UserError
 from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
 from d2dmoe.huggingface import attach
-from d2dmoe.layers import Bypass
+from d2dmoe.layers import Bypass, describe
 from d2dmoe.moe import MoE, set_operating_point
 from d2dmoe.surgery import find, replace
 
@@ -665,3 +666,19 @@ def test_models_in_wrappers_are_saved_as_themselves(tmp_path):
     model = split(own())
     save_pretrained(Compiled(nn.DataParallel(model)), tmp_path)
     assert same_outputs(model, from_pretrained(tmp_path, model=Net()))
+
+
+def test_converted_attentions_come_back(tmp_path):
+    """Their maps lie in modules that the class does not have, fused ones taken apart."""
+    torch.manual_seed(0)
+    config = GPT2Config(n_layer=1, n_embd=32, n_head=2, vocab_size=64)
+    model, ids = GPT2LMHeadModel(config), torch.randint(64, (4, 12))
+    batches, roles = [{"input_ids": ids}] * 2, ("q", "v", "o")
+    d2dmoe.imitate_projections(model, batches, steps=1, lr=0.01, maps=roles)
+    d2dmoe.convert(model, expert_size=8, attention=roles)
+    d2dmoe.train_routers(model, batches, steps=1, width=8)
+    d2dmoe.set_operating_point(model, "dynamic_k", 0.5)
+    model.eval().save_pretrained(tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
+    assert describe(loaded) == describe(model)

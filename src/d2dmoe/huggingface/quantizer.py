@@ -30,6 +30,7 @@ from d2dmoe.moe import MoE
 from d2dmoe.surgery import find
 
 ALIGNMENT = 64  # bytes, of memory that torch allocates
+PARTS = ("attentions", "projections", "layers", "bypassed")  # of a description
 
 AGAIN = "Fetch the folder again, or save the model anew."
 
@@ -78,6 +79,8 @@ class ConversionQuantizer(HfQuantizer):
         with _described_well(model):
             described = _named_as_in(model, self.quantization_config.described)
             resolve("d2dmoe.layers:rebuild")(model, described)
+            for name in _names(described):  # or a class would draw weights for what was there
+                model.get_submodule(name.rpartition(".")[0])._is_hf_initialized = True
             self.absent = set(self.quantization_config.described["absent"])
         replaced = _first_replaced(before, model)
         if replaced:
@@ -132,8 +135,12 @@ def _described(model: PreTrainedModel) -> dict[str, Any]:
 
 def _places(model: PreTrainedModel) -> list[str]:
     """Names of the modules that are not the class's own."""
-    described = _described(model)
-    return [*described["layers"], *described["bypassed"]]
+    return _names(_described(model))
+
+
+def _names(described: dict[str, Any]) -> list[str]:
+    """All names of a description."""
+    return [name for part in PARTS for name in described.get(part, [])]
 
 
 def _lies_in(modules: Iterable[str], name: str) -> bool:
@@ -169,22 +176,24 @@ def _named_as_in(model: PreTrainedModel, described: dict[str, Any]) -> dict[str,
     Raises:
         AttributeError: the model has no module of a name.
     """
-    layers, bypassed = described["layers"], described["bypassed"]
-    modules, prefix = dict(model.named_modules()), _prefix(model)
-    names = [*layers, *bypassed]
+    modules, prefix, names = dict(model.named_modules()), _prefix(model), _names(described)
     ways = (
         {name: name for name in names},
         {name: name[len(prefix) :] for name in names if name.startswith(prefix)},
         {name: prefix + name for name in names},
     )
     new = max(ways, key=lambda way: sum(name in modules for name in way.values()))
+    apart = [new[name] for name in described.get("attentions", []) if name in new]
     for name in new.values():
-        if name not in modules:
+        if name not in modules and not _lies_in(apart, name):  # made with the attention
             raise AttributeError(f"it has no module {name}")
-    return {
-        "layers": {new[name]: layer for name, layer in layers.items() if name in new},
-        "bypassed": [new[name] for name in bypassed if name in new],
-    }
+
+    def renamed(part: Any) -> Any:
+        if isinstance(part, list):
+            return [new[name] for name in part if name in new]
+        return {new[name]: about for name, about in part.items() if name in new}
+
+    return {name: renamed(described[name]) for name in PARTS if name in described}
 
 
 @contextmanager
