@@ -231,3 +231,11 @@ def test_an_interval_holds_the_mean_of_other_samples_as_often_as_it_says():
         assert interval is not None
         inside += interval[0] <= float(others.mean()) <= interval[1]
     assert 88 <= inside <= 100
+
+
+def test_samples_of_one_document_count_as_the_few_that_they_are():
+    generator = torch.Generator().manual_seed(1)
+    documents = torch.rand(20, generator=generator, dtype=torch.float64)
+    blocks, ones = documents.repeat_interleave(50), torch.ones(1000, dtype=torch.float64)
+    of_blocks, of_documents = ratio_interval(blocks, ones), ratio_interval(documents, ones[:20])
+    assert of_blocks is not None and of_documents == pytest.approx(of_blocks, abs=1e-12)

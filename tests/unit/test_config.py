@@ -14,7 +14,7 @@ from d2dmoe.config.task import TaskConfig
 from d2dmoe.errors import ConfigError, DataError
 from d2dmoe.extensions import import_extensions
 from d2dmoe.figures import by_key
-from d2dmoe.methods import METHODS
+from d2dmoe.methods import BUDGETS, METHODS
 from d2dmoe.methods.conversion.plan import Conversion, conversion
 from d2dmoe.models import ARCHITECTURES
 from d2dmoe.plan.checks import check, rule_names
@@ -481,7 +481,7 @@ UNKNOWN = [  # key, and the table that holds what is allowed
     (B + "cpu.small.activation", "activation", ACTIVATIONS),
     (T + "router.kind", "kind of router", ROUTER_KINDS),
     (T + "variants.sparse.router.kind", "kind of router", ROUTER_KINDS),
-    (T + "variants.sparse.select", "selection rule", RULES),
+    (T + "variants.sparse.select", "selection rule", RULES | BUDGETS),
 ]
 
 
@@ -492,7 +492,7 @@ def test_a_name_that_a_table_does_not_hold_is_refused_with_those_that_it_holds(
     line = fault(put(with_benchmarks, key, "nothing"), root)
     allowed = ", ".join(table)
     assert line == f"{key} = 'nothing': unknown {kind} 'nothing'; allowed: {allowed}"
-    parse_config(put(with_benchmarks, key, list(table)[-1]))  # those of the table are taken
+    parse_config(put(with_benchmarks, key, list(table)[0]))  # those of the table are taken
 
 
 @pytest.mark.parametrize(
