@@ -15,7 +15,7 @@ from d2dmoe.attention import FusedProjections, Projection, SelfAttention
 from d2dmoe.conversion import add_router
 from d2dmoe.ffn import FFN
 from d2dmoe.moe import MoE
-from d2dmoe.surgery import find, swap
+from d2dmoe.surgery import find, put, swap
 
 
 class Bypass(nn.Identity):
@@ -58,7 +58,7 @@ def rebuild(model: nn.Module, described: dict[str, Any]) -> nn.Module:
     for name, layer in described["layers"].items():
         swap(model, name, _rebuilt(model.get_submodule(name), **layer))
     for name in described["bypassed"]:
-        swap(model, name, Bypass())
+        put(model, name, Bypass())  # a function may have been there
     leave_fast_path(model)
     return model
 

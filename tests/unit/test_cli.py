@@ -113,12 +113,13 @@ def test_what_is_no_model_is_one_message(folder, texts, model, said):
 
 
 def test_the_hub_is_asked_for_a_name_that_is_no_folder(monkeypatch):
-    def refuse(self, name, **options):
-        raise ConnectionError(f"no {name}\nand more")
+    def refuse(name, **options):
+        raise OSError(f"no {name}\nand more")
 
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", refuse)
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", refuse)
     message = fault("inspect", "nobody/nothing")
-    assert "ConnectionError: no nobody/nothing" in message and "hf auth login" in message
+    assert "no nobody/nothing" in message and "and more" not in message
 
 
 @pytest.mark.parametrize("name", ["nothing.csv", "texts.docx", "empty"])

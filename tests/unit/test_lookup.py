@@ -24,7 +24,7 @@ from d2dmoe.errors import UnknownName, UserError
 from d2dmoe.ffn import FFN
 from d2dmoe.figures import FIGURES, WALL_CLOCK, by_key
 from d2dmoe.lookup import look_up, module_named, module_of, resolve, table_of
-from d2dmoe.methods import EVALUATIONS, METHODS, evaluation_of
+from d2dmoe.methods import BUDGETS, EVALUATIONS, METHODS, evaluation_of
 from d2dmoe.models import ARCHITECTURES, names_where
 from d2dmoe.models.build import create_model
 from d2dmoe.plan import digest
@@ -234,7 +234,7 @@ def test_a_task_has_the_sections_of_methods_and_points_of_every_rule_and_knob():
         if method.section:
             assert TaskConfig.model_fields[name].default is None
     knobs = {method.knob.name for method in METHODS.values() if method.knob}
-    assert SelectConfig.model_fields.keys() == RULES.keys() | knobs
+    assert SelectConfig.model_fields.keys() == RULES.keys() | knobs | set(BUDGETS)
     assert not RULES.keys() & knobs
 
 

@@ -160,7 +160,11 @@ def _hub(cfg: TextsConfig | CorpusConfig, name: str, root: Path) -> dict[str, Ta
 
 
 def _files(source: str, paths: Mapping[str, Path]) -> dict[str, Table]:
-    return {
-        split: Table(f"{source}, {path.name}", partial(read_rows, path), class_names(path))
-        for split, path in paths.items()
-    }
+    return {split: _file(f"{source}, {path.name}", path) for split, path in paths.items()}
+
+
+def _file(where: str, path: Path) -> Table:
+    try:
+        return Table(where, partial(read_rows, path), class_names(path))
+    except DataError as error:
+        raise DataError(f"{where} cannot be read: {error}") from error
