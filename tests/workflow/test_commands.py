@@ -47,7 +47,8 @@ def moved(finished, tmp_path_factory) -> Path:
     configuration is the tiny one."""
     folder = tmp_path_factory.mktemp("moved") / "l'été, a copy"
     shutil.copytree(finished.folder, folder, symlinks=True, copy_function=shutil.copy)
-    (folder / "config.yaml").write_text(yaml.safe_dump(finished.config, sort_keys=False))
+    for name in ("config.yaml", "my.yaml"):  # the default one, and a user's own
+        (folder / name).write_text(yaml.safe_dump(finished.config, sort_keys=False))
     (folder / "environment").symlink_to(sys.prefix)
     return folder
 
