@@ -57,6 +57,18 @@ def put(model: nn.Module, name: str, value: Any) -> Any:
     return old
 
 
+@contextmanager
+def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
+    """The model in train or eval mode; afterwards each module has its own again."""
+    modes = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 class Hook:
     """A hook of one model alone: in copies of the model and in files it does nothing."""
 

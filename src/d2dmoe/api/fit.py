@@ -147,18 +147,6 @@ def _without_gradients(trained: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    """The model in train or eval mode; afterwards each module has its own again."""
-    modes = {module: module.training for module in model.modules()}
-    model.train(training)
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-@contextmanager
 def in_float32(model: nn.Module) -> Iterator[None]:
     """Parameters and buffers of half precision in float32, so that small updates are not lost to
     rounding; afterwards in their own again. They stay the same objects."""

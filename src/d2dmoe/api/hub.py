@@ -26,7 +26,7 @@ def read_config(name: str, revision: str | None, token: Any) -> dict[str, Any]:
             path = Path(hf_hub_download(name, CONFIG, revision=revision, token=token))
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error}). Give a folder that save_pretrained wrote."
         ) from error

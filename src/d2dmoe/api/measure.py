@@ -13,7 +13,7 @@ from d2dmoe.api.task_loss import Loss, predictions, sample_losses
 from d2dmoe.errors import UserError
 from d2dmoe.moe import MoE
 from d2dmoe.selection import Selection
-from d2dmoe.surgery import find, watch
+from d2dmoe.surgery import find, in_mode, watch
 
 See = Callable[[str, Selection, Tensor, Tensor | None], None]
 """(layer, selection, scores [..., n], real tokens [...] or None) at every call of a layer."""
@@ -68,7 +68,7 @@ def measure(
     executed = _Executed(model, see)
     found: list[_Scored] = []
     unlabelled = False
-    with evaluating(model), torch.no_grad(), executed.watching():
+    with in_mode(model, training=False), torch.no_grad(), executed.watching():
         for batch in batches:
             executed.begin(batch)
             outputs = batch.outputs(model)
@@ -79,18 +79,6 @@ def measure(
                 each(batch)
     samples, by_layer = executed.result()
     return Measured(samples, by_layer, _joined(found) if found and not unlabelled else None)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode in the block; afterwards each module has the mode that it had."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 class _Executed:

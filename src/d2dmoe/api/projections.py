@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from d2dmoe.api.batches import Batch, as_batches
 from d2dmoe.api.convert import check_roles
-from d2dmoe.api.fit import FitConfig, Losses, check_number, check_whole, fit, in_mode
+from d2dmoe.api.fit import FitConfig, Losses, check_number, check_whole, fit
 from d2dmoe.attention import (
     ROLES,
     find_projections,
@@ -23,7 +23,7 @@ from d2dmoe.ffn import FFN
 from d2dmoe.padding import watch_padding, without_padding
 from d2dmoe.seeding import seed_for
 from d2dmoe.sparsity import alpha_at, penalty, watch_activations
-from d2dmoe.surgery import put
+from d2dmoe.surgery import in_mode, put
 
 
 def imitate_projections(

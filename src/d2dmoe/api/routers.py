@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from d2dmoe.api.batches import Batch, as_batches
-from d2dmoe.api.fit import FitConfig, Losses, check_whole, fit, in_mode
+from d2dmoe.api.fit import FitConfig, Losses, check_whole, fit
 from d2dmoe.api.losses import RouterLoss
 from d2dmoe.conversion import add_routers
 from d2dmoe.errors import UserError
@@ -16,7 +16,7 @@ from d2dmoe.lookup import look_up
 from d2dmoe.moe import MoE
 from d2dmoe.router_kinds import ROUTER_KINDS
 from d2dmoe.seeding import seed_for
-from d2dmoe.surgery import find
+from d2dmoe.surgery import find, in_mode
 
 
 def train_routers(

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from d2dmoe.api.batches import Batch, as_batches
-from d2dmoe.api.fit import FitConfig, Losses, check_number, fit, in_float32, in_mode
+from d2dmoe.api.fit import FitConfig, Losses, check_number, fit, in_float32
 from d2dmoe.api.losses import SparsityPenalty
 from d2dmoe.api.task_loss import Loss, task_loss
 from d2dmoe.discovery.examples import example_for
@@ -14,7 +14,7 @@ from d2dmoe.errors import ModelError, UserError
 from d2dmoe.ffn import FFN
 from d2dmoe.moe import MoE
 from d2dmoe.sparsity import activation_of, alpha_at
-from d2dmoe.surgery import find
+from d2dmoe.surgery import find, in_mode
 
 
 def sparsify(

@@ -3,19 +3,7 @@
 import sys
 from typing import Any
 
-from d2dmoe.errors import UserError, shortened
-
-EXTRAS = {  # which extra of this package brings a library
-    "transformers": "hf",
-    "huggingface_hub": "hf",
-    "tokenizers": "hf",
-    "accelerate": "hf",
-    "datasets": "hf",
-    "timm": "vision",
-    "torchvision": "vision",
-    "PIL": "vision",
-    "pyarrow": "hf",
-}
+from d2dmoe.errors import EXTRAS, UserError, shortened
 
 
 def message_of(error: Exception) -> str | None:

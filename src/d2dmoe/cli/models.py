@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 import d2dmoe
+from d2dmoe.api.hub import CONFIG, read_config
 from d2dmoe.cli import of_transformers, of_vision
 from d2dmoe.cli.opened import Loading, Opened, first_line
 from d2dmoe.errors import CheckpointError, UserError
 from d2dmoe.moe import MoE
 from d2dmoe.surgery import find
 
-CONFIG = "config.json"
 COMPANIONS = (  # with which sentence-transformers loads a folder
     "modules.json",
     "sentence_bert_config.json",
@@ -91,12 +91,4 @@ def save(opened: Opened, new: Path, evaluation: Any = None) -> None:
 
 def _config(folder: Path) -> dict[str, Any]:
     """What config.json says."""
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{folder / CONFIG} cannot be read ({error}). Save the model again."
-        ) from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{folder / CONFIG} holds no object. Save the model again.")
-    return config
+    return read_config(str(folder), None, None)

@@ -80,7 +80,8 @@ class ConversionQuantizer(HfQuantizer):
             described = _named_as_in(model, self.quantization_config.described)
             resolve("d2dmoe.layers:rebuild")(model, described)
             for name in _names(described):  # or a class would draw weights for what was there
-                model.get_submodule(name.rpartition(".")[0])._is_hf_initialized = True
+                holder: Any = model.get_submodule(name.rpartition(".")[0])
+                holder._is_hf_initialized = True
             self.absent = set(self.quantization_config.described["absent"])
         replaced = _first_replaced(before, model)
         if replaced:
