@@ -266,7 +266,8 @@ SPLITS = {
     "gemma": make_corpus_split(6),
 }
 OPTIONS = {"epochs": 1.5, "lr": 0.01, "batch_size": 3}
-IMITATION = ProjectionsConfig(**OPTIONS | {"epochs": 60}, multiple=4)
+EPOCHS = 45
+IMITATION = ProjectionsConfig(**OPTIONS | {"epochs": EPOCHS, "lr": 0.01}, multiple=4)
 SHORT = ProjectionsConfig(**OPTIONS, multiple=4)
 WIDTH_OF = {"vit": (8, 8), "bert": (8, 8), "gpt2": (8, 8), "gemma": (8, 4)}  # of q and o; k and v
 
@@ -313,7 +314,7 @@ def chain(request, tmp_path_factory) -> SimpleNamespace:
 
 def test_the_error_of_the_imitation_falls_and_so_does_its_loss(chain):
     rows = chain.history["mlps"]
-    assert [row["epoch"] for row in rows] == list(range(1, 61))
+    assert [row["epoch"] for row in rows] == list(range(1, EPOCHS + 1))
     assert all(list(row) == ["epoch", "lr", "loss", "error", "sparsity"] for row in rows)
     for key in ("loss", "error"):
         assert rows[-1][key] < 0.7 * rows[0][key]

@@ -225,7 +225,7 @@ def train(parent: Path, name: str, **options) -> Path:
 
 def test_a_lower_target_depth_costs_less(parent):
     flops = []
-    for depth in (1.0, 2.5, 5.0):
+    for depth in (1.0, 5.0):
         path = train(parent, f"depth {depth}", depth=depth)
         (point,), layers = evaluate_halting(path, "depth", MEASURE, RUN)
         assert point["knob"] == "depth" and point["knob_value"] == depth
@@ -233,8 +233,7 @@ def test_a_lower_target_depth_costs_less(parent):
         assert tokens[0] == TOKENS and tokens == sorted(tokens, reverse=True)
         flops.append(point["flops"])
     full = count(load_dense_model(parent)[0], {"x": make_inputs(1)})
-    assert flops[0] < flops[1] < flops[2] <= full
-    assert flops[0] < 0.5 * full and flops[2] > 0.95 * full
+    assert flops[0] < 0.5 * full and 0.95 * full < flops[1] <= full
 
 
 def test_the_tables_have_the_columns_of_all_methods(parent):

@@ -154,6 +154,7 @@ def elsewhere(tmp_path_factory) -> Path:
     return root
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("name", TINY)
 def test_a_converted_language_model_is_the_same_in_another_process(elsewhere, name):
     found, metadata = load_tensors(elsewhere / name / "outputs", "")
@@ -167,6 +168,7 @@ def test_a_converted_language_model_is_the_same_in_another_process(elsewhere, na
         assert text.shape == (3, 9) and torch.equal(found["text"], text)
 
 
+@pytest.mark.workflow
 def test_classes_of_transformers_come_back_as_themselves(elsewhere):
     names = {name: load_tensors(elsewhere / name / "outputs", "")[1]["class"] for name in TINY}
     assert names == {

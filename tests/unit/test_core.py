@@ -108,12 +108,7 @@ def run(program: str) -> None:
 
 
 def test_a_plain_model_is_converted_routed_and_measured_with_the_core_alone():
-    run(MODEL + BY_PARTS + MISSING)
-
-
-@pytest.mark.skipif(not hasattr(d2dmoe, "convert"), reason="there is no public interface yet")
-def test_so_it_is_by_the_public_interface():
-    run(MODEL + BY_THE_INTERFACE)
+    run(MODEL + BY_PARTS + BY_THE_INTERFACE + MISSING)
 
 
 def test_the_package_itself_imports_nothing_that_takes_time():

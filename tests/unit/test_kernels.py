@@ -70,8 +70,8 @@ def test_the_gpu_kernels_refuse_fp64():
 
 @pytest.mark.parametrize(
     "tokens, n, density",
-    [(1, 1, 1.0), (200, 1, 0.3), (1, 5, 0.3), (63, 5, 1.0), (64, 5, 0.3), (64, 5, 1.0)]
-    + [(200, 5, 0.0), (260, 5, 0.3), (200, 5, 1.0), (65, 66, 0.1)],
+    [(1, 1, 1.0), (200, 1, 0.3), (63, 3, 1.0), (64, 3, 1.0), (200, 5, 0.0)]
+    + [(260, 3, 0.3), (3, 66, 0.05)],
 )  # tiles are of 64 tokens, superblocks of 128, and a mask is read 64 experts at a time
 def test_each_chosen_pair_of_token_and_expert_runs_once(tokens, n, density):
     z, mask = make_tokens(tokens, 16, DEVICE), random_mask(tokens, n, density)
@@ -82,8 +82,8 @@ def test_each_chosen_pair_of_token_and_expert_runs_once(tokens, n, density):
 @pytest.mark.parametrize("ahead", [0, 2, 5])
 @pytest.mark.parametrize("routed", [True, False])
 def test_superblocks_may_be_routed_ahead_of_the_experts(ahead, routed):
-    mask, launch = random_mask(300, 3, 0.5), replace(LAUNCH, ahead=ahead)
-    z = torch.cat([mask.float(), make_tokens(300, 13, DEVICE)], 1)
+    mask, launch = random_mask(200, 3, 0.5), replace(LAUNCH, superblock=64, ahead=ahead)
+    z = torch.cat([mask.float(), make_tokens(200, 13, DEVICE)], 1)
     chosen = {"router": make_exact_router(3, 16, "regression", DEVICE), "tau": 0.5}
     found = persistent.run(z, tellers(3, 16), launch, **(chosen if routed else {"mask": mask}))
     assert torch.equal(found, mask.float())
@@ -91,10 +91,11 @@ def test_superblocks_may_be_routed_ahead_of_the_experts(ahead, routed):
 
 @pytest.mark.parametrize("kind", ROUTER_KINDS)
 @pytest.mark.parametrize(
-    "n, h, launch", [(3, 8, LAUNCH), (24, 128, DETERMINISTIC), (40, 20, DETERMINISTIC)]
+    "tokens, n, h, launch",
+    [(70, 3, 8, LAUNCH), (9, 5, 128, DETERMINISTIC), (9, 40, 20, DETERMINISTIC)],
 )
-def test_the_fused_router_selects_as_torch_does(n, h, launch, kind):
-    z, router = make_tokens(70, 72, DEVICE), make_router(n, h, 72, kind, DEVICE)
+def test_the_fused_router_selects_as_torch_does(tokens, n, h, launch, kind):
+    z, router = make_tokens(tokens, 72, DEVICE), make_router(n, h, 72, kind, DEVICE)
     mask = persistent.run(z, tellers(n, 72), launch, router=router, tau=0.5)
     found = scores(z, router)
     near = (found - 0.5 * found.amax(-1, keepdim=True)).abs() < 1e-5
@@ -129,7 +130,7 @@ def test_a_broken_token_comes_out_broken_and_alone(broken, form):
 
 
 @pytest.mark.parametrize("form", SOME_FORMS)
-@pytest.mark.parametrize("tokens, e", [(1, 24), (197, 64)])
+@pytest.mark.parametrize("tokens, e", [(1, 24), (140, 64)])
 def test_the_kernels_give_the_masked_sum(form, tokens, e):
     weights = make_weights(form, 5, e, d_model=72, d_out=40, device=DEVICE)
     z, mask = make_tokens(tokens, 72, DEVICE), random_mask(tokens, 5, 0.4)
@@ -158,13 +159,13 @@ def test_every_activation_gives_the_masked_sum(form):
 @pytest.mark.parametrize("size", [40, 130])
 def test_experts_of_many_neurons_are_taken_in_chunks(size, form):
     weights = make_weights(form, 3, size, d_model=32, d_out=48, device=DEVICE)
-    z, mask = make_tokens(70, 32, DEVICE), random_mask(70, 3, 0.5)
+    z, mask = make_tokens(20, 32, DEVICE), random_mask(20, 3, 0.5)
     for launch in (LAUNCH, DETERMINISTIC, replace(LAUNCH, tma=False)):
         assert relative_error(run(z, mask, weights, launch), masked_sum(z, mask, weights)) < 1e-5
 
 
 @pytest.mark.parametrize(
-    "form, size, d_out", [("relu", 24, 64), ("relu", 130, 96), ("gelu_tanh glu", 24, 72)]
+    "form, size, d_out", [("relu", 24, 64), ("relu", 40, 96), ("gelu_tanh glu", 24, 72)]
 )
 def test_for_many_tokens_the_second_matrix_is_put_in_order(size, d_out, form):
     """In groups of 16 columns, and not where these do not fill it."""
@@ -197,9 +198,10 @@ def test_all_tokens_may_run_one_expert_or_every_expert_or_none():
     assert torch.equal(run(z, none, weights), weights.down_bias.expand(140, 32))
 
 
-@pytest.mark.parametrize("form", SOME_FORMS)
-@pytest.mark.parametrize("tokens", [1, 5, 16])
-def test_decoding_gives_the_masked_sum(form, tokens):
+@pytest.mark.parametrize(
+    "tokens, form", [(1, form) for form in SOME_FORMS] + [(16, "relu glu with biases")]
+)
+def test_decoding_gives_the_masked_sum(tokens, form):
     weights = make_weights(form, 6, 40, d_model=72, d_out=56, device=DEVICE)
     before = None if weights.down_bias is None else weights.down_bias.clone()
     z, mask = make_tokens(tokens, 72, DEVICE), random_mask(tokens, 6, 0.4)
@@ -209,7 +211,7 @@ def test_decoding_gives_the_masked_sum(form, tokens):
     assert before is None or torch.equal(weights.down_bias, before)
 
 
-@pytest.mark.parametrize("form", SOME_FORMS)
+@pytest.mark.parametrize("form", ["gelu", "relu glu with biases"])
 @pytest.mark.parametrize("tokens", [1, 5, 40])
 def test_weights_may_be_int8(form, tokens):
     """In decoding the kernel reads them, for more tokens they are made floats."""
@@ -230,10 +232,10 @@ def test_decoding_selects_as_torch_does(tokens, kind):
     assert torch.equal(found, dynamic_k(scores(z, router), 0.5).float())
 
 
-@pytest.mark.parametrize("tokens", [0, 1, 3, 100])
+@pytest.mark.parametrize("tokens", [0, 1, 3, 70])
 def test_the_fused_layer_is_router_and_experts(tokens):
-    weights = make_weights("gelu_tanh glu", 6, 32, d_model=48, d_out=48, device=DEVICE)
-    router, z = make_router(6, 16, 48, "regression", DEVICE), make_tokens(tokens, 48, DEVICE)
+    weights = make_weights("gelu_tanh glu", 4, 32, d_model=48, d_out=48, device=DEVICE)
+    router, z = make_router(4, 16, 48, "regression", DEVICE), make_tokens(tokens, 48, DEVICE)
     mask = dynamic_k(scores(z, router), 0.5)
     found = gpu.dynamic_k_ffn(z, router, 0.5, weights, LAUNCH)
     assert found.shape == (tokens, 48)

@@ -135,6 +135,7 @@ def test_a_failing_download_says_how_to_do_without_a_network(monkeypatch):
         created(cfg)
 
 
+@pytest.mark.workflow  # 86 million parameters, three times
 def test_the_weights_of_vit_b_16_fit_the_papers_model(tmp_path):
     theirs = vit_b_16(weights=None).eval()
     torch.nn.init.normal_(theirs.heads.head.weight, std=0.1)

@@ -245,6 +245,7 @@ def test_another_head_is_fresh_and_the_layers_are_not(tmp_path):
         assert torch.equal(hidden, model.bert(input_ids=IDS)[0])
 
 
+@pytest.mark.workflow
 def test_new_processes_load_it_and_refuse_it_without_the_package(tmp_path):
     """Both orders of importing; with neither import does transformers lose its voice."""
     model = split(llama())

@@ -164,6 +164,7 @@ def test_routers_of_a_failed_training_are_those_of_before():
         train_routers(make_language("gpt2"), BATCHES, steps=1)
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("name", sorted(path.stem for path in EXAMPLES.glob("*.py")))
 def test_examples_run(name, capsys, monkeypatch):
     monkeypatch.setitem(os.environ, "ACCELERATE_USE_CPU", "true")
