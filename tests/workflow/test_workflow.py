@@ -30,7 +30,7 @@ DRAWN = {  # by suite
         "ablation_router_widths",
         "figure_9d",
     ],
-    "compatibility": ["figure_6", "figure_7", "figure_12"],
+    "compatibility": ["figure_7", "figure_12"],
 }
 AFTER_POINTS = {
     *("tradeoff", "summary", "all_tasks", "claims"),
@@ -117,11 +117,10 @@ def test_what_every_method_can_save_is_saved(finished):
 def test_compressed_models_stand_beside_their_conversions(finished):
     points = table(finished, "compatibility/tradeoff").query("metric == 'loss'")
     cost = points.groupby("variant")["flops_ratio"].min()
-    for base in ("pruned", "student"):
-        assert cost[f"d2dmoe_{base}"] < cost[base] == cost[f"{base}_finetuned"] < 1
+    assert cost["d2dmoe_student"] < cost["student"] == cost["student_finetuned"] < 1
     assert cost["dense_int8"] == 1  # eight bits change the size alone
     methods = points.drop_duplicates("variant").set_index("variant")["method"]
-    assert methods["pruned_finetuned"] == "pruned" and methods["student"] == "distilled"
+    assert methods["student_finetuned"] == methods["student"] == "distilled"
     assert methods["dense_int8"] == "quantized" and methods["d2dmoe_int8"] == "d2dmoe"
 
 
@@ -141,7 +140,7 @@ def test_each_suite_decides_its_claims_and_says_which_target_decides_the_others(
     assert claims["C5"].endswith("snakemake ablations tests it")
     assert claims["C10"].endswith("snakemake compatibility tests it")
     compressed = table(finished, "compatibility/claims").set_index("claim").loc["C10", "where"]
-    assert set(compressed) == {"tiny: pruned", "tiny: student", "tiny: dense_int8"}
+    assert set(compressed) == {"tiny: student", "tiny: dense_int8"}
 
 
 def test_every_method_was_given_the_same(finished):
@@ -306,11 +305,11 @@ def test_another_option_of_a_baseline_repeats_that_baseline_alone(
 
 
 def test_another_compressed_model_repeats_its_conversion_alone(configured):
-    configured.config["tasks"]["tiny"]["bases"]["pruned"]["heads"] = 0.0
+    configured.config["tasks"]["tiny"]["bases"]["student"]["epochs"] = 11
     plan = configured.counted(*SUITES)
-    once = ("prune", "finetune", "sparsify", "clustering", "router", "evaluate", "figure_6")
+    once = ("distill", "finetune", "sparsify", "clustering", "router", "evaluate", "figure_12")
     assert {rule: plan[rule] for rule in once} == dict.fromkeys(once, 1)
-    assert not plan.keys() & {"distill", "quantize", "dense", "figure_4", "figure_9d", "fairness"}
+    assert not plan.keys() & {"prune", "quantize", "dense", "figure_4", "figure_9d", "fairness"}
 
 
 # Edits of the code; which stage depends on which module, tests/unit/test_plan.py says
@@ -477,7 +476,7 @@ def test_benchmarks_time_a_layer_and_draw_it(finished):
 def test_the_report_holds_figures_with_captions(finished):
     finished.make(*SUITES, "--report", "report.html")
     html = (finished.folder / "report.html").read_text()
-    for figure in ("figure_4", "figure_6", "ablation_routers"):
+    for figure in ("figure_4", "figure_7", "ablation_routers"):
         assert f"{figure}.png" in html
     assert "multiply" in html
 
