@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class Router(nn.Module):
     """Linear(d_model, h) → ReLU → Linear(h, n) → non-negative scores.
 
-    The scores are absolute values for `regression`. A `classification` router (MoEfication) returns
-    probabilities; its `logits` are what it is trained on.
+    Its kind says which function of the logits the scores are: predicted norms are their absolute
+    values for `regression`, their squares for `root_regression`; a `classification` router
+    (MoEfication) gives probabilities.
     """
 
     def __init__(self, d_model: int, width: int, num_experts: int, kind: str):
@@ -70,6 +71,18 @@ def norm_regression_loss(router: Router, moe: "MoE", z: Tensor) -> Tensor:
     with torch.no_grad():
         norms = moe.output_norms(z)
     return mse_loss(router(z), norms)
+
+
+def root_regression_loss(router: Router, moe: "MoE", z: Tensor) -> Tensor:
+    """Mean squared error between the logits and the square roots of the norms of the experts'
+    outputs: ours, not the paper's.
+
+    On norms themselves the error is that of the few largest. Near the dense quality it matters more
+    which of the small ones are nearly 0. Arguments and result as of `norm_regression_loss`.
+    """
+    with torch.no_grad():
+        roots = moe.output_norms(z).sqrt()
+    return mse_loss(router.logits(z), roots)
 
 
 def router_losses(layers: Iterable[tuple[Router, "MoE", Tensor]]) -> Tensor:

@@ -24,6 +24,12 @@ ROUTER_KINDS = table_of(
             loss="d2dmoe.router:norm_regression_loss",
         ),
         RouterKind(
+            "root_regression",  # ours: its square root, so that small norms count as well
+            scores="torch:square",
+            triton="d2dmoe.kernels.activations:square",
+            loss="d2dmoe.router:root_regression_loss",
+        ),
+        RouterKind(
             "classification",  # MoEfication's: whether an expert is among the most active
             scores="torch:sigmoid",
             triton="d2dmoe.kernels.activations:sigmoid",

@@ -23,6 +23,7 @@ class Activations(NamedTuple):
     pre: Tensor  # its input, [..., d_ff]
     hidden: Tensor  # its output, [..., d_ff]
     activation: Activation  # the function
+    projection: bool = False  # whether the layer is the MLP of an attention projection
 
 
 def square_hoyer(a: Tensor) -> Tensor:
@@ -65,7 +66,8 @@ def activation_of(mode: str) -> str | None:
 
 
 def penalty(mode: str, layers: Iterable[Activations], real_tokens: Tensor | None = None) -> Tensor:
-    """L_s: the mean over layers and tokens of the mode's measure, a scalar.
+    """L_s, a scalar: the mean over FFNs and tokens of the mode's measure; where attention
+    projections were converted too, plus the mean over their MLPs, as the authors have it.
 
     Measured are the outputs of activations that are exactly 0 for idle neurons, as ReLU's; of
     others, how far pre-activations exceed the threshold below which the output is 0 to single
@@ -81,8 +83,12 @@ def penalty(mode: str, layers: Iterable[Activations], real_tokens: Tensor | None
         UnknownName: there is no such mode.
     """
     measure = look_up(PENALTIES, mode, "penalty").measure
-    measures = torch.stack([_measured(measure, layer) for layer in layers])
-    return (measures if real_tokens is None else measures[:, real_tokens]).mean()
+    measures: dict[bool, list[Tensor]] = {}
+    for layer in layers:
+        measures.setdefault(layer.projection, []).append(_measured(measure, layer))
+    means = [torch.stack(values) for values in measures.values()]
+    means = [(m if real_tokens is None else m[:, real_tokens]).mean() for m in means]
+    return torch.stack(means).sum()
 
 
 def _measured(measure: Callable[[Tensor], Tensor], layer: Activations) -> Tensor:
@@ -120,9 +126,11 @@ def alpha_at(schedule: str, alpha: float, progress: float) -> float:
 
 def watch_activations(model: nn.Module) -> AbstractContextManager[dict[str, Activations]]:
     """Record each FFN's `Activations` by the FFN's name."""
-    activations = {name: ffn.activation for name, ffn in find(model, FFN).items()}
+    ffns = find(model, FFN)
+    activations = {name: ffn.activation for name, ffn in ffns.items()}
+    projections = {ffn.activation for ffn in ffns.values() if ffn.role != "ffn"}
 
     def see(module: ActivationLayer, pre: Tensor, hidden: Tensor) -> Activations:
-        return Activations(pre, hidden, module.record)
+        return Activations(pre, hidden, module.record, module in projections)
 
     return watch(activations, see)

@@ -23,10 +23,16 @@ def with_everything(raw: dict[str, Any]) -> dict[str, Any]:
         "avit": {"method": "avit", "label": "A-ViT", "depths": [1.0, 1.5]},
     }
     task["figures"]["tradeoff"] = ["sparse", "attention", "moefication", "ztw", "avit"]
+    task["tune"] = {**training, "epochs": 1, "tau": [0.1, 0.5]}
+    task["select"]["true_norms"] = [0.0, 0.5]
     task["ablations"] = {
         "variants": {
             "binary": {"method": "d2dmoe", "label": "binary", "router": {"kind": "classification"}},
             "wide": {"method": "d2dmoe", "label": "wide", "router": {"width": 16}},
+            "tuned": {"method": "extended", "label": "tuned", "tune": {}}
+            | {"router": {"kind": "root_regression"}},
+            "bound": {"method": "extended", "label": "true norms", "select": "true_norms"},
+            "narrow": {"method": "narrow", "label": "narrow", "widths": [8, 16]},
         },
         "figures": {"routers": ["sparse", "binary"], "router_widths": ["sparse", "wide"]},
     }

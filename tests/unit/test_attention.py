@@ -30,6 +30,7 @@ from torch import nn
 from torch.nn.functional import pad
 
 from d2dmoe.activity import count_active
+from d2dmoe.api.losses import SparsityPenalty
 from d2dmoe.attention import (
     ROLES,
     Projection,
@@ -254,6 +255,21 @@ def test_the_clamped_penalty_measures_projections_by_their_relu():
     for ffn, layer in zip(find(model, FFN).values(), layers.values(), strict=True):
         a = layer.hidden if ffn.role != "ffn" else (layer.pre + 10).clamp(min=0)
         assert penalty("gelu_clamped", [layer]) == a.sum(-1).mean()
+
+
+def test_the_penalty_is_the_ffns_mean_plus_the_projections_mean():
+    """So attention weighs as much as the FFNs, whatever the numbers of their layers."""
+    model = with_mlps("vit")
+    with SparsityPenalty(model) as loss, watch_activations(model) as layers:
+        model(**make_batch("vit"))
+        by_role = {layer.projection: [] for layer in layers.values()}
+        for layer in layers.values():
+            by_role[layer.projection].append(penalty("relu_hoyer", [layer]))
+        ffns, projections = by_role[False], by_role[True]
+        expected = sum(ffns) / 2 + sum(projections) / 8
+        assert (len(ffns), len(projections)) == (2, 8)
+        torch.testing.assert_close(penalty("relu_hoyer", layers.values()), expected)
+        torch.testing.assert_close(loss(), expected)
 
 
 # The stage, and those after it.

@@ -18,7 +18,7 @@ from d2dmoe.api.search import Point, crossing
 from d2dmoe.errors import ConfigError, DataError, UnknownName, UserError
 from d2dmoe.evaluation import evaluate_dense, evaluate_routed
 from d2dmoe.flops import model_cost
-from d2dmoe.methods import BUDGETS
+from d2dmoe.methods import CALIBRATED
 from d2dmoe.moe import MoE, set_selection
 from d2dmoe.plan.plan import load_plan
 from d2dmoe.quality import batches_of
@@ -168,7 +168,7 @@ def test_few_samples_make_a_warning_and_a_cost_needs_no_targets():
         calibrate(make_routed(), batches(), flops_ratio=0.9)
 
 
-@pytest.mark.parametrize("knob", BUDGETS)
+@pytest.mark.parametrize("knob", CALIBRATED.knobs)
 def test_the_pipeline_measures_budgets_on_the_split_asked_for(knob, monkeypatch):
     from d2dmoe.stages import calibrate as stage
 

@@ -14,7 +14,7 @@ from d2dmoe.config.task import TaskConfig
 from d2dmoe.errors import ConfigError, DataError
 from d2dmoe.extensions import import_extensions
 from d2dmoe.figures import by_key
-from d2dmoe.methods import BUDGETS, METHODS
+from d2dmoe.methods import CONVERSION_KNOBS, METHODS
 from d2dmoe.methods.conversion.plan import Conversion, conversion
 from d2dmoe.models import ARCHITECTURES
 from d2dmoe.plan.checks import check, rule_names
@@ -161,7 +161,7 @@ WRONG = [  # key, value, what the message must hold
     pytest.param(
         "tasks.tiny.variants.sparse.sparsify.epochs",
         7,
-        ["variant 'sparse'", "projections + sparsify + router epochs = 9", "router.epochs is 5"],
+        ["variant 'sparse'", "sparsify + router + tune epochs = 9", "router.epochs is 5"],
         id="a variant trains longer",
     ),
     pytest.param(
@@ -455,7 +455,7 @@ def test_parts_of_epochs_add_up_to_the_tasks_total_but_for_rounding(
         assert (own.sparsify.epochs, own.router.epochs) == (sparsify, router)
     else:
         line = fault(raw, root)
-        assert "variant 'sparse': projections + sparsify + router epochs = 0.4, but" in line
+        assert "variant 'sparse': projections + sparsify + router + tune epochs = 0.4, but" in line
         assert "sparsify.epochs + router.epochs is 0.3; every variant must get the same" in line
 
 
@@ -481,7 +481,7 @@ UNKNOWN = [  # key, and the table that holds what is allowed
     (B + "cpu.small.activation", "activation", ACTIVATIONS),
     (T + "router.kind", "kind of router", ROUTER_KINDS),
     (T + "variants.sparse.router.kind", "kind of router", ROUTER_KINDS),
-    (T + "variants.sparse.select", "selection rule", RULES | BUDGETS),
+    (T + "variants.sparse.select", "selection rule", RULES | CONVERSION_KNOBS),
 ]
 
 
@@ -641,7 +641,7 @@ def everything(raw) -> dict:
 def test_a_configuration_of_everything_is_valid(everything, root):
     task = load(everything, root).tasks["tiny"]
     assert list(task.suites) == ["ablations", "compatibility"]
-    assert len(task.all_variants) == len(task.variants) + 2 + 4
+    assert len(task.all_variants) == len(task.variants) + 5 + 4
     attention = stages(task, "attention")
     assert (attention.projections.epochs, attention.sparsify.epochs) == (1, 2)
     assert attention.clustering.projection_expert_size == 2
@@ -733,7 +733,7 @@ COMBINED = [  # key, value, what the message must hold
     (
         "projections.epochs",
         4,
-        ["variant 'attention': projections + sparsify + router epochs = 6", "epochs is 5"],
+        ["variant 'attention': projections + sparsify + router + tune epochs = 6", "epochs is 5"],
     ),
     ("projections.maps", ["q", "q"], [T + "projections.maps", "must not repeat a projection"]),
     ("projections.maps", [], [T + "projections.maps = []", "at least 1"]),
@@ -757,7 +757,10 @@ COMBINED = [  # key, value, what the message must hold
     (
         V + "sparse.method",
         "magic",
-        [T + "variants.sparse.method = 'magic'", "quantized, d2dmoe, moefication, ztw, avit"],
+        [
+            T + "variants.sparse.method = 'magic'",
+            "quantized, d2dmoe, extended, moefication, ztw, narrow, avit",
+        ],
     ),
     # Quantised weights
     ("compatibility.variants.int8.quantize", "int4", ["variants.int8.quantize = 'int4'", "'int8'"]),
@@ -792,7 +795,7 @@ COMBINED = [  # key, value, what the message must hold
     (
         "ablations.figures.routers",
         ["sparse", "wide"],
-        ["of another kind (classification); it names ['regression', 'regression']"],
+        ["kind (root_regression, classification); it names ['regression', 'regression']"],
     ),
     (
         "ablations.figures.routers",

@@ -215,7 +215,10 @@ def test_models_without_layers_to_convert_are_refused():
     ("call", "allowed"),
     [
         (lambda: assign_neurons(torch.rand(8, 4), 2, "k-means", 0), "kmeans, random, contiguous"),
-        (lambda: add_routers(make_split(), "Regression", 4), "regression, classification"),
+        (
+            lambda: add_routers(make_split(), "Regression", 4),
+            "regression, root_regression, classification",
+        ),
         (lambda: set_selection(make_split(), "topk", 2), "dynamic_k, top_k, coverage"),
         (lambda: set_activation(make_dense(), "ReLU"), "relu, relu_squared, gelu"),
         (lambda: make_ffn(7, 20, "swish"), "relu, relu_squared, gelu"),

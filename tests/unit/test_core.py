@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-import d2dmoe
 from d2dmoe.errors import EXTRAS, MissingExtra, UserError, missing_extra
 from d2dmoe.lookup import module_named, resolve
 

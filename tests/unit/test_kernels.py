@@ -359,7 +359,7 @@ def test_unknown_names_are_refused_before_a_launch(tokens):
     with pytest.raises(UnknownName, match="unknown activation 'tanh'; allowed: relu, relu_sq"):
         gpu.expert_ffn(z, mask, weights._replace(activation="tanh"))
     for function in (gpu.dynamic_k_ffn, ops.dynamic_k_ffn):
-        with pytest.raises(UnknownName, match="kind 'norms'; allowed: regression, classification"):
+        with pytest.raises(UnknownName, match="kind 'norms'; allowed: regression, root_"):
             function(z, router._replace(kind="norms"), 0.5, weights)
 
 

@@ -100,6 +100,8 @@ ORDER = {  # of variants of `with_everything`; the others convert the dense mode
     "student_sparse": ["dense", "distill", *CONVERSION[1:]],
     "int8": ["dense", "quantize"],
     "sparse_int8": [*CONVERSION, "quantize"],
+    "tuned": [*CONVERSION, "tune"],
+    "narrow": ["dense", "finetune"],
 }
 
 
@@ -131,7 +133,7 @@ def test_a_suite_runs_its_own_variants_and_those_its_figures_compare_with(everyt
     found = {suite: set(by_variant(everything, suite=suite)) for suite in SUITES}
     dense = set(DENSE_VARIANTS)
     assert found["main"] == dense | task.variants.keys()
-    assert found["ablations"] == dense | {"sparse", "binary", "wide"}
+    assert found["ablations"] == dense | {"sparse", "binary", "wide", "tuned", "bound", "narrow"}
     bases = {"pruned", "pruned_finetuned", "student", "student_finetuned"}
     own = {"pruned_sparse", "student_sparse", "int8", "sparse_int8"}
     assert found["compatibility"] == dense | bases | own | {"sparse"}

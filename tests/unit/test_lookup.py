@@ -24,7 +24,7 @@ from d2dmoe.errors import UnknownName, UserError
 from d2dmoe.ffn import FFN
 from d2dmoe.figures import FIGURES, WALL_CLOCK, by_key
 from d2dmoe.lookup import look_up, module_named, module_of, resolve, table_of
-from d2dmoe.methods import BUDGETS, EVALUATIONS, METHODS, evaluation_of
+from d2dmoe.methods import CONVERSION_KNOBS, EVALUATIONS, METHODS, evaluation_of
 from d2dmoe.models import ARCHITECTURES, names_where
 from d2dmoe.models.build import create_model
 from d2dmoe.plan import digest
@@ -225,7 +225,7 @@ def test_a_method_with_variants_has_options_and_a_plan(name):
 def test_methods_without_variants_have_no_plan():
     for method in METHODS.values():
         assert bool(method.options) == bool(method.plan)
-        assert method.role in ("ours", "baseline", "reference")
+        assert method.role in ("ours", "extension", "baseline", "control", "reference")
         assert bool(method.rival) == (method.role == "baseline")
 
 
@@ -234,7 +234,7 @@ def test_a_task_has_the_sections_of_methods_and_points_of_every_rule_and_knob():
         if method.section:
             assert TaskConfig.model_fields[name].default is None
     knobs = {method.knob.name for method in METHODS.values() if method.knob}
-    assert SelectConfig.model_fields.keys() == RULES.keys() | knobs | set(BUDGETS)
+    assert SelectConfig.model_fields.keys() == RULES.keys() | knobs | set(CONVERSION_KNOBS)
     assert not RULES.keys() & knobs
 
 

@@ -629,6 +629,7 @@ OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier s
     | files("", "balanced_kmeans experts inputs seeding")
     | {"config/stages.py", "stages/clustering.py"},
     "router": TRAINING | EXPERTS | {"config/stages.py", "stages/router.py"},
+    "tune": TRAINING | EXPERTS | {"config/stages.py", "stages/tune.py"},
     "ztw": TRAINING | METHOD | files("methods/ztw/", "exits options training"),
     "avit": TRAINING | METHOD | files("methods/avit/", "halting options training"),
     "quantize": MODEL
@@ -643,7 +644,11 @@ LEFT = {  # the code of what a stage leaves in models, for those after it
     "clustering": EXPERTS,
     "router": EXPERTS,
 }
-LOSSES = {"regression": set(), "classification": {"methods/moefication.py"}}
+LOSSES = {
+    "regression": set(),
+    "root_regression": set(),
+    "classification": {"methods/moefication.py"},
+}
 DATA = JOB - files("io/", "csvfile") - {"lookup.py"}
 DATA |= files("config/", "data sources strict")
 DATA |= files("data/", "text_files text_sources text_splits tokenizer vendored")

@@ -50,9 +50,10 @@ def test_the_functional_scores_are_the_modules(kind):
 
 
 def test_an_unknown_kind_is_refused_and_the_allowed_ones_listed():
-    with pytest.raises(UnknownName, match="router kind 'x'; allowed: regression, classification"):
+    refusal = f"router kind 'x'; allowed: {', '.join(ROUTER_KINDS)}"
+    with pytest.raises(UnknownName, match=refusal):
         make_router("x")
-    with pytest.raises(UnknownName, match="router kind 'x'; allowed: regression, classification"):
+    with pytest.raises(UnknownName, match=refusal):
         scores(tokens(4, 7), make_router("regression").weights._replace(kind="x"))
 
 
@@ -100,6 +101,7 @@ def test_training_makes_a_router_better_than_any_constant_prediction(kind):
     with torch.no_grad():
         wanted = {
             "regression": moe.output_norms(z),
+            "root_regression": moe.output_norms(z),
             "classification": classification_targets(moe.hidden(z)),
         }
         error = (router(z) - wanted[kind]).square().mean()

@@ -171,7 +171,8 @@ def test_watched_pairs_are_the_input_and_output_of_the_activation(gated):
     ffn, z = make_ffn(6, 10, "gelu", gated=gated), drawn(0, 3, 6)
     with watch_activations(ffn) as activations:
         ffn(z)
-    ((pre, hidden, activation),) = activations.values()
+    ((pre, hidden, activation, projection),) = activations.values()
+    assert not projection
     assert activation is ACTIVATIONS["gelu"]
     assert torch.equal(pre, (ffn.gate if gated else ffn.up)(z)) and torch.equal(hidden, gelu(pre))
 

@@ -12,21 +12,29 @@ from small_language import TINY, make_corpus_split, make_text_split
 from d2dmoe.activations import ACTIVATIONS
 from d2dmoe.checkpoint import load_dense_model, load_model, read_model, save_model
 from d2dmoe.config.model import TransformerConfig
-from d2dmoe.config.stages import ClusteringConfig, DenseConfig, RouterConfig, SparsifyConfig
+from d2dmoe.config.stages import (
+    ClusteringConfig,
+    DenseConfig,
+    RouterConfig,
+    SparsifyConfig,
+    TuneConfig,
+)
 from d2dmoe.errors import CheckpointError
 from d2dmoe.ffn import FFN
 from d2dmoe.flops import router_flops
+from d2dmoe.inputs import real_tokens
 from d2dmoe.jobs.run import Run
 from d2dmoe.lookup import resolve
 from d2dmoe.models import ARCHITECTURES
-from d2dmoe.moe import MoE
+from d2dmoe.moe import MoE, watch_inputs
 from d2dmoe.stages import STAGES
 from d2dmoe.stages.activity import activity
 from d2dmoe.stages.clustering import cluster
 from d2dmoe.stages.dense import train_dense
-from d2dmoe.stages.evaluate import evaluate, evaluate_dense
+from d2dmoe.stages.evaluate import evaluate, evaluate_dense, evaluate_true_norms
 from d2dmoe.stages.router import train_routers
 from d2dmoe.stages.sparsify import sparsify
+from d2dmoe.stages.tune import tune
 from d2dmoe.surgery import find
 
 CPU = torch.device("cpu")
@@ -97,6 +105,49 @@ def test_training_the_routers_changes_nothing_else(chain):
     assert all(".router." in name for name in after.keys() - before.keys())
 
 
+def test_with_true_norms_the_cost_is_that_of_the_truly_largest_experts(chain, monkeypatch):
+    read_from(SPLITS[chain.name], monkeypatch)
+    cfg = MEASURE | {"values": [0.0, 0.4]}
+    points, layers = evaluate_true_norms(chain.paths["router"], "true_norms", cfg, RUN)
+    assert points[0]["flops"] == chain.points[0]["flops"] and points[0]["knob"] == "true_norms"
+    assert points[0]["loss"] == pytest.approx(chain.points[0]["loss"], rel=1e-5)
+    model, _ = load_model(chain.paths["router"])
+    split, first = SPLITS[chain.name], next(iter(find(model, MoE).values()))
+    with torch.no_grad(), watch_inputs(model) as inputs:
+        batch, _ = split.batch(split.read(torch.arange(len(split))), CPU)
+        model(**batch)
+    z, real = next(iter(inputs.values())), real_tokens(batch)
+    norms = first.output_norms(z if real is None else z[real])
+    truly = (norms >= 0.4 * norms.amax(-1, keepdim=True)).sum(-1).double().mean()
+    (row,) = [row for row in layers if row["layer"] == 0 and row["knob_value"] == 0.4]
+    assert row["experts"] == pytest.approx(truly.item(), rel=1e-3)
+
+
+def test_a_tuned_model_is_better_where_it_was_tuned_and_its_routers_learn_by_their_loss_alone(
+    chain, monkeypatch
+):
+    read_from(SPLITS[chain.name], monkeypatch)
+    parent, tau = chain.paths["router"], 0.7
+    losses, models = {}, {0.0: load_model(parent)[0]}
+    for weight in (1e-9, 1.0):
+        cfg = TuneConfig(tau=(tau, tau), router_weight=weight, **TRAINING | {"epochs": 8})
+        models[weight], spec, history = tune(parent, cfg, RUN)
+        save_model(parent.with_name("tuned"), models[weight], spec)
+        losses[weight] = history[-1]["task"]
+    cfg = MEASURE | {"values": [tau]}
+    before, after = (
+        evaluate(path, "dynamic_k", cfg, RUN)[0][0]["loss"]
+        for path in (parent, parent.with_name("tuned"))
+    )
+    assert after < 0.95 * before
+    assert models[1.0].state_dict().keys() == models[0.0].state_dict().keys()
+    moes = [find(model, MoE) for model in models.values()]
+    for fresh, idle, tuned in zip(*(x.values() for x in moes), strict=True):
+        assert not torch.equal(fresh.up, tuned.up)
+        assert not torch.equal(fresh.router.weights.up, tuned.router.weights.up)
+        assert idle.operating_point == ("dynamic_k", 0.0)
+
+
 def test_every_token_of_the_test_samples_is_in_the_histogram(chain):
     lengths = SPLITS[chain.name].lengths
     tokens = 12 * 5 if lengths is None else int(lengths.sum())
@@ -147,6 +198,7 @@ STEPS = {  # parent, and options
     "sparsify": ("projections", BASE | {"mode": "relu_hoyer", "alpha": 0.01}),
     "clustering": ("sparsify", {"expert_size": 4, "projection_expert_size": 2}),
     "router": ("clustering", BASE | {"width": 6, "projection_width": 3}),
+    "tune": ("router", BASE | {"tau": [0.2, 0.5]}),
     "ztw": ("dense", BASE),
     "avit": ("dense", BASE | {"depth": 1.5}),
     "quantize": ("router", {"weights": "int8"}),

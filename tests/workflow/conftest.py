@@ -129,7 +129,7 @@ def tiny() -> dict:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Workspace:
     """A workspace in which all suites have run once; tests leave its code and what they made as it
-    was. Of the compressed bases it has the distilled one: the unit tests take a pruned one so far."""
+    was. Its one compressed base is distilled: unit tests take a pruned one through all stages."""
     config = tiny()
     task, suite = config["tasks"]["tiny"], config["tasks"]["tiny"]["compatibility"]
     del task["bases"]["pruned"], suite["variants"]["d2dmoe_pruned"], suite["figures"]["pruned"]

@@ -140,8 +140,8 @@ class SparsityPenalty(_LastForward):
             return self._measure(displaced(Activations(pre, hidden, layer.record)).float())
 
     def __call__(self) -> Tensor:
-        """The mean over layers and real tokens, a float32 scalar; it has gradients where the
-        forward had.
+        """The mean over FFNs and real tokens, plus that over the MLPs of attention projections, a
+        float32 scalar; it has gradients where the forward had.
 
         Raises:
             UserError: there was no forward, or it ran without gradients and they are wanted.
@@ -149,8 +149,11 @@ class SparsityPenalty(_LastForward):
         seen = self._last()
         for layer in seen:
             self._check_gradients(layer)
-        means = [without_padding(x.values[..., None], x.real).mean() for x in seen]
-        return torch.stack([mean.to(means[0].device) for mean in means]).mean()
+        kinds: dict[bool, list[Tensor]] = {}
+        for x in seen:
+            mean = without_padding(x.values[..., None], x.real).mean().to(seen[0].values.device)
+            kinds.setdefault(self._ffns[x.name].role == "ffn", []).append(mean)
+        return torch.stack([torch.stack(means).mean() for means in kinds.values()]).sum()
 
     def _check_gradients(self, layer: _Seen) -> None:
         trained = self._ffns[layer.name].activated.weight.requires_grad

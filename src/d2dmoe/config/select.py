@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field, create_model, field_validator
 
 from d2dmoe.config.strict import Strict
-from d2dmoe.methods import BUDGETS, METHODS, Knob
+from d2dmoe.methods import CONVERSION_KNOBS, METHODS, Knob
 from d2dmoe.selection_rules import RULES, Rule
 
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -30,7 +30,7 @@ def _values(knob: Rule | Knob) -> Any:
 
 _KNOBS: list[Rule | Knob] = [
     *RULES.values(),
-    *BUDGETS.values(),
+    *CONVERSION_KNOBS.values(),
     *(m.knob for m in METHODS.values() if m.knob),
 ]
 

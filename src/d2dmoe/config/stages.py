@@ -17,6 +17,7 @@ ProjectionRole = Literal["q", "k", "v", "o"]
 RouterKindName = Annotated[str, OneOf(ROUTER_KINDS, "kind of router")]
 
 Rate = Annotated[float, Field(gt=0)]
+Tau = Annotated[float, Field(ge=0, le=1)]
 
 
 class DenseConfig(TaskTrainingConfig):
@@ -80,3 +81,21 @@ class RouterConfig(TrainingConfig):
     projection_width: int | None = Field(
         None, gt=0, description="Hidden width of an attention projection's router"
     )
+
+
+class TuneConfig(TaskTrainingConfig):
+    """Fine-tuning of the routed model: ours, not the paper's."""
+
+    tau: tuple[Tau, Tau] = Field(
+        strict=False, description="The τ of each step is drawn evenly from between these"
+    )
+    router_weight: float = Field(
+        1.0, ge=0, description="Weight of the routers' own loss, on which they learn on"
+    )
+
+    @field_validator("tau")
+    @classmethod
+    def _ordered(cls, tau: tuple[float, float]) -> tuple[float, float]:
+        if tau[0] > tau[1]:
+            raise ValueError("must name the smaller τ first")
+        return tau

@@ -18,6 +18,7 @@ from d2dmoe.config.stages import (
     Rate,
     RouterConfig,
     SparsifyConfig,
+    TuneConfig,
 )
 from d2dmoe.config.strict import COMPLETED, Name, Strict
 from d2dmoe.config.training import TaskTrainingConfig
@@ -62,6 +63,7 @@ class _Task(Strict):
     sparsify: Annotated[SparsifyConfig, COMPLETED]
     clustering: Annotated[ClusteringConfig, COMPLETED]
     router: Annotated[RouterConfig, COMPLETED]
+    tune: TuneConfig | None = Field(None, description="Of variants whose routed model is tuned")
     select: Annotated[SelectConfig, COMPLETED]
     eval_batch_size: int = Field(250, gt=0, description="Samples per evaluation step")
     variants: Annotated[dict[Name, VariantConfig], COMPLETED] = Field(min_length=1)

@@ -46,5 +46,10 @@ def absolute(x):
 
 
 @triton.jit
+def square(x):
+    return x * x
+
+
+@triton.jit
 def sigmoid(x):
     return tl.sigmoid(x)

@@ -33,12 +33,14 @@ class Knob:
     whole: bool = False  # values are counts; else shares in [0, 1]
 
 
-BUDGETS = table_of(
+CONVERSION_KNOBS = table_of(
     [
         Knob("budget", "Shares of the dense FLOPs; τ is chosen for each on validation samples"),
         Knob("layer_budget", "The same, with a τ for each layer"),
+        Knob("true_norms", "τ on the experts' true norms: the bound of any router"),
     ]
 )
+"""What a conversion's operating points may differ in, where no rule's values do."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Method:
     """
 
     name: str
-    role: str  # ours, baseline, or reference
+    role: str  # ours, extension (of ours), baseline, control, or reference
     plan: str = ""  # empty: no variant has the method
     options: str | None = None  # the model of a variant's options
     section: str | None = None  # the model of the task's section that is called like the method
@@ -76,13 +78,21 @@ HALTING = Evaluation(
 CALIBRATED = Evaluation(
     "evaluate_budgets",
     "d2dmoe.stages.calibrate:evaluate_budgets",
-    knobs=BUDGETS,
+    knobs=("budget", "layer_budget"),
     layers=True,
     rule="dynamic_k",
     reads=("validation",),
 )
 
-EVALUATIONS = table_of([DENSE, ROUTED, EXITS, HALTING, CALIBRATED])
+TRUE_NORMS = Evaluation(
+    "evaluate_true_norms",
+    "d2dmoe.stages.evaluate:evaluate_true_norms",
+    knobs=("true_norms",),
+    layers=True,
+    rule="dynamic_k",
+)
+
+EVALUATIONS = table_of([DENSE, ROUTED, EXITS, HALTING, CALIBRATED, TRUE_NORMS])
 
 METHODS = table_of(
     [
@@ -103,6 +113,13 @@ METHODS = table_of(
             experts=True,
         ),
         Method(
+            "extended",
+            role="extension",
+            plan="d2dmoe.methods.conversion.plan",
+            options="d2dmoe.methods.conversion.options:ExtendedVariant",
+            experts=True,
+        ),
+        Method(
             "moefication",
             role="baseline",
             plan="d2dmoe.methods.conversion.plan",
@@ -118,6 +135,12 @@ METHODS = table_of(
             section="d2dmoe.methods.ztw.options:ZTWConfig",
             knob=Knob("confidence", "ZTW: least probability of the class to exit"),
             rival="ZTW (for classifiers)",
+        ),
+        Method(
+            "narrow",
+            role="control",
+            plan="d2dmoe.methods.narrow.plan",
+            options="d2dmoe.methods.narrow.options:NarrowVariant",
         ),
         Method(
             "avit",

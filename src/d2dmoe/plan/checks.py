@@ -18,7 +18,7 @@ from d2dmoe.config.weights import check_weights
 from d2dmoe.errors import ConfigError, DataError
 from d2dmoe.figures import FIGURES, WALL_CLOCK, by_key
 from d2dmoe.lookup import resolve
-from d2dmoe.methods import BUDGETS, EVALUATIONS
+from d2dmoe.methods import CONVERSION_KNOBS, EVALUATIONS
 from d2dmoe.methods.checks import divisors
 from d2dmoe.methods.conversion.plan import conversion, ffn_width
 from d2dmoe.models import ARCHITECTURES
@@ -260,8 +260,8 @@ def _check_boolq(task: TaskConfig) -> None:
     if task.boolq and task.data.kind != "corpus":
         raise ValueError("boolq needs a language model, with data.kind corpus: leave it out")
     for name in task.boolq.variants if task.boolq else []:
-        if name in task.variants and knob_of(task, name) in BUDGETS:
-            raise ValueError(f"boolq.variants: '{name}' has budgets of its own: name its twin")
+        if name in task.variants and (knob := knob_of(task, name)) in CONVERSION_KNOBS:
+            raise ValueError(f"boolq.variants: '{name}' has {knob} of its own: name its twin")
         if not has_experts(task, name) or name not in task.variants:
             raise ValueError(
                 f"boolq.variants names the variant '{name}'; defined: {list(task.variants)}"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from d2dmoe.config.figure_options import LayersConfig, LoadMapsConfig
 from d2dmoe.config.task import SUITES, Suite, TaskConfig
 from d2dmoe.figures import Figure, by_key
-from d2dmoe.methods import BUDGETS
+from d2dmoe.methods import CONVERSION_KNOBS
 from d2dmoe.methods.conversion.plan import conversion
 from d2dmoe.plan.variants import has_experts, knob_of, labels
 from d2dmoe.router_kinds import ROUTER_KINDS
@@ -135,9 +135,9 @@ def need_points(
     for variant in variants:
         check_experts(task, key, [variant])
         knob = knob_of(task, variant)
-        if knob in BUDGETS:
+        if knob in CONVERSION_KNOBS:
             raise ValueError(
-                f"{key}: the variant '{variant}' has budgets instead of a rule's values; name one "
+                f"{key}: the variant '{variant}' has {knob} instead of a rule's values; name one "
                 f"whose select is among {list(RULES)}"
             )
         measured = getattr(task.select, knob)

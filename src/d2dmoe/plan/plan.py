@@ -105,7 +105,10 @@ class Plan:
     def stage_code(self, step: Step) -> str:
         """Digest of what makes a stage's result."""
         script = "train" if step.stage.trains else "convert"
-        made = [Use(step.stage, ("make", "options")), *_named(step, ("loss",))]
+        losses = (
+            [use for s in step.steps for use in _named(s, ("loss",))] if script == "train" else []
+        )
+        made = [Use(step.stage, ("make", "options")), *losses]
         return self.code(script, [*made, *model_uses(step)])
 
     def evaluation_code(self, how: Evaluation, step: Step, knob: str) -> str:

@@ -16,9 +16,11 @@ def method_plan(variant: Variant) -> ModuleType:
 
 
 def chains(task: TaskConfig, name: str) -> list[Chain]:
-    """The stages of each training of a variant, from the dense model on, with their options."""
-    variant = task.all_variants[name]
-    return [[task.dense_step, *chain] for chain in method_plan(variant).chains(task, variant)]
+    """The stages of each training of a variant, from the dense model on, with their options; a
+    method's chain may begin with a dense model of its own."""
+    variant, first = task.all_variants[name], task.dense_step
+    own = method_plan(variant).chains(task, variant)
+    return [chain if chain[0][0] == first[0] else [first, *chain] for chain in own]
 
 
 def knob_of(task: TaskConfig, name: str) -> str:

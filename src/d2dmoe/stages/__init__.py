@@ -99,6 +99,13 @@ STAGES = table_of(
             named={"kind": ROUTER_KINDS},
         ),
         Stage(
+            "tune",
+            make="d2dmoe.stages.tune:tune",
+            options="d2dmoe.config.stages:TuneConfig",
+            dense=False,
+            hint={"epochs": "e", "tau": "t"},
+        ),
+        Stage(
             "ztw",
             make="d2dmoe.methods.ztw.training:train_ztw",
             options="d2dmoe.methods.ztw.options:ZTWConfig",

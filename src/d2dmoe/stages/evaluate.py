@@ -1,5 +1,8 @@
 """Stage 5: quality and cost at every operating point, and where in an image the compute goes."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +11,7 @@ from torch import Tensor, nn
 
 from d2dmoe.checkpoint import load_model
 from d2dmoe.data.splits import ImageSplit, open_split
-from d2dmoe.evaluation import MeasureOptions, evaluate_routed
+from d2dmoe.evaluation import MeasureOptions, evaluate_points, evaluate_routed
 from d2dmoe.evaluation import evaluate_dense as measure_dense
 from d2dmoe.jobs.run import Run
 from d2dmoe.moe import MoE, set_selection, watch_selections
@@ -45,6 +48,46 @@ def evaluate(
     samples = open_split(run.data, cfg["split"])
     how: dict[str, Any] = {"batch_size": cfg["batch_size"], "log_every_s": run.log_every_s}
     return evaluate_routed(model, samples, rule, cfg["values"], device=run.device, **how)
+
+
+def evaluate_true_norms(
+    model_path: Path, knob: str, cfg: MeasureOptions, run: Run
+) -> tuple[list[dict], list[dict]]:
+    """As `evaluate` with dynamic-k, but each router's scores are the true norms of its experts'
+    outputs. It costs as much as before: so good could a router of this size be at best.
+
+    Raises:
+        UserError: model or data are not in order.
+    """
+    model, _spec = load_model(model_path)
+    model.to(run.device)
+    samples = open_split(run.data, cfg["split"])
+    scored = ExitStack()
+
+    def set_tau(tau: float) -> None:
+        scored.close()
+        scored.enter_context(_true_norms(model))  # now, not while the cost is counted
+        set_selection(model, "dynamic_k", tau)
+
+    how = (cfg["batch_size"], run.device, run.log_every_s)
+    with scored:
+        return evaluate_points(model, samples, knob, cfg["values"], set_tau, *how)
+
+
+@contextmanager
+def _true_norms(model: nn.Module) -> Iterator[None]:
+    """Routers give the norms of their experts' outputs, whatever they predict."""
+
+    def hook(moe: MoE, _router: nn.Module, inputs: tuple[Tensor], _scores: Tensor) -> Tensor:
+        return moe.output_norms(inputs[0])
+
+    moes = find(model, MoE).values()
+    hooks = [m.router.register_forward_hook(partial(hook, m)) for m in moes if m.router]
+    try:
+        yield
+    finally:
+        for handle in hooks:
+            handle.remove()
 
 
 def load_maps(

@@ -13,11 +13,14 @@ from d2dmoe.config.stages import (
     ProjectionRole,
     RouterKindName,
     Schedule,
+    Tau,
 )
 from d2dmoe.config.strict import Name, Strict
 from d2dmoe.config.variant import Variant
-from d2dmoe.methods import BUDGETS
+from d2dmoe.methods import CONVERSION_KNOBS
 from d2dmoe.selection_rules import RULES
+
+KnobName = Annotated[str, OneOf(ChainMap(CONVERSION_KNOBS, RULES), "selection rule")]
 
 
 class SparsifyChange(Strict):
@@ -58,6 +61,15 @@ class RouterChange(Strict):
     lr: float | None = Field(None, gt=0)
 
 
+class TuneChange(Strict):
+    """What a variant may change in the fine-tuning of the routed model."""
+
+    tau: tuple[Tau, Tau] | None = Field(None, strict=False)
+    router_weight: float | None = Field(None, ge=0)
+    epochs: float | None = Field(None, ge=0)
+    lr: float | None = Field(None, gt=0)
+
+
 class ConversionVariant(Variant):
     """The dense model converted into experts."""
 
@@ -73,8 +85,11 @@ class ConversionVariant(Variant):
     sparsify: SparsifyChange = SparsifyChange()
     clustering: ClusteringChange = ClusteringChange()
     router: RouterChange = RouterChange()
-    select: Annotated[str, OneOf(ChainMap(BUDGETS, RULES), "selection rule")] | None = Field(
-        None, description="Selection rule, or a budget; default: the method's own rule"
+    tune: TuneChange | None = Field(
+        None, description="Fine-tune the routed model too, with these changes; {}: with none"
+    )
+    select: KnobName | None = Field(
+        None, description="Selection rule, budgets or true norms; default: the method's own rule"
     )
     quantize: QuantizedWeights | None = Field(
         None, description="Quantise the converted model's weights; null: leave them as they are"
@@ -85,6 +100,23 @@ class D2DMoEVariant(ConversionVariant):
     """Sparsified, clustered, routed by predicted norms, dynamic-k."""
 
     method: Literal["d2dmoe"] = Field(description="The paper's method")
+
+    @model_validator(mode="after")
+    def _is_the_papers(self):
+        ours = {
+            "router.kind": self.router.kind == "root_regression",
+            "tune": self.tune is not None,
+            "select": self.select in ("layer_budget", "true_norms"),
+        }
+        if found := [key for key, is_ours in ours.items() if is_ours]:
+            raise ValueError(f"{found[0]} is none of the paper's: give the method extended")
+        return self
+
+
+class ExtendedVariant(ConversionVariant):
+    """D2DMoE with changes of ours, which its paper does not have."""
+
+    method: Literal["extended"] = Field(description="The paper's method with changes of ours")
 
 
 class MoEficationVariant(ConversionVariant):

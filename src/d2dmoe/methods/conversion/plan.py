@@ -3,7 +3,13 @@
 from dataclasses import dataclass, fields
 
 from d2dmoe.config.compression import PruneConfig, QuantizeConfig, remaining
-from d2dmoe.config.stages import ClusteringConfig, ProjectionsConfig, RouterConfig, SparsifyConfig
+from d2dmoe.config.stages import (
+    ClusteringConfig,
+    ProjectionsConfig,
+    RouterConfig,
+    SparsifyConfig,
+    TuneConfig,
+)
 from d2dmoe.config.task import Chain, TaskConfig
 from d2dmoe.methods import rule_of
 from d2dmoe.methods.checks import divisors, need_epochs
@@ -22,6 +28,7 @@ class Conversion:
     sparsify: SparsifyConfig
     clustering: ClusteringConfig
     router: RouterConfig
+    tune: TuneConfig | None
 
     @property
     def chain(self) -> Chain:
@@ -32,30 +39,34 @@ class Conversion:
     @property
     def epochs(self) -> float:
         """Passes over the data of all stages together."""
-        imitation = self.projections.epochs if self.projections else 0.0
-        return round(imitation + self.sparsify.epochs + self.router.epochs, 10)
+        trained = (self.projections, self.sparsify, self.router, self.tune)
+        return round(sum(cfg.epochs for cfg in trained if cfg), 10)
 
 
 def conversion(task: TaskConfig, variant: ConversionVariant) -> Conversion:
     """The task's stages, then what the method implies, then the variant's changes.
 
-    Imitation of attention projections takes its passes from sparsification's.
+    Imitation of attention projections, and fine-tuning of the routed model, take their passes from
+    sparsification's.
     """
     names = [field.name for field in fields(Conversion)]
     implied = {stage: dict(variant.implied.get(stage, {})) for stage in names}
     if variant.projections is None:
-        projections = None
         implied["clustering"]["projection_expert_size"] = None
         implied["router"]["projection_width"] = None
-    else:
-        projections = _change(task.projections, {}, variant.projections)
-        left = round(task.sparsify.epochs - projections.epochs, 10)
+    extra = {
+        stage: _change(getattr(task, stage), {}, getattr(variant, stage))
+        for stage in ("projections", "tune")
+        if getattr(variant, stage) is not None
+    }
+    if extra:
+        left = round(task.sparsify.epochs - sum(cfg.epochs for cfg in extra.values()), 10)
         implied["sparsify"]["epochs"] = max(0.0, left)
     changed = {
         stage: _change(getattr(task, stage), implied[stage], getattr(variant, stage))
         for stage in ("sparsify", "clustering", "router")
     }
-    return Conversion(projections=projections, **changed)
+    return Conversion(projections=extra.get("projections"), tune=extra.get("tune"), **changed)
 
 
 def chains(task: TaskConfig, variant: ConversionVariant) -> list[Chain]:
@@ -76,6 +87,8 @@ def check(task: TaskConfig, name: str, variant: ConversionVariant) -> None:
     """Sizes divide, as many passes as every variant; raises ValueError for the first fault."""
     if variant.projections is not None and task.projections is None:
         raise ValueError(f"variant '{name}': the task has no section projections")
+    if variant.tune is not None and task.tune is None:
+        raise ValueError(f"variant '{name}': the task has no section tune")
     stages, rule = conversion(task, variant), rule_of(knob(task, variant))
     assert rule is not None  # its models have experts
     d_ff, size = ffn_width(task, name, variant), stages.clustering.expert_size
@@ -92,7 +105,7 @@ def check(task: TaskConfig, name: str, variant: ConversionVariant) -> None:
         )
     if stages.projections:
         _check_projections(name, stages, stages.projections.multiple, rule.name)
-    need_epochs(task, name, stages.epochs, "projections + sparsify + router epochs")
+    need_epochs(task, name, stages.epochs, "projections + sparsify + router + tune epochs")
 
 
 def ffn_width(task: TaskConfig, name: str, variant: ConversionVariant) -> int:
