@@ -1,6 +1,5 @@
 """What a task's variants come to, asked of their methods."""
 
-from collections.abc import Iterator
 from types import ModuleType
 
 from d2dmoe.config.task import SUITES, Chain, Suite, TaskConfig
@@ -70,17 +69,20 @@ def rate(task: TaskConfig, name: str) -> float:
         return task.bases[name].lr
     if name not in task.all_variants:  # a dense or compressed model, trained on
         return task.finetune_step[1].lr
-    return next(iter(tuned(chains(task, name)[0])), 0.0)
-
-
-def tuned(chain: Chain) -> Iterator[float]:
-    """The learning rates in a chain that are its variant's."""
-    return (cfg.lr for stage, cfg in chain if STAGES[stage].tuned)
+    chain = chains(task, name)[0]
+    index = _tuned(chain)
+    return 0.0 if index is None else chain[index][1].lr
 
 
 def with_rate(chain: Chain, lr: float) -> Chain:
     """A chain whose longest training has another learning rate."""
-    return [
-        (stage, cfg.model_copy(update={"lr": lr}) if STAGES[stage].tuned else cfg)
-        for stage, cfg in chain
-    ]
+    changed, index = list(chain), _tuned(chain)
+    if index is not None:
+        stage, cfg = chain[index]
+        changed[index] = stage, cfg.model_copy(update={"lr": lr})
+    return changed
+
+
+def _tuned(chain: Chain) -> int | None:
+    """Which step has the learning rate that is the variant's: the last such training."""
+    return max((i for i, (stage, _) in enumerate(chain) if STAGES[stage].tuned), default=None)

@@ -7,8 +7,9 @@ from d2dmoe.models import ARCHITECTURES
 
 
 def chains(task: TaskConfig, variant: ZTWVariant) -> list[Chain]:
-    """One training."""
-    return [[("ztw", getattr(task, variant.method))]]
+    """One training, of heads on the dense reference: the backbone stays as it is, so it must be the
+    better of the two dense models."""
+    return [[task.finetune_step, ("ztw", getattr(task, variant.method))]]
 
 
 def knob(task: TaskConfig, variant: ZTWVariant) -> str:
