@@ -102,6 +102,12 @@ FIGURES = table_of(
             "Width of the routers",
             "Ablation: hidden widths of the routers",
         ),
+        _tradeoff(
+            "extensions",
+            "extensions",
+            "Our changes, one at a time",
+            "What our changes bring, beside a dense model as narrow and the bound of any router",
+        ),
         Figure(
             "figure_8a",
             draw="d2dmoe.figures.layers:draw",
