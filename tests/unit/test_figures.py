@@ -21,11 +21,13 @@ from d2dmoe.flops import layer_ratio
 from d2dmoe.selection_rules import RULES
 
 LABELS = {"a": "D2DMoE", "b": "MoEf."}
+NAMED = {"labels": LABELS, "looks": {"a": 0, "b": 1, "c": 2}}
 
 
 def points(variant: str, seed: int, curve: dict[float, float]) -> DataFrame:
     """Operating points of one seed, by a curve {flops_ratio: relative_value}."""
     rows = DataFrame({"flops_ratio": list(curve), "relative_value": list(curve.values())})
+    rows["flops"], rows["value"] = 5e6 * rows["flops_ratio"], 0.8 * rows["relative_value"]
     rows["knob_value"] = np.linspace(1, 0, len(curve)) if len(curve) > 1 else np.nan
     return rows.assign(task="t", metric="accuracy", variant=variant, seed=seed)
 
@@ -41,7 +43,9 @@ def table() -> DataFrame:
 
 
 def panel(task: str, variants: list[str], metric: str = "accuracy", labels=LABELS):
-    return {"task": task, "metric": metric, "variants": variants, "labels": labels}
+    looks = {variant: place for place, variant in enumerate(variants)}
+    shown = {"task": task, "title": task, "metric": metric, "variants": variants}
+    return shown | {"labels": labels, "looks": looks}
 
 
 def draw(table: DataFrame, variants: list[str]):
@@ -158,6 +162,7 @@ def test_a_label_of_a_curve_in_any_panel_has_a_line(compressed):
 @pytest.mark.parametrize("knob", ["confidence", "depth"])
 def test_knobs_without_experts_have_curves_too(table, knob):
     rows = table[table["variant"] == "a"].assign(knob=knob, variant="c")
+    rows["flops"], rows["value"] = 5e6 * rows["flops_ratio"], 0.8 * rows["relative_value"]
     rows["knob_value"] = 12 * rows["knob_value"]
     axes = draw(concat([table, rows]), ["a", "c"]).axes[0]
     assert (line_of(axes, "c").get_xydata() == line_of(axes, "D2DMoE").get_xydata()).all()
@@ -177,23 +182,23 @@ def draw_tasks(tasks: DataFrame, *more):
     return tradeoff.draw(tasks, [t, u, *more], "Methods")
 
 
-def test_panels_are_titled_with_task_and_measure(tasks):
+def test_panels_are_titled_with_the_task(tasks):
     figure = draw_tasks(tasks)
     assert figure.get_suptitle() == "Methods"
     assert [axes.get_title() for axes in figure.axes] == [
-        "t – accuracy relative to dense, 2 seeds",
-        "u – loss relative to dense, 2 seeds",
+        "t, 2 seeds",
+        "u, 2 seeds",
     ]
     assert [axes.get_ylabel() for axes in figure.axes] == [
-        "accuracy relative to dense (%)",
-        "dense loss / loss (%)",
+        "accuracy / better dense (%)",
+        "better dense loss / loss (%)",
     ]
 
 
 def test_one_panel_of_a_loss_says_what_it_shows(tasks):
     figure = tradeoff.draw(tasks, [panel("t", ["a"], "loss")], "Methods")
     assert figure.axes[0].get_title() == "Methods\nt, 2 seeds"
-    assert figure.axes[0].get_ylabel() == "dense loss / loss (%)"
+    assert figure.axes[0].get_ylabel() == "better dense loss / loss (%)"
 
 
 def test_panels_draw_the_rows_of_their_metric(tasks):
@@ -250,6 +255,25 @@ def test_a_missing_metric_is_named(table, tasks):
         tradeoff.draw(tasks, [panel("v", ["a"], "loss")], "Methods")
 
 
+def test_a_variant_looks_alike_wherever_it_stands(table):
+    shown = panel("t", ["a", "b"]) | {"looks": {"a": 4, "b": 2}}
+    alone = panel("t", ["b"]) | {"looks": {"b": 2}}
+    for panels in ([shown], [alone]):
+        line = line_of(tradeoff.draw(table, panels, "Methods").axes[0], "MoEf.")
+        assert line.get_color() == style.look(2).colour
+
+
+def test_the_absolute_scales_are_those_of_the_better_dense_model(table):
+    axes = draw(table, ["a"]).axes[0]
+    above, right = (child for child in axes.child_axes)
+    assert above.get_xlabel() == "MFLOPs per sample" and right.get_ylabel() == "accuracy"
+    assert above._functions[0](0.5) == pytest.approx(2.5)
+    assert right._functions[0](99.0) == pytest.approx(0.792)
+    lossy = table.assign(metric="loss", value=2.0 / table["relative_value"])
+    right = tradeoff.draw(lossy, [panel("t", ["a"], "loss")], "Methods").axes[0].child_axes[1]
+    assert right._functions[0](80.0) == pytest.approx(2.5)
+
+
 def test_looks_of_variants_differ_in_every_sign():
     looks = [style.look(i) for i in range(5)]
     for sign in ("colour", "marker", "line"):
@@ -286,7 +310,7 @@ def test_histogram_bins_hold_every_count(d_ff):
 
 
 def test_activity_has_a_panel_per_layer(counts):
-    figure = activity.draw(counts, "t", ["a", "b"], LABELS)
+    figure = activity.draw(counts, "t", "t", ["a", "b"], **NAMED)
     assert [axes.get_title() for axes in figure.axes] == ["layer 0", "layer 1"]
     assert texts(figure.legends[0]) == ["D2DMoE", "MoEf."]
     means = [line.get_xdata()[0] for line in figure.axes[0].lines if len(line.get_xdata()) == 2]
@@ -311,7 +335,7 @@ def test_layers_are_shares_with_both_deviations(executed):
 
 
 def test_layers_have_a_panel_per_operating_point(executed):
-    figure = layers.draw(executed, "t", ["a", "b"], LABELS, [0.5, 0.1])
+    figure = layers.draw(executed, "t", "t", ["a", "b"], **NAMED, values=[0.5, 0.1])
     assert [axes.get_title() for axes in figure.axes] == ["τ = 0.5", "τ = 0.1"]
     means = figure.axes[0].containers[0].lines[0]
     assert list(means.get_ydata()) == pytest.approx([62.5, 50.0, 37.5])
@@ -319,14 +343,14 @@ def test_layers_have_a_panel_per_operating_point(executed):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_layers_call_an_operating_point_by_the_symbol_of_its_rule(executed, rule):
-    figure = layers.draw(executed.assign(knob=rule), "t", ["a"], LABELS, [0.5])
+    figure = layers.draw(executed.assign(knob=rule), "t", "t", ["a"], **NAMED, values=[0.5])
     assert [axes.get_title() for axes in figure.axes] == [f"{RULES[rule].symbol} = 0.5"]
 
 
 def test_layers_of_attention_projections_are_not_drawn_among_the_ffns(executed):
     projections = [executed.assign(role=role, experts=1.0, num_experts=2) for role in "qkvo"]
     figures = [
-        layers.draw(table, "t", ["a"], LABELS, [0.5])
+        layers.draw(table, "t", "t", ["a"], **NAMED, values=[0.5])
         for table in (executed, concat([executed, *projections], ignore_index=True))
     ]
     alone, among = (f.axes[0].containers[0].lines[0].get_ydata() for f in figures)
@@ -337,14 +361,14 @@ def test_layers_of_attention_projections_are_not_drawn_among_the_ffns(executed):
 def test_layers_number_as_many_as_fit(executed, count):
     table = executed[executed["layer"] == 0]
     table = concat([table.assign(layer=n) for n in range(count)])
-    figure = layers.draw(table, "t", ["a"], LABELS, [0.1, 0.5])
+    figure = layers.draw(table, "t", "t", ["a"], **NAMED, values=[0.1, 0.5])
     numbers = list(figure.axes[-1].get_xticks())
     assert numbers == list(range(0, count, 1 if count <= layers.TICKS else 2))
 
 
 def test_layers_reject_an_unknown_operating_point(executed):
     with pytest.raises(UserError, match=r"'a' has no operating point 0.3 .*it has: 0.1, 0.5"):
-        layers.draw(executed, "t", ["a"], LABELS, [0.3])
+        layers.draw(executed, "t", "t", ["a"], **NAMED, values=[0.3])
 
 
 @pytest.mark.parametrize("count", [1, 3, 9])
@@ -451,9 +475,9 @@ def test_missing_variants_are_named(table, counts, executed):
     with pytest.raises(UserError, match=r"'dense_finetuned'.*tradeoff\.csv"):
         draw(table[table["variant"] != "dense_finetuned"], ["a"])
     with pytest.raises(UserError, match=r"'c'.*results/tables/activity\.csv"):
-        activity.draw(counts, "t", ["c"], LABELS)
+        activity.draw(counts, "t", "t", ["c"], **NAMED)
     with pytest.raises(UserError, match=r"'a' of task 'u'.*layers\.csv; it holds: nothing"):
-        layers.draw(executed, "u", ["a"], LABELS, [0.1])
+        layers.draw(executed, "u", "u", ["a"], **NAMED, values=[0.1])
     with pytest.raises(UserError, match="no variants"):
         draw(table, [])
 

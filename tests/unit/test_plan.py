@@ -376,6 +376,8 @@ def test_a_curve_is_of_the_variants_that_the_task_names_in_the_tasks_words(raw, 
     assert request.inputs == {"tradeoff": "results/tables/tiny/tradeoff.csv"}
     panel = {
         "labels": {"sparse": "D2DMoE", "sparser": "α = 0.2"},
+        "looks": {"sparse": 0, "sparser": 1},
+        "title": "tiny",
         "metric": "accuracy",
         "task": "tiny",
         "variants": ["sparse", "sparser"],
@@ -406,7 +408,8 @@ def test_panels_of_layers_are_of_the_operating_points_asked_for(plan):
     request = resolve(figure.request)(plan, MAIN, "tiny", figure)
     assert request.inputs == {"layers": "results/tables/tiny/layers.csv"}
     labels = {"sparse": "D2DMoE"}
-    compared = {"labels": labels, "task": "tiny", "variants": ["sparse"]}
+    compared = {"labels": labels, "looks": {"sparse": 0}, "task": "tiny", "title": "tiny"}
+    compared["variants"] = ["sparse"]
     assert request.arguments == compared | {"values": [0.0, 0.5]}
 
 

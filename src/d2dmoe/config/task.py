@@ -20,7 +20,7 @@ from d2dmoe.config.stages import (
     SparsifyConfig,
     TuneConfig,
 )
-from d2dmoe.config.strict import COMPLETED, Name, Strict
+from d2dmoe.config.strict import COMPLETED, Label, Name, Strict
 from d2dmoe.config.training import TaskTrainingConfig
 from d2dmoe.config.variant import Variant
 from d2dmoe.lookup import resolve
@@ -52,6 +52,9 @@ class SuiteConfig(Strict):
 class _Task(Strict):
     """One experiment of the paper: data, dense model, stages and the variants to run."""
 
+    title: Label | None = Field(
+        None, description="What figures call it, as ViT on Fashion-MNIST; null: by the task's name"
+    )
     data: DataConfig
     model: ModelConfig
     dense: Annotated[TaskTrainingConfig, COMPLETED]

@@ -20,14 +20,23 @@ BINS = 50  # at most, over 0 to 100 %
 
 
 @style.styled
-def draw(activity: DataFrame, task: str, variants: list[str], labels: dict[str, str]) -> Figure:
+def draw(
+    activity: DataFrame,
+    task: str,
+    title: str,
+    variants: list[str],
+    labels: dict[str, str],
+    looks: dict[str, int],
+) -> Figure:
     """Histograms of active neurons per token, one panel per layer.
 
     Args:
         activity: rows of `results/tables/activity.csv`.
         task: the task drawn.
+        title: what the figure calls it.
         variants: overlaid in each panel, in the legend's order.
         labels: legend texts by variant; a variant without one is labelled by its name.
+        looks: of each variant; see `style.look`.
 
     Raises:
         UserError: a variant is missing in the table.
@@ -40,8 +49,8 @@ def draw(activity: DataFrame, task: str, variants: list[str], labels: dict[str, 
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
     for axes, layer in zip(panels, layers, strict=False):
         axes.set_title(f"layer {layer}")
-        for index, rows in enumerate(chosen.values()):
-            _histogram(axes, rows[rows["layer"] == layer], style.look(index))
+        for variant, rows in chosen.items():
+            _histogram(axes, rows[rows["layer"] == layer], style.look(looks[variant]))
     for axes in panels[len(layers) :]:
         axes.remove()
     for axes in panels[: len(layers)][-columns:]:  # the lowest of each column
@@ -51,8 +60,8 @@ def draw(activity: DataFrame, task: str, variants: list[str], labels: dict[str, 
         axes.set_ylabel("tokens (%)")
     panels[0].set_xlim(left=0)
     panels[0].set_ylim(bottom=0)
-    figure.suptitle(f"Active neurons per token\n{task}, {count_seeds(chosen)}", fontsize=8)
-    style.legend(figure, [_handle(labels.get(v, v), style.look(i)) for i, v in enumerate(chosen)])
+    figure.suptitle(f"Active neurons per token\n{title}, {count_seeds(chosen)}", fontsize=8)
+    style.legend(figure, [_handle(labels.get(v, v), style.look(looks[v])) for v in chosen])
     return figure
 
 

@@ -24,8 +24,10 @@ TICKS = 13  # at most: more numbers of layers would touch
 def draw(
     layers: DataFrame,
     task: str,
+    title: str,
     variants: list[str],
     labels: dict[str, str],
+    looks: dict[str, int],
     values: list[float],
 ) -> Figure:
     """Mean share of executed experts per layer, one panel per operating point.
@@ -33,8 +35,10 @@ def draw(
     Args:
         layers: rows of `results/tables/layers.csv`; those of FFNs are drawn.
         task: the task drawn.
+        title: what the figure calls it.
         variants: compared in each panel, in the legend's order.
         labels: legend texts by variant; a variant without one is labelled by its name.
+        looks: of each variant; see `style.look`.
         values: the operating points (τ, k or p), one panel each from top to bottom.
 
     Raises:
@@ -50,7 +54,7 @@ def draw(
     for axes, value in zip(panels, values, strict=True):
         for index, (variant, rows) in enumerate(chosen.items()):
             at = _at(rows, variant, value)
-            _profile(axes, per_layer(at), offsets[index], style.look(index))
+            _profile(axes, per_layer(at), offsets[index], style.look(looks[variant]))
         rules = {knob for rows in chosen.values() for knob in rows["knob"]}
         knobs = sorted({look_up(RULES, rule, "selection rule").symbol for rule in rules})
         axes.set_title(f"{', '.join(knobs)} = {value:g}")
@@ -60,8 +64,8 @@ def draw(
     axes.set_ylim(bottom=0)
     axes.set_xlabel("layer (0 is nearest to the input)")
     figure.supylabel("executed experts (%)", fontsize=8)
-    figure.suptitle(f"Executed experts per layer\n{task}, {count_seeds(chosen)}", fontsize=8)
-    handles = [style.handle(labels.get(v, v), style.look(i)) for i, v in enumerate(chosen)]
+    figure.suptitle(f"Executed experts per layer\n{title}, {count_seeds(chosen)}", fontsize=8)
+    handles = [style.handle(labels.get(v, v), style.look(looks[v])) for v in chosen]
     style.legend(figure, handles)
     return figure
 

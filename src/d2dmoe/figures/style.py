@@ -56,7 +56,7 @@ class Look:
 
 
 def look(index: int) -> Look:
-    """The look of the variant at a place of the legend."""
+    """One of the looks; a variant has the same in all figures."""
     return Look(
         COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], LINES[index % len(LINES)]
     )

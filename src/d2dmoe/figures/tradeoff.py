@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
-from pandas import DataFrame
+from pandas import DataFrame, concat
 
 from d2dmoe.config.variant import DENSE_VARIANTS
 from d2dmoe.errors import UserError
@@ -36,6 +36,7 @@ REFERENCES: dict[int, dict[str, Any]] = {  # %: how the line is drawn
     100: {"linestyle": "--", "linewidth": 0.9, "label": "better dense (100 %)"},
     99: {"linestyle": "-", "linewidth": 0.5, "label": "99 % of it"},
 }
+UNITS = {"TFLOPs": 1e12, "GFLOPs": 1e9, "MFLOPs": 1e6, "kFLOPs": 1e3, "FLOPs": 1.0}
 GRID = 200  # costs between the ends of a mean curve, besides the measured ones
 LOWEST = 85.0  # %: cheap points that collapse must not flatten the rest
 COLLAPSED = 25.0  # %: a variant whose best is this much below the best of all lies below the axis
@@ -48,6 +49,8 @@ class Panel(TypedDict):
     metric: str  # the only one of the task's metrics that is drawn
     variants: list[str]  # the curves, in the legend's order; both dense models are always drawn
     labels: dict[str, str]  # legend texts by variant; one without is labelled by its name
+    looks: dict[str, int]  # of each variant; see `style.look`
+    title: str  # what the panel calls the task
 
 
 @style.styled
@@ -55,7 +58,8 @@ def draw(tradeoff: DataFrame, panels: list[Panel], title: str) -> Figure:
     """Quality relative to the dense model over FLOPs relative to it.
 
     One panel makes a figure of one column's width, several one of two columns' with a common
-    legend, in which variants of the same label share one look.
+    legend, in which variants of the same label share one look, the first one's. Beyond the relative
+    scales, a single panel has the absolute ones: quality on the right, FLOPs above.
 
     Args:
         tradeoff: rows of `results/tables/tradeoff.csv`.
@@ -75,8 +79,8 @@ def draw(tradeoff: DataFrame, panels: list[Panel], title: str) -> Figure:
         axes.remove()
     for axes, panel in zip(cells, panels, strict=False):
         seeds = _panel(axes, tradeoff, panel, looks)
-        measured = f"{panel['task']} – {panel['metric']} relative to dense, {seeds}"
-        axes.set_title(f"{title}\n{panel['task']}, {seeds}" if columns == 1 else measured)
+        heading = f"{panel['title']}, {seeds}"
+        axes.set_title(f"{title}\n{heading}" if columns == 1 else heading)
     if columns > 1:
         figure.suptitle(title, fontsize=9)
         engine: Any = figure.get_layout_engine()
@@ -110,8 +114,11 @@ def mean_curve(rows: DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _looks(panels: list[Panel]) -> dict[str, Look]:
     """A look for each label, in the order of the panels."""
-    labels = dict.fromkeys(_label(panel, name) for panel in panels for name in panel["variants"])
-    return {label: style.look(index) for index, label in enumerate(labels)}
+    looks: dict[str, Look] = {}
+    for panel in panels:
+        for name in panel["variants"]:
+            looks.setdefault(_label(panel, name), style.look(panel["looks"][name]))
+    return looks
 
 
 def _curved(tradeoff: DataFrame, panels: list[Panel]) -> set[str]:
@@ -156,13 +163,30 @@ def _panel(axes: Axes, tradeoff: DataFrame, panel: Panel, looks: dict[str, Look]
     x_label = "FLOPs relative to the dense model (multiply–add = 2)" + note
     axes.set_xlabel(x_label, parse_math=False)
     axes.set_ylabel(_shown(panel["metric"]))
+    _absolute(axes, concat(dense.values()), panel["metric"])
     return count_seeds(chosen | dense)
+
+
+def _absolute(axes: Axes, dense: DataFrame, metric: str) -> None:
+    """FLOPs per sample above, and the metric on the right: 100 % are the mean over seeds of the
+    better dense model."""
+    flops = float((dense["flops"] / dense["flops_ratio"]).mean())
+    unit = next(name for name, size in UNITS.items() if flops >= size)
+    ratio = flops / UNITS[unit]
+    above: Any = (lambda x: x * ratio, lambda x: x / ratio)
+    axes.secondary_xaxis("top", functions=above).set_xlabel(f"{unit} per sample")
+    related, inverted = dense["relative_value"], metric in INVERTED
+    best = float((dense["value"] * related if inverted else dense["value"] / related).mean())
+    right: Any = (lambda y: y * best / 100, lambda y: 100 * y / best)
+    if inverted:
+        right = (lambda y: 100 * best / np.maximum(y, 1e-9),) * 2  # it is its own inverse
+    axes.secondary_yaxis("right", functions=right).set_ylabel(metric)
 
 
 def _shown(metric: str) -> str:
     """What the vertical axis shows, in words."""
     inverted = metric in INVERTED
-    return f"dense {metric} / {metric} (%)" if inverted else f"{metric} relative to dense (%)"
+    return f"better dense {metric} / {metric} (%)" if inverted else f"{metric} / better dense (%)"
 
 
 def _of_metric(tradeoff: DataFrame, panel: Panel) -> DataFrame:
@@ -240,6 +264,9 @@ def _limit(axes: Axes, tables: dict[str, DataFrame], panel: Panel) -> str:
     worst = min(q.min() for q in quality.values())
     bottom = max(worst - 0.5, min(LOWEST, min(best[n] for n in best.keys() - collapsed) - 5))
     axes.set_ylim(bottom, max(100, highest) + 0.8)
+    visible = [rows["flops_ratio"][quality[name] >= bottom] for name, rows in tables.items()]
+    left, right = min(x.min() for x in visible), max(x.max() for x in visible)
+    axes.set_xlim(left - 0.03 * (right - left), right + 0.03 * (right - left))
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     below = sum(int((100 * _points(r)["relative_value"] < bottom).sum()) for r in tables.values())
     lines = [f"{below} operating point{'s' * (below > 1)} below the axis"] if below else []

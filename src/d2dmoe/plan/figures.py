@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from d2dmoe.config.figure_options import LayersConfig, LoadMapsConfig
 from d2dmoe.config.task import SUITES, Suite, TaskConfig
+from d2dmoe.config.variant import FINETUNED
 from d2dmoe.figures import Figure, by_key
 from d2dmoe.methods import CONVERSION_KNOBS
 from d2dmoe.methods.conversion.plan import conversion
@@ -86,12 +87,29 @@ def _panel(
     cfg = plan.task(task)
     own = cfg.figures_of(suite).labels.get(figure.key, {})
     names = {name: labels(cfg)[name] for name in variants} | own
-    metric = cfg.data.metrics[0]
-    return {"labels": names, "metric": metric, "task": task, "variants": list(variants)}
+    places = looks(plan)
+    return {
+        "labels": names,
+        "looks": {name: places[name] for name in variants},
+        "metric": cfg.data.metrics[0],
+        "task": task,
+        "title": cfg.title or task,
+        "variants": list(variants),
+    }
+
+
+def looks(plan: "Plan") -> dict[str, int]:
+    """A number for each variant and compressed model, by which it looks alike in all figures of all
+    tasks: its place among all names, the main suite's first."""
+    tasks = plan.config.tasks.values()
+    main = [name for task in tasks for name in task.variants]
+    others = [name for task in tasks for name in (*task.all_variants, *task.bases)]
+    trained_on = [f"{name}{FINETUNED}" for task in tasks for name in task.bases]
+    return {name: place for place, name in enumerate(dict.fromkeys(main + others + trained_on))}
 
 
 def _compared(panel: dict[str, Any]) -> dict[str, Any]:
-    return {key: panel[key] for key in ("labels", "task", "variants")}
+    return {key: panel[key] for key in ("labels", "looks", "task", "title", "variants")}
 
 
 # When a figure's options are possible; each raises ValueError for the first fault.
