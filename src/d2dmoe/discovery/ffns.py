@@ -17,7 +17,7 @@ from d2dmoe.discovery.probe import Activated, Flow, Probe, activated
 from d2dmoe.discovery.structure import Candidate, candidates
 from d2dmoe.discovery.trace import TOLERANCE, Example, close, run
 from d2dmoe.ffn import FFN
-from d2dmoe.layers import Bypass
+from d2dmoe.layers import Bypass, ChannelsFirst
 
 
 def adopt_ffns(model: nn.Module, example: Example) -> Adoption:
@@ -56,9 +56,11 @@ def _step(model: nn.Module, candidate: Candidate, probe: Probe) -> Step | str:
     linears = _linears(candidate, modules, flows[0])
     if isinstance(linears, str):
         return linears
-    ffn = _ffn(linears, about, place)
+    ffn: nn.Module = _ffn(linears, about, place)
+    if candidate.features != -1:
+        ffn = ChannelsFirst(ffn, candidate.features)
     replaced = model.get_submodule(place.name)
-    if place.whole and not _repeats(ffn, replaced, flows[0]):
+    if place.whole and not _repeats(ffn, replaced, flows[0], candidate):
         return "on random input the block gives another output than its maps and activation do"
     # The last maps first, for the FFN holds the very modules that it replaces.
     modules_in = [(name, Bypass()) for name in place.bypassed]
@@ -99,11 +101,11 @@ def _ffn(linears: list[nn.Linear], about: Activated, place: Place) -> FFN:
     return FFN(first[0], down, about.activation, gate, place.dropout, place.hidden_dropout)
 
 
-def _repeats(ffn: FFN, replaced: nn.Module, flow: Flow) -> bool:
+def _repeats(ffn: nn.Module, replaced: nn.Module, flow: Flow, candidate: Candidate) -> bool:
     """Whether an FFN gives a module's output on random input."""
     generator = torch.Generator().manual_seed(2)
     noise = torch.randn(flow.z.shape, generator=generator).to(flow.z)
-    example = Example((noise * flow.z.std(),), {})
+    example = Example(((noise * flow.z.std()).movedim(-1, candidate.features),), {})
     dtypes = {parameter.dtype for parameter in ffn.parameters()}
     tolerance = max(TOLERANCE[dtype] for dtype in dtypes)
     return close(run(ffn, example), run(replaced, example), tolerance)

@@ -17,6 +17,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from d2dmoe.activations import ACTIVATIONS, torch_function
+from d2dmoe.discovery.maps import last
 from d2dmoe.discovery.structure import Candidate
 from d2dmoe.discovery.trace import Example, hooked, only_tensor, run
 
@@ -36,7 +37,7 @@ class Passage(NamedTuple):
 
 @dataclass
 class Flow:
-    """What ran through a candidate at one call."""
+    """What ran through a candidate at one call; vectors are the last dimension of all tensors."""
 
     start: int
     z: Tensor  # the first maps' input
@@ -151,26 +152,28 @@ class Probe(TorchFunctionMode):
             if index == 0:
                 z = only_tensor(args, kwargs)
                 assert z is not None  # as in the trace
-                self._open = Flow(self._tick(), z.clone())
+                self._open = Flow(self._tick(), last(z.clone(), candidate.features))
                 self.flows[candidate].append(self._open)
             flow = self.flows[candidate][-1]
-            flow.outs.append(out.clone())
-            flow.pre.append(pre_activations(out, index))
-            return flow.pre[-1].clone()
+            values = pre_activations(out, index)
+            flow.outs.append(last(out.clone(), candidate.features))
+            flow.pre.append(last(values, candidate.features))
+            return values.clone()
 
         return hook
 
     def _arrive(self, candidate: Candidate) -> Any:
         def hook(module: nn.Module, args: tuple) -> tuple:
             flow = self.flows[candidate][-1]
-            flow.hidden, flow.down, self._open = args[0].clone(), self._tick(), None
+            flow.hidden = last(args[0].clone(), candidate.features)
+            flow.down, self._open = self._tick(), None
             return (args[0].to(module.weight.dtype), *args[1:])
 
         return hook
 
     def _leave(self, candidate: Candidate) -> Any:
         def hook(_module: nn.Module, _args: tuple, out: Tensor) -> None:
-            self.flows[candidate][-1].y = out.clone()
+            self.flows[candidate][-1].y = last(out.clone(), candidate.features)
 
         return hook
 

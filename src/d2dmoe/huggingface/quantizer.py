@@ -30,7 +30,8 @@ from d2dmoe.moe import MoE
 from d2dmoe.surgery import find
 
 ALIGNMENT = 64  # bytes, of memory that torch allocates
-PARTS = ("attentions", "projections", "layers", "bypassed")  # of a description
+PARTS = ("attentions", "projections", "channels_first", "layers", "bypassed")  # of a description
+HOLDERS = ("attentions", "channels_first")  # those that make further modules
 
 AGAIN = "Fetch the folder again, or save the model anew."
 
@@ -184,9 +185,9 @@ def _named_as_in(model: PreTrainedModel, described: dict[str, Any]) -> dict[str,
         {name: prefix + name for name in names},
     )
     new = max(ways, key=lambda way: sum(name in modules for name in way.values()))
-    apart = [new[name] for name in described.get("attentions", []) if name in new]
+    made = [new[name] for part in HOLDERS for name in described.get(part, []) if name in new]
     for name in new.values():
-        if name not in modules and not _lies_in(apart, name):  # made with the attention
+        if name not in modules and not _lies_in(made, name):
             raise AttributeError(f"it has no module {name}")
 
     def renamed(part: Any) -> Any:
