@@ -10,7 +10,7 @@ from d2dmoe.attention import ROLES
 from d2dmoe.discovery.examples import example_for
 from d2dmoe.discovery.ffns import adopt_ffns
 from d2dmoe.discovery.refusals import check
-from d2dmoe.errors import ConfigError, ModelError
+from d2dmoe.errors import ConfigError, ModelError, whole
 from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
 from d2dmoe.moe import MoE, split_ffn
@@ -92,6 +92,7 @@ def adopted(model: nn.Module, example: Any = None) -> Iterator[None]:
     if any(layer.role == "ffn" for layer in find(model, (FFN, MoE)).values()):
         yield
         return
+    check(model)
     adoption = adopt_ffns(model, example_for(model, example))
     if not adoption.done:
         raise nothing_found(model, adoption.refused)
@@ -126,12 +127,12 @@ def _num_experts(name: str, ffn: FFN, size: int | None, num_experts: int | None)
     if size is not None and num_experts is not None:
         raise ModelError("give expert_size or num_experts, not both")
     if num_experts is not None:
-        if num_experts < 1 or ffn.d_ff % num_experts:
+        if ffn.d_ff % whole(num_experts, "num_experts"):
             raise _does_not_divide("num_experts", num_experts, name, ffn.d_ff)
         return num_experts
     if size is None:
         size = default_size(ffn.d_ff)
-    if size < 1 or ffn.d_ff % size:
+    if ffn.d_ff % whole(size, "expert_size"):
         raise _does_not_divide("expert_size", size, name, ffn.d_ff)
     return ffn.d_ff // size
 

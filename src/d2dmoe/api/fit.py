@@ -87,6 +87,11 @@ def fit(
     parameters = [p for p in trained.parameters() if p.requires_grad]
     if not parameters:
         raise UserError(f"{name}: no parameter of the model requires gradients, so none is trained")
+    if any(p.is_inference() for p in parameters):
+        raise UserError(
+            f"{name}: the parameters were made under torch.inference_mode(), where nothing can be "
+            "trained: make or load the model outside of it"
+        )
     optimizer = make_optimizer(trained, cfg)
     device, dtype = place_of(model)
     cuda = device.type == "cuda"

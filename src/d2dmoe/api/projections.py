@@ -26,6 +26,8 @@ from d2dmoe.sparsity import alpha_at, penalty, watch_activations
 from d2dmoe.surgery import in_mode, put
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def imitate_projections(
     model: nn.Module,
     batches: Iterable[Any],

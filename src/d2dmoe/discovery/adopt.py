@@ -111,6 +111,8 @@ def _problem(adoption: Adoption, examples: list[Example], before: list[list[Tens
             return f"the model does not run with it replaced ({type(error).__name__}: {error})"
         if len(new) != len(old):
             return "the model calls other modules with it replaced"
+        if any(o.isnan().any() for o in old):
+            return "the model gives NaN for the example: look for NaN in it and in the weights"
         if not all(close(n, o, tolerance) for n, o in zip(new, old, strict=True)):
             return "the model's output changes with it replaced"
     return None

@@ -50,7 +50,17 @@ def example_for(model: nn.Module, given: Any = None) -> Example:
     raise ModelError(
         f"{type(model).__name__} does not say what it takes: give `example=`, what you would call "
         "it with (keyword arguments as a dict, positional ones as a tuple, or one tensor)."
+        f"{model_inside(model)}"
     )
+
+
+def model_inside(model: nn.Module) -> str:
+    """A hint for a message: the model of transformers that others surround, as those of
+    sentence-transformers do; empty where there is none."""
+    for name, module in model.named_modules():
+        if name and isinstance(getattr(module, "main_input_name", None), str):
+            return f" Or give the {type(module).__name__} inside of it, {name}, which is changed too."
+    return ""
 
 
 def shuffled(example: Example) -> Example:

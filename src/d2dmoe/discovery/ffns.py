@@ -35,7 +35,8 @@ def adopt_ffns(model: nn.Module, example: Example) -> Adoption:
     steps = {candidate: _step(model, candidate, probe) for candidate in found}
     adoption = adopt(model, [s for s in steps.values() if isinstance(s, Step)], example)
     refused = {c.first[0]: step for c, step in steps.items() if isinstance(step, str)}
-    adoption.refused.update(refused)
+    refused |= adoption.refused
+    adoption.refused = {c.first[0]: refused[c.first[0]] for c in found if c.first[0] in refused}
     return adoption
 
 
@@ -46,6 +47,8 @@ def _step(model: nn.Module, candidate: Candidate, probe: Probe) -> Step | str:
     problem = next(filter(None, map(maps.problem_of, modules)), None)
     if problem:
         return problem
+    if not all(flow.z.isfinite().all() for flow in flows):
+        return "it is called with NaN or infinity: look for them in the example and the weights"
     activations = {activated(flow) for flow in flows}
     about = activations.pop() if len(activations) == 1 else None
     if about is None:

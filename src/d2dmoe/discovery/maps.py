@@ -75,6 +75,9 @@ def problem_of(module: nn.Module) -> str | None:
     kind = type(module).__name__
     if is_parametrized(module):
         return f"a weight of {kind} is parametrised; remove the parametrisation first"
+    if "weight" not in module._parameters | module._buffers:
+        made = ", ".join(name for name, _ in module.named_parameters())
+        return f"the weight of {kind} is computed of others ({made}): merge them into it first"
     if (
         type(weight) not in (nn.Parameter, Tensor)
         or weight.dtype not in TOLERANCE
@@ -85,6 +88,8 @@ def problem_of(module: nn.Module) -> str | None:
         return f"its {kind} maps {module.groups} groups of features, each by itself"
     if weight.is_meta:
         return "its weights are on the meta device; load them first"
+    if not all(p.detach().isfinite().all() for p in module.parameters(recurse=False)):
+        return "its weights hold NaN or infinity"
     return None
 
 

@@ -134,7 +134,7 @@ def _by_shape(down: _Call, recent: list[_Call]) -> Candidate | None:
     if not recent or down.out.shape[-1] >= down.z.shape[-1]:
         return None
     newest = recent[-1]
-    group = [call for call in recent if call.z.shape == newest.z.shape and call.z.equal(newest.z)]
+    group = [call for call in recent if call is newest or call.z.equal(newest.z)]
     d_ff = down.z.shape[-1]
     same_rows = all(call.tokens == down.tokens for call in group)
     if not same_rows or newest.z.shape[-1] != down.out.shape[-1] or len(group) > 2:

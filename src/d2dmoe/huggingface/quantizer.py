@@ -114,9 +114,14 @@ class ConversionQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(
         self, model: PreTrainedModel
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """What `save_pretrained` writes; it asks before it writes the configuration."""
+        """What `save_pretrained` writes; it asks before it writes the configuration.
+
+        Raises:
+            UserError: others than this package have replaced modules of the model.
+        """
         tensors, dense, places = model.state_dict(), _dense_names(model), _places(model)
         absent = [n for n in dense if n not in tensors and not _lies_in(places, n)]
+        _check_known(model, absent, set(tensors) - set(dense))
         model.config.quantization_config = ConversionConfig(model, absent=absent)
         replaced = _first_replaced(dense, model)
         return tensors | ({replaced: torch.empty(0)} if replaced else {}), {}
@@ -164,6 +169,18 @@ def _first_replaced(before: Iterable[str], model: PreTrainedModel) -> str | None
     """A tensor that a converted layer of the dense model had; None if there is none."""
     replaced, places = set(before) - set(model.state_dict()), _places(model)
     return min((name for name in replaced if _lies_in(places, name)), default=None)
+
+
+def _check_known(model: PreTrainedModel, absent: list[str], unknown: set[str]) -> None:
+    """Refuse a model whose class would make fresh weights in place of what stands there now."""
+    holders = {name.rpartition(".")[0] for name in absent}
+    strange = sorted(name for name in unknown if _lies_in(holders, name))
+    if strange:
+        raise UserError(
+            f"{type(model).__name__} cannot be saved: {strange[0]} and {len(strange) - 1} more "
+            "tensors are of modules that its class has not. Merge adapters into the weights "
+            "(merge_and_unload), or undo what replaced them."
+        )
 
 
 def _prefix(model: PreTrainedModel) -> str:
