@@ -17,7 +17,7 @@ from d2dmoe.api.forwards import Forward, unwrapped
 from d2dmoe.api.padding import IGNORED, RealTokens, real_tokens
 from d2dmoe.discovery.examples import model_inside
 from d2dmoe.discovery.refusals import check_loaded
-from d2dmoe.errors import DataError
+from d2dmoe.errors import DataError, UserError
 from d2dmoe.padding import MASK
 from d2dmoe.surgery import find
 
@@ -44,8 +44,22 @@ class Batch:
     real_tokens: RealTokens  # which tokens are no padding
 
     def outputs(self, model: nn.Module) -> Any:
-        """The model's outputs for the batch."""
-        return model(*self.args, **self.kwargs)
+        """The model's outputs for the batch.
+
+        Raises:
+            DataError: the model cannot be called with it.
+        """
+        try:
+            return model(*self.args, **self.kwargs)
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # of any kind: the model is anyone's
+            values = (*(("", x) for x in self.args), *self.kwargs.items())
+            shapes = [f"{n} {list(x.shape)}".strip() for n, x in values if isinstance(x, Tensor)]
+            raise DataError(
+                f"{type(model).__name__} cannot be called with a batch of {', '.join(shapes)} "
+                f"({type(error).__name__}: {error})"
+            ) from error
 
     @property
     def inputs(self) -> Tensor | None:
@@ -339,7 +353,9 @@ def _padded(name: str, rows: list[Tensor], pad_id: int) -> Tensor:
 def _to(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     """A value, or all that it holds, on a device; floating tensors of a dtype."""
     if isinstance(value, Tensor):
-        value = value.clone() if value.is_inference() else value  # or no gradient could reach it
+        if value.is_meta and device.type != "meta":
+            raise DataError("a tensor is on the meta device, where it has no values")
+        value = value.clone() if value.is_inference() else value.detach()  # of none's gradients
         return value.to(device, dtype if value.is_floating_point() else None)
     if isinstance(value, dict):
         return {key: _to(x, device, dtype) for key, x in value.items()}

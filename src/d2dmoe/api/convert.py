@@ -1,9 +1,10 @@
 """Converting a model in memory: its FFNs become mixtures of experts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from d2dmoe.attention import ROLES
@@ -18,12 +19,18 @@ from d2dmoe.registration import attach
 from d2dmoe.surgery import find, put
 
 EXPERTS = 64  # neurons of an expert are about d_ff / EXPERTS where nothing is asked for
+STORED = (torch.int8, torch.uint8, torch.int32)  # of quantised weights
 SMALLEST = 16  # neurons of an expert: GPU kernels take no fewer
 
 
 def nothing_found(model: nn.Module, refused: dict[str, str]) -> ModelError:
     """The error for a model in which there is nothing to convert."""
     name = type(model).__name__
+    if not refused and (quantised := next(_quantised(model), None)):
+        return ModelError(
+            f"{name} has no feed-forward block of floats: {quantised} and others are quantised. "
+            "Convert the model before that"
+        )
     if not refused:
         return ModelError(
             f"{name} has no feed-forward block: nowhere do two linear maps with an activation, or "
@@ -32,6 +39,15 @@ def nothing_found(model: nn.Module, refused: dict[str, str]) -> ModelError:
     first, reason = next(iter(refused.items()))
     others = f"; and {len(refused) - 1} more" if len(refused) > 1 else ""
     return ModelError(f"no feed-forward block of {name} fits. {first}: {reason}{others}")
+
+
+def _quantised(model: nn.Module) -> Iterator[str]:
+    """Modules, by name, that hold matrices of integers, or weights that torch has packed."""
+    for name, module in model.named_modules():
+        held = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        integers = any(x.ndim > 1 and x.dtype in STORED for x in held)
+        if integers or hasattr(module, "_packed_params"):
+            yield name
 
 
 def convert(
@@ -106,7 +122,8 @@ def adopted(model: nn.Module, example: Any = None) -> Iterator[None]:
 
 def check_roles(roles: Sequence[str]) -> None:
     """Refuse what is no list of roles of attention projections."""
-    if isinstance(roles, str) or any(role not in ROLES for role in roles):
+    listed = isinstance(roles, Iterable) and not isinstance(roles, str)
+    if not listed or any(role not in ROLES for role in roles):
         raise ConfigError(f"roles of projections are a list of {', '.join(ROLES)}, not {roles!r}")
 
 

@@ -107,6 +107,8 @@ def fit(
                 group["lr"] = lr_at(step, cfg.steps, cfg)
             loss: Any = values["loss"]
             loss.backward()
+            if trained is not model:
+                _average(parameters, model)
             norm = nn.utils.clip_grad_norm_(parameters, cfg.clip)
             _check_finite(loss.detach() + norm.to(device), name, step, cfg)
             optimizer.step()
@@ -115,6 +117,16 @@ def fit(
             bar.set_postfix(rows.last)
             bar.update()
     return rows.rows
+
+
+def _average(parameters: list[nn.Parameter], model: nn.Module) -> None:
+    """Average gradients over the processes of DistributedDataParallel, which does so for the
+    parameters of its own forward alone."""
+    if not isinstance(model, nn.parallel.DistributedDataParallel):
+        return
+    for gradient in (p.grad for p in parameters if p.grad is not None):
+        torch.distributed.all_reduce(gradient, group=model.process_group)
+        gradient /= model.process_group.size()
 
 
 class _Rows:

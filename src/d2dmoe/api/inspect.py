@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from d2dmoe.api.batches import Batches, as_batches
@@ -18,7 +19,7 @@ from d2dmoe.ffn import FFN, ActivationLayer
 from d2dmoe.flops import LayerCost, model_cost
 from d2dmoe.moe import MoE
 from d2dmoe.padding import watch_padding, without_padding
-from d2dmoe.surgery import find
+from d2dmoe.surgery import find, in_mode
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,8 @@ def _example(model: nn.Module, example: Any, batches: Batches | None) -> Example
     if example is not None or batches is None:
         return example_for(model, example)
     batch = batches.first()
+    with in_mode(model, training=False), torch.no_grad():
+        batch.outputs(model)  # or it is refused
     return Example(batch.args, {n: x for n, x in batch.kwargs.items() if n != "labels"})
 
 

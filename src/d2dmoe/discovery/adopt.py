@@ -63,6 +63,10 @@ def adopt(model: nn.Module, steps: Sequence[Step], example: Example) -> Adoption
         adoption.carry_out(step)
     if _problem(adoption, examples, before):
         adoption.undo()
+        if _problem(adoption, examples, [_outputs(model, e, []) for e in examples]):
+            changing = "the model gives other outputs at every call for the same example"
+            adoption.refused = dict.fromkeys((step.name for step in steps), changing)
+            return adoption
         for step in steps:
             _try(step, adoption, examples)
     return adoption
@@ -103,7 +107,7 @@ def _outputs(model: nn.Module, example: Example, names: Sequence[str]) -> list[T
 
 def _problem(adoption: Adoption, examples: list[Example], before: list[list[Tensor]]) -> str | None:
     """Why the model is not its equal after these steps, or None."""
-    tolerance = max(step.tolerance for step in adoption.done)
+    tolerance = max((step.tolerance for step in adoption.done), default=0.0)
     for example, old in zip(examples, before, strict=True):
         try:
             new = _outputs(adoption.model, example, [step.output[1] for step in adoption.done])

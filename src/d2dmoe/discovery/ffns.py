@@ -31,8 +31,11 @@ def adopt_ffns(model: nn.Module, example: Example) -> Adoption:
     found = candidates(model, example)
     if not found:
         return Adoption(model)
-    probe = Probe(model, found, example)
-    steps = {candidate: _step(model, candidate, probe) for candidate in found}
+    steps: dict[Candidate, Step | str | None] = {c: _problem(model, c) for c in found}
+    sound = [candidate for candidate, problem in steps.items() if problem is None]
+    probe = _probe(model, sound, example)
+    for candidate in sound:
+        steps[candidate] = probe if isinstance(probe, str) else _step(model, candidate, probe)
     adoption = adopt(model, [s for s in steps.values() if isinstance(s, Step)], example)
     refused = {c.first[0]: step for c, step in steps.items() if isinstance(step, str)}
     refused |= adoption.refused
@@ -40,13 +43,29 @@ def adopt_ffns(model: nn.Module, example: Example) -> Adoption:
     return adoption
 
 
+def _modules(model: nn.Module, candidate: Candidate) -> list[nn.Module]:
+    return [model.get_submodule(name) for name in (*candidate.first, candidate.down)]
+
+
+def _problem(model: nn.Module, candidate: Candidate) -> str | None:
+    """Why the maps of a candidate cannot be taken over, or None."""
+    return next(filter(None, map(maps.problem_of, _modules(model, candidate))), None)
+
+
+def _probe(model: nn.Module, sound: list[Candidate], example: Example) -> Probe | str:
+    """The probe of candidates, or why there is none."""
+    try:
+        return Probe(model, sound, example)
+    except Exception as error:  # of any kind: the model is anyone's
+        return (
+            "the model does not run with other values between its maps "
+            f"({type(error).__name__}: {error})"
+        )
+
+
 def _step(model: nn.Module, candidate: Candidate, probe: Probe) -> Step | str:
     """What makes an FFN of a candidate, or why it is none."""
-    flows = probe.flows[candidate]
-    modules = [model.get_submodule(name) for name in (*candidate.first, candidate.down)]
-    problem = next(filter(None, map(maps.problem_of, modules)), None)
-    if problem:
-        return problem
+    flows, modules = probe.flows[candidate], _modules(model, candidate)
     if not all(flow.z.isfinite().all() for flow in flows):
         return "it is called with NaN or infinity: look for them in the example and the weights"
     activations = {activated(flow) for flow in flows}
@@ -107,7 +126,7 @@ def _ffn(linears: list[nn.Linear], about: Activated, place: Place) -> FFN:
 def _repeats(ffn: nn.Module, replaced: nn.Module, flow: Flow, candidate: Candidate) -> bool:
     """Whether an FFN gives a module's output on random input."""
     generator = torch.Generator().manual_seed(2)
-    noise = torch.randn(flow.z.shape, generator=generator).to(flow.z)
+    noise = torch.randn(flow.z.shape, generator=generator, device="cpu").to(flow.z)
     example = Example(((noise * flow.z.std()).movedim(-1, candidate.features),), {})
     dtypes = {parameter.dtype for parameter in ffn.parameters()}
     tolerance = max(TOLERANCE[dtype] for dtype in dtypes)

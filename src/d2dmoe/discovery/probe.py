@@ -92,8 +92,10 @@ def _is(hidden: Tensor | None, expected: Tensor, scale: Tensor) -> bool:
 def pre_activations(like: Tensor, seed: int) -> Tensor:
     """Values from the whole range, in random order; at least of single precision."""
     generator = torch.Generator().manual_seed(seed)
-    values = torch.linspace(-RANGE, RANGE, like.numel())
-    values = values[torch.randperm(like.numel(), generator=generator)].reshape(like.shape)
+    values = torch.linspace(-RANGE, RANGE, like.numel(), device="cpu")
+    values = values[torch.randperm(like.numel(), generator=generator, device="cpu")].reshape(
+        like.shape
+    )
     return values.to(like.device, torch.promote_types(like.dtype, torch.float32))
 
 

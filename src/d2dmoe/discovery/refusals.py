@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 from torch.nn.modules.conv import _ConvNd
 
 from d2dmoe.errors import ModelError
@@ -13,7 +14,7 @@ from d2dmoe.surgery import check_module
 def check(model: nn.Module) -> None:
     """
     Raises:
-        ModelError: the model is wrapped or compiled, has weights on the meta device, is a
+        ModelError: the model is wrapped, compiled or scripted, has weights on the meta device, is a
             mixture of experts already, or no module.
     """
     name = type(model).__name__
@@ -25,6 +26,12 @@ def check(model: nn.Module) -> None:
             )
     if hasattr(model, "module") and name in ("DataParallel", "DistributedDataParallel"):
         raise ModelError(f"the model is wrapped in {name}: convert its .module, then wrap it")
+    scripted = next((n for n, m in model.named_modules() if isinstance(m, ScriptModule)), None)
+    if scripted is not None:
+        raise ModelError(
+            f"{scripted or 'the model'} is TorchScript, whose modules cannot be replaced: convert "
+            "the original"
+        )
     check_loaded(model)
     mixture = next(mixtures(model), None)
     if mixture is not None:
