@@ -124,9 +124,10 @@ def _average(parameters: list[nn.Parameter], model: nn.Module) -> None:
     parameters of its own forward alone."""
     if not isinstance(model, nn.parallel.DistributedDataParallel):
         return
+    processes = torch.distributed.get_world_size(model.process_group)
     for gradient in (p.grad for p in parameters if p.grad is not None):
         torch.distributed.all_reduce(gradient, group=model.process_group)
-        gradient /= model.process_group.size()
+        gradient /= processes
 
 
 class _Rows:

@@ -15,6 +15,8 @@ from d2dmoe.discovery.trace import TOLERANCE, Example, close, hooked, run, tenso
 from d2dmoe.layers import leave_fast_path
 from d2dmoe.surgery import put
 
+NAN = "the model gives NaN for the example: look for NaN in it and in the weights"
+
 
 class Step(NamedTuple):
     """Modules that are to be replaced together."""
@@ -63,9 +65,10 @@ def adopt(model: nn.Module, steps: Sequence[Step], example: Example) -> Adoption
         adoption.carry_out(step)
     if _problem(adoption, examples, before):
         adoption.undo()
-        if _problem(adoption, examples, [_outputs(model, e, []) for e in examples]):
-            changing = "the model gives other outputs at every call for the same example"
-            adoption.refused = dict.fromkeys((step.name for step in steps), changing)
+        problem = _problem(adoption, examples, [_outputs(model, e, []) for e in examples])
+        if problem:  # of the model as it was
+            why = problem if problem == NAN else "the model gives other outputs at every call"
+            adoption.refused = dict.fromkeys((step.name for step in steps), why)
             return adoption
         for step in steps:
             _try(step, adoption, examples)
@@ -116,7 +119,7 @@ def _problem(adoption: Adoption, examples: list[Example], before: list[list[Tens
         if len(new) != len(old):
             return "the model calls other modules with it replaced"
         if any(o.isnan().any() for o in old):
-            return "the model gives NaN for the example: look for NaN in it and in the weights"
+            return NAN
         if not all(close(n, o, tolerance) for n, o in zip(new, old, strict=True)):
             return "the model's output changes with it replaced"
     return None
