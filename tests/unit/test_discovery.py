@@ -111,6 +111,30 @@ def test_the_activation_is_known_by_its_values_alone(name, dtype):
     assert {ffn.activation_name for ffn in find(model, FFN).values()} == {name}
 
 
+class StarReLU(nn.Module):
+    """As CAFormer has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.tensor(0.9)), nn.Parameter(torch.tensor(-0.4))
+
+    def forward(self, x):
+        return self.scale * relu(x).square() + self.shift
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_scales_and_shifts_an_activation_goes_into_the_last_map(bias):
+    model = made("plain", StarReLU())
+    for block in model.blocks if not bias else ():
+        block.x2 = nn.Linear(D_FF, D, bias=False)
+    model.blocks.append(model.blocks[0])  # called twice
+    before = outputs(model)
+    adoption = adopt_ffns(model, example())
+    assert not adoption.refused
+    assert {ffn.activation_name for ffn in find(model, FFN).values()} == {"relu_squared"}
+    torch.testing.assert_close(outputs(model), before, rtol=0, atol=1e-5)
+
+
 def test_parameters_dropouts_and_modes_stay():
     model = made("plain", nn.ReLU()).train()
     model.blocks[0].x1.weight.requires_grad_(False)
@@ -139,6 +163,7 @@ def test_one_block_that_two_places_share_stays_one():
         (nn.LeakyReLU(), "LeakyReLU"),
         (nn.Sequential(nn.ReLU(), nn.LayerNorm(D_FF)), "LayerNorm"),
         (lambda x: relu(x).flip(-1), "between"),
+        (nn.Sequential(nn.ReLU(), nn.BatchNorm1d(TOKENS, affine=False)), "BatchNorm1d"),
         (lambda x: relu(x).clamp(max=6), "between"),  # ReLU6, far above what the example reaches
     ],
 )

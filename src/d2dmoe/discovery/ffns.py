@@ -68,9 +68,8 @@ def _step(model: nn.Module, candidate: Candidate, probe: Probe) -> Step | str:
     flows, modules = probe.flows[candidate], _modules(model, candidate)
     if not all(flow.z.isfinite().all() for flow in flows):
         return "it is called with NaN or infinity: look for them in the example and the weights"
-    activations = {activated(flow) for flow in flows}
-    about = activations.pop() if len(activations) == 1 else None
-    if about is None:
+    about = activated(flows[0])
+    if about is None or any(not about.alike(activated(flow)) for flow in flows[1:]):
         return _unknown_activation(model, flows)
     place = place_of(model, candidate, probe)
     if isinstance(place, str):
@@ -120,6 +119,8 @@ def _linears(candidate: Candidate, modules: list[Any], flow: Flow) -> list[nn.Li
 def _ffn(linears: list[nn.Linear], about: Activated, place: Place) -> FFN:
     *first, down = linears
     gate = None if about.gate is None else first.pop(about.gate)
+    if (about.scale, about.shift) != (1.0, 0.0):
+        down = maps.folded(down, about.scale, about.shift)
     return FFN(first[0], down, about.activation, gate, place.dropout, place.hidden_dropout)
 
 

@@ -120,6 +120,17 @@ def halves(module: nn.Linear) -> tuple[nn.Linear, nn.Linear]:
     return first, second
 
 
+def folded(module: nn.Linear, scale: float, shift: float) -> nn.Linear:
+    """The map of what is to be scaled and shifted first: W (scale · h + shift) + b. A dropout of
+    what it maps spares the constant then."""
+    weight = module.weight.detach().double()
+    bias = shift * weight.sum(1) + (0 if module.bias is None else module.bias.detach())
+    return linear_of(
+        _like(module.weight, (scale * weight).to(module.weight.dtype)),
+        _like(module.weight, bias.to(module.weight.dtype)),
+    )
+
+
 def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """A linear map that uses a given weight [out, in] and bias [out]."""
     layer: Any = nn.Linear(1, 1, bias=bias is not None, device="meta")

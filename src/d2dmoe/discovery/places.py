@@ -75,12 +75,16 @@ def _gives(passage: Passage, out: Tensor | None) -> bool:
 
 
 def _holds_nothing_else(model: nn.Module, name: str, candidate: Candidate) -> bool:
-    """Whether all parameters of a module are those of the candidate's maps."""
+    """Whether all parameters and buffers of a module are those of the candidate's maps."""
     maps = (model.get_submodule(map_name) for map_name in (*candidate.first, candidate.down))
-    known = {id(parameter) for module in maps for parameter in module.parameters()}
-    inside = list(model.get_submodule(name).parameters())
+    known = {id(tensor) for module in maps for tensor in _held(module)}
+    inside = _held(model.get_submodule(name))
     missing = [n for n in candidate.first if not f"{n}.".startswith(f"{name}.")]
-    return not missing and all(id(parameter) in known for parameter in inside)
+    return not missing and all(id(tensor) in known for tensor in inside)
+
+
+def _held(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 def _rate(probe: Probe, start: int, end: int) -> float:

@@ -22,6 +22,7 @@ from d2dmoe.discovery.structure import Candidate
 from d2dmoe.discovery.trace import Example, hooked, only_tensor, run
 
 RANGE = 12.0  # pre-activations reach from -RANGE to RANGE: past every bend of an activation
+NEAR = 1e-3  # to the identity
 DROPOUTS = (functional.dropout, torch.dropout)
 
 
@@ -61,6 +62,12 @@ class Activated(NamedTuple):
 
     activation: str
     gate: int | None  # which of the two outputs is activated; None if there is one
+    scale: float = 1.0  # hidden = scale · act + shift, as StarReLU's (Yu et al. 2022)
+    shift: float = 0.0
+
+    def alike(self, other: "Activated | None") -> bool:
+        """Whether another call had the same, up to rounding of scale and shift."""
+        return other is not None and self[:2] == other[:2]
 
 
 def activated(flow: Flow) -> Activated | None:
@@ -74,6 +81,22 @@ def activated(flow: Flow) -> Activated | None:
             return Activated(name, 0)
         if other and _is(flow.hidden, act(other[0]) * one, one):
             return Activated(name, 1)
+    return None if other else _scaled(flow, one)
+
+
+def _scaled(flow: Flow, pre: Tensor) -> Activated | None:
+    """The activation of which the hidden vector is a multiple, and a constant."""
+    if flow.hidden is None or flow.hidden.numel() != pre.numel():
+        return None
+    hidden = flow.hidden.reshape(pre.shape).double()
+    for name in ACTIVATIONS:
+        act = torch_function(name)(pre).double()
+        covariance = ((act - act.mean()) * (hidden - hidden.mean())).mean()
+        scale = covariance / act.var(correction=0)
+        shift = hidden.mean() - scale * act.mean()
+        norm = max(abs(scale - 1), abs(shift)) < NEAR  # with fresh statistics, which training moves
+        if scale != 0 and not norm and _is(flow.hidden, scale * act + shift, torch.ones_like(act)):
+            return Activated(name, None, float(scale), float(shift))
     return None
 
 
