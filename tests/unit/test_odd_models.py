@@ -200,6 +200,7 @@ def test_roles_are_a_list(roles):
         (images()[..., 1:], r"Model cannot be called with a batch of x? ?\[4, 5, 15\]"),
         ({"x": images()[0]}, r"a batch of x \[5, 16\]"),
         (images().to("meta"), "meta device"),
+        (images().to_sparse(), "nested or sparse"),
     ],
 )
 @pytest.mark.parametrize("call", ["inspect", "train_routers", "evaluate"])
@@ -218,6 +219,25 @@ def test_losses_are_functions_and_folders_are_paths(tmp_path):
             d2dmoe.save_pretrained(converted(), folder)
     with pytest.raises(UserError, match="a path or as text"):
         d2dmoe.from_pretrained(None)
+    folder = d2dmoe.save_pretrained(converted(), tmp_path / "folder")
+    for options, reason in (
+        ({"model": Model().to("meta")}, "meta device"),
+        ({"model": "Model"}, "a torch module is needed"),
+        ({"dtype": "bfloat16"}, "must be one of torch's"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            d2dmoe.from_pretrained(folder, **options)
+
+
+class Open(Model):
+    def forward(self, *args, **kwargs):
+        return super().forward(*args, **kwargs)
+
+
+def test_an_example_of_positional_arguments_is_counted_as_it_is():
+    named, positional = ({"x": images()}, (images(),))
+    costs = {d2dmoe.inspect(Open(), example=x).flops for x in (named, positional)}
+    assert len(costs) == 1
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])

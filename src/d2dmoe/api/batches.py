@@ -355,6 +355,8 @@ def _to(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     if isinstance(value, Tensor):
         if value.is_meta and device.type != "meta":
             raise DataError("a tensor is on the meta device, where it has no values")
+        if value.is_nested or value.layout is not torch.strided:
+            raise DataError("a tensor is nested or sparse: pad it, or make it dense")
         value = value.clone() if value.is_inference() else value.detach()  # of none's gradients
         return value.to(device, dtype if value.is_floating_point() else None)
     if isinstance(value, dict):

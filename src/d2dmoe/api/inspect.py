@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from inspect import signature
 from typing import Any
 
 import torch
@@ -115,7 +114,7 @@ def _example(model: nn.Module, example: Any, batches: Batches | None) -> Example
 def _inspection(
     model: nn.Module, example: Example, batches: Batches | None, refused: dict[str, str]
 ) -> Inspection:
-    cost = model_cost(model, _named(model, example))
+    cost = model_cost(model, example.kwargs, example.args)
     firing = {} if batches is None else _firing(model, batches)
     layers: Any = find(model, (FFN, MoE))
     found = find_projections(model, example)
@@ -147,11 +146,6 @@ def _ffn(
         cost.dense / total,
         firing,
     )
-
-
-def _named(model: nn.Module, example: Example) -> dict[str, Any]:
-    """An example's arguments by their names."""
-    return dict(signature(model.forward).bind(*example.args, **example.kwargs).arguments)
 
 
 def _firing(model: nn.Module, batches: Batches) -> dict[str, float]:

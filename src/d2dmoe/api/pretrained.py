@@ -25,6 +25,7 @@ from d2dmoe.errors import CheckpointError, UserError
 from d2dmoe.layers import describe
 from d2dmoe.lookup import resolve
 from d2dmoe.registration import MODELS, attach, is_of_transformers
+from d2dmoe.surgery import check_module
 
 TRANSFORMERS = "transformers"
 
@@ -117,11 +118,15 @@ def from_pretrained(
         options: of transformers' `from_pretrained`, such as `device_map` and `token`.
 
     Raises:
-        UserError: `name` is neither a path nor text.
+        UserError: `name` is neither a path nor text, `model` no module, or `dtype` none of torch's.
         CheckpointError: the folder is not there, damaged, holds no converted model, or one that
             needs `model`.
     """
     _as_path(name)
+    if model is not None:
+        check_module(model)
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise UserError(f"dtype = {dtype!r} must be one of torch's, as torch.bfloat16")
     about = read_config(str(name), revision, options.get("token"))
     if folders.KEY in about:
         if options.keys() - {"token"}:
