@@ -122,6 +122,7 @@ def fit(
 def _average(parameters: list[nn.Parameter], model: nn.Module) -> None:
     """Average gradients over the processes of DistributedDataParallel, which does so for the
     parameters of its own forward alone."""
+    model = getattr(model, "_orig_mod", model)  # torch.compile's
     if not isinstance(model, nn.parallel.DistributedDataParallel):
         return
     processes = torch.distributed.get_world_size(model.process_group)
