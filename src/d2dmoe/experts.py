@@ -41,7 +41,7 @@ def assign_neurons(rows: Tensor, num_experts: int, method: str, seed: int) -> Te
 
 
 def _kmeans(rows: Tensor, num_experts: int, seed: int) -> np.ndarray:
-    if not rows.isfinite().all():
+    if not rows.detach().isfinite().all():
         raise ModelError("the rows to be clustered hold values that are not finite")
     unit = normalize(rows.detach().double().cpu(), dim=1).numpy()
     return balanced_kmeans(unit, num_experts, seed)

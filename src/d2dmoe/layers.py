@@ -8,11 +8,12 @@ class needs before the weights are loaded.
 from collections.abc import Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import gelu, relu
 
 from d2dmoe.attention import FusedProjections, Projection, SelfAttention
 from d2dmoe.conversion import add_router
+from d2dmoe.errors import ModelError
 from d2dmoe.ffn import FFN
 from d2dmoe.moe import MoE
 from d2dmoe.surgery import find, put, swap
@@ -22,10 +23,33 @@ class Bypass(nn.Identity):
     """Stands where a map or an activation was that an FFN elsewhere in the block now computes."""
 
 
+class ChannelsFirst(nn.Module):
+    """A layer in place of convolutions of one position: its tokens are the positions of an image,
+    and features stand before them."""
+
+    def __init__(self, layer: nn.Module, features: int):
+        """`features`: their dimension, counted from the last: -3 in images [..., d, height, width].
+
+        Raises:
+            ModelError: it is no whole number from -4 to -2.
+        """
+        if features not in (-2, -3, -4):
+            raise ModelError(f"features are the dimension -2, -3 or -4 of a tensor, not {features}")
+        super().__init__()
+        self.layer, self.features = layer, features
+
+    def forward(self, x: Tensor) -> Tensor:  # [..., d_model, *positions] -> [..., d_out, …]
+        out = self.layer(x.movedim(self.features, -1)).movedim(-1, self.features)
+        return out.contiguous()  # as of a convolution: what follows may take views
+
+
 def describe(model: nn.Module) -> dict[str, Any]:
-    """The replaced modules of a model by their names: `attentions`, taken apart, and `projections`
-    on their own; `layers`, FFNs and mixtures of experts; `bypassed`, names of modules that became a
-    `Bypass`. Plain values, as JSON has them."""
+    """The replaced modules of a model by their names, as plain values that JSON has.
+
+    `attentions`, taken apart, and `projections` on their own; `channels_first`, the dimension of
+    features where it is not the last; `layers`, FFNs and mixtures of experts; `bypassed`, names of
+    modules that became a `Bypass`.
+    """
     found: Any = find(model, (FFN, MoE))
     attentions: Any = find(model, (FusedProjections, SelfAttention))
     fused = {name: _fused(attention) for name, attention in attentions.items()}
@@ -38,6 +62,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
             for n, p in projections.items()
             if not n.startswith(inside)
         },
+        "channels_first": {name: x.features for name, x in find(model, ChannelsFirst).items()},
         "layers": {name: _described(layer) for name, layer in found.items()},
         "bypassed": list(find(model, Bypass)),
     }
@@ -55,6 +80,8 @@ def rebuild(model: nn.Module, described: dict[str, Any]) -> nn.Module:
         swap(model, name, _apart(model.get_submodule(name), **attention))
     for name, projection in described.get("projections", {}).items():
         swap(model, name, _projection(model.get_submodule(name), **projection))
+    for name, features in described.get("channels_first", {}).items():
+        swap(model, name, ChannelsFirst(model.get_submodule(name), features))
     for name, layer in described["layers"].items():
         swap(model, name, _rebuilt(model.get_submodule(name), **layer))
     for name in described["bypassed"]:

@@ -245,7 +245,7 @@ def check_neurons(ffn: FFN, neurons: Tensor) -> None:
     """
     if not isinstance(neurons, Tensor) or neurons.ndim != 2 or neurons.dtype not in INTEGERS:
         raise ModelError("neurons must be a tensor of integers [num_experts, expert_size]")
-    found, expected = neurons.flatten().sort().values.cpu(), torch.arange(ffn.d_ff)
+    found, expected = neurons.flatten().sort().values.cpu(), torch.arange(ffn.d_ff, device="cpu")
     if not torch.equal(found.long(), expected):
         raise ModelError(
             f"neurons {list(neurons.shape)} must be all of the FFN's {ffn.d_ff}, from 0 on, each "

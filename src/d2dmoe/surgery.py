@@ -11,8 +11,22 @@ from d2dmoe.errors import ModelError
 M = TypeVar("M", bound=nn.Module)
 
 
+def check_module(model: Any) -> None:
+    """
+    Raises:
+        ModelError: this is no torch module.
+    """
+    if not isinstance(model, nn.Module):
+        raise ModelError(f"a torch module is needed, not {type(model).__name__}")
+
+
 def find(model: nn.Module, kind: type[M] | tuple[type[M], ...]) -> dict[str, M]:
-    """The modules of a type by their dotted names, in the order in which the model holds them."""
+    """The modules of a type by their dotted names, in the order in which the model holds them.
+
+    Raises:
+        ModelError: this is no torch module.
+    """
+    check_module(model)
     return {name: module for name, module in model.named_modules() if isinstance(module, kind)}
 
 

@@ -55,7 +55,7 @@ def from_transformers(model: str, **own: Any) -> nn.Module:
 
 
 def from_timm(model: str, **options: Any) -> nn.Module:
-    return import_module("timm").create_model(model, img_size=PIXELS, num_classes=3, **options)
+    return import_module("timm").create_model(model, num_classes=3, **options)
 
 
 def from_torchvision(model: str, **options: Any) -> nn.Module:
@@ -192,10 +192,12 @@ def vision(name: str, library: str, make: Callable[[], nn.Module], layers: int =
 
 
 SWIN = {"depths": (1, 1), "num_heads": (1, 2), "window_size": 4}
-TIMM = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8}
+TIMM = {"embed_dim": 32, "depth": 2, "num_heads": 2, "patch_size": 8, "img_size": PIXELS}
 VIT = {"hidden_dim": 32, "mlp_dim": 256, "num_heads": 2, "num_layers": 2, "patch_size": 8}
 PVT = {"num_encoder_blocks": 2, "depths": [1, 1], "hidden_sizes": [16, 32], "strides": [4, 2]}
 PVT |= {"num_attention_heads": [1, 2], "mlp_ratios": [4, 4]}
+STAGES = {"depths": [1, 1], "hidden_sizes": [16, 32]}
+UNGROUPED = {"intermediate_groups": 1, "output_groups": 1}
 T5 = {"decoder_start_token_id": 0}
 WHISPER = {"num_mel_bins": 8, "max_source_positions": TOKENS, "max_target_positions": 40}
 WAVE = {"conv_dim": [16, 16], "conv_stride": [5, 4], "conv_kernel": [10, 4]}
@@ -213,7 +215,16 @@ FAMILIES = {
         vision(
             "Swin (timm)",
             "timm",
-            partial(from_timm, "swin_tiny_patch4_window7_224", embed_dim=16, **SWIN),
+            partial(
+                from_timm, "swin_tiny_patch4_window7_224", embed_dim=16, img_size=PIXELS, **SWIN
+            ),
+        ),
+        vision(
+            "ConvNeXt (timm), 1 × 1 convolutions",
+            "timm",
+            partial(
+                from_timm, "convnext_atto", depths=(1, 1, 0, 0), dims=[16, 32] * 2, conv_mlp=True
+            ),
         ),
         vision(
             "ViT (torchvision)",
@@ -242,6 +253,25 @@ FAMILIES = {
         hf("CLIP, images", "CLIPVisionModel", pixels),
         hf("SigLIP, images", "SiglipVisionModel", pixels, layers=3),
         hf("PVT", "PvtForImageClassification", pixels, sequence_reduction_ratios=[2, 1], **PVT),
+        hf(
+            "ConvNeXt",
+            "ConvNextForImageClassification",
+            pixels,
+            num_stages=2,
+            patch_size=4,
+            **STAGES,
+        ),
+        hf(
+            "PoolFormer",
+            "PoolFormerForImageClassification",
+            pixels,
+            patch_sizes=[7, 3],
+            padding=[2, 1],
+            mlp_ratio=4.0,
+            strides=[4, 2],
+            num_encoder_blocks=2,
+            **STAGES,
+        ),
         # Texts, encoded
         hf("BERT", "BertForSequenceClassification"),
         hf("RoBERTa", "RobertaForMaskedLM"),
@@ -253,6 +283,7 @@ FAMILIES = {
         hf("MPNet", "MPNetForMaskedLM"),
         hf("ModernBERT", "ModernBertForMaskedLM", cls_token_id=1, sep_token_id=2),
         hf("XLNet", "XLNetForSequenceClassification"),
+        hf("SqueezeBERT, ungrouped", "SqueezeBertForSequenceClassification", **UNGROUPED),
         hf("CLIP, texts", "CLIPTextModel"),
         # Texts, generated
         hf("GPT-2", "GPT2LMHeadModel"),
@@ -324,6 +355,7 @@ REFUSED = {
             ),
             "between",  # a depthwise convolution
         ),
+        (hf("SqueezeBERT", "SqueezeBertForSequenceClassification"), "groups of features"),
         (
             Family(
                 "a GPT in 40 lines that calls F.gelu",

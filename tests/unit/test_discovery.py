@@ -111,6 +111,30 @@ def test_the_activation_is_known_by_its_values_alone(name, dtype):
     assert {ffn.activation_name for ffn in find(model, FFN).values()} == {name}
 
 
+class StarReLU(nn.Module):
+    """As CAFormer has it."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.tensor(0.9)), nn.Parameter(torch.tensor(-0.4))
+
+    def forward(self, x):
+        return self.scale * relu(x).square() + self.shift
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_what_scales_and_shifts_an_activation_goes_into_the_last_map(bias):
+    model = made("plain", StarReLU())
+    for block in model.blocks if not bias else ():
+        block.x2 = nn.Linear(D_FF, D, bias=False)
+    model.blocks.append(model.blocks[0])  # called twice
+    before = outputs(model)
+    adoption = adopt_ffns(model, example())
+    assert not adoption.refused
+    assert {ffn.activation_name for ffn in find(model, FFN).values()} == {"relu_squared"}
+    torch.testing.assert_close(outputs(model), before, rtol=0, atol=1e-5)
+
+
 def test_parameters_dropouts_and_modes_stay():
     model = made("plain", nn.ReLU()).train()
     model.blocks[0].x1.weight.requires_grad_(False)
@@ -139,6 +163,7 @@ def test_one_block_that_two_places_share_stays_one():
         (nn.LeakyReLU(), "LeakyReLU"),
         (nn.Sequential(nn.ReLU(), nn.LayerNorm(D_FF)), "LayerNorm"),
         (lambda x: relu(x).flip(-1), "between"),
+        (nn.Sequential(nn.ReLU(), nn.BatchNorm1d(TOKENS, affine=False)), "BatchNorm1d"),
         (lambda x: relu(x).clamp(max=6), "between"),  # ReLU6, far above what the example reaches
     ],
 )
@@ -165,6 +190,62 @@ def test_an_activation_that_cannot_be_replaced_is_refused():
     assert list(adoption.refused) == ["blocks.1.x1"]
     adoption.undo()
     assert model.blocks[0].banana is relu and not find(model, (FFN, Bypass))
+
+
+class Channels(nn.Module):
+    """A block on [batch, D, *positions], whose maps are convolutions of one position."""
+
+    def __init__(self, convolution, gated=False, between=None, **options):
+        super().__init__()
+        self.x1 = convolution(D, 2 * D_FF if gated else D_FF, 1, **options)
+        self.act, self.between = nn.GELU(), between or nn.Identity()
+        self.x2, self.gated = convolution(D_FF, D, 1, bias=False), gated
+
+    def forward(self, z):
+        one = self.between(self.x1(z))
+        if self.gated:
+            gate, up = one.chunk(2, dim=1)
+            return self.x2(self.act(gate) * up)
+        return z + self.x2(self.act(one))
+
+
+def image(positions: int) -> torch.Tensor:
+    torch.manual_seed(1)
+    return torch.randn(2, D, *range(3, 3 + positions))
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("positions", [1, 2])
+def test_convolutions_of_one_position_are_maps_of_its_features(positions, gated):
+    torch.manual_seed(0)
+    convolution = (nn.Conv1d, nn.Conv2d)[positions - 1]
+    model = nn.Sequential(*(Channels(convolution, gated) for _ in range(2))).eval()
+    fresh, x = copy.deepcopy(model), image(positions)
+    with torch.no_grad():
+        before = model(x)
+        d2dmoe.convert(model, num_experts=4, example=x)
+        torch.testing.assert_close(model(x), before, rtol=0, atol=1e-5)
+    d2dmoe.train_routers(model, [x], steps=1, width=4)
+    d2dmoe.set_operating_point(model, "top_k", 1)
+    found = d2dmoe.evaluate(model, [x])
+    assert [row["executed"] for row in found.layers] == [1.0, 1.0]
+    tokens, expert = x[0, 0].numel(), 2 * (3 if gated else 2) * D * D_FF // 4
+    assert found.flops == 2 * tokens * (2 * 4 * (D + 4) + expert)
+    rebuild(fresh, describe(model)).load_state_dict(model.state_dict())
+    assert torch.equal(fresh(x), model(x))
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [
+        (Channels(nn.Conv2d, between=nn.BatchNorm2d(D_FF)), "BatchNorm2d"),
+        (Channels(nn.Conv2d, between=nn.Conv2d(D_FF, D_FF, 3, padding=1)), "between"),
+        (Channels(nn.Conv2d, groups=2), "2 groups"),
+    ],
+)
+def test_convolutions_that_are_no_such_maps_are_refused(block, reason):
+    with pytest.raises(UserError, match=reason):
+        d2dmoe.convert(nn.Sequential(block), 16, example=image(2))
 
 
 class Lying(nn.Linear):

@@ -222,6 +222,15 @@ def test_an_encoder_decoder_is_loaded(tmp_path):
     assert equal(loaded, model, decoder_input_ids=IDS) and points(loaded) == points(model)
 
 
+def test_what_others_put_into_a_model_is_not_lost_in_silence(tmp_path):
+    """As adapters, whose tensors the class has not: it would make fresh ones of its own."""
+    model = split(bert())
+    head = model.bert.encoder.layer[0].attention.self
+    head.query = nn.Sequential(head.query)
+    with pytest.raises(UserError, match=r"query\.0\.bias and 1 more .* adapters"):
+        model.save_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("make", HEADS)
 def test_the_model_without_its_head_is_the_same(make, tmp_path):
     model = split(make())

@@ -15,8 +15,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from d2dmoe.api.forwards import Forward, unwrapped
 from d2dmoe.api.padding import IGNORED, RealTokens, real_tokens
-from d2dmoe.errors import DataError
+from d2dmoe.discovery.examples import model_inside
+from d2dmoe.discovery.refusals import check_loaded
+from d2dmoe.errors import DataError, UserError
 from d2dmoe.padding import MASK
+from d2dmoe.surgery import find
 
 TARGETS = ("labels", "label", "label_ids", "targets", "target")  # of these, the first that is there
 OF_TOKENIZERS = {  # what tokenizers add of themselves, which not every model takes
@@ -41,8 +44,22 @@ class Batch:
     real_tokens: RealTokens  # which tokens are no padding
 
     def outputs(self, model: nn.Module) -> Any:
-        """The model's outputs for the batch."""
-        return model(*self.args, **self.kwargs)
+        """The model's outputs for the batch.
+
+        Raises:
+            DataError: the model cannot be called with it.
+        """
+        try:
+            return model(*self.args, **self.kwargs)
+        except (UserError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # of any kind: the model is anyone's
+            values = (*(("", x) for x in self.args), *self.kwargs.items())
+            shapes = [f"{n} {list(x.shape)}".strip() for n, x in values if isinstance(x, Tensor)]
+            raise DataError(
+                f"{type(model).__name__} cannot be called with a batch of {', '.join(shapes)} "
+                f"({type(error).__name__}: {error})"
+            ) from error
 
     @property
     def inputs(self) -> Tensor | None:
@@ -139,6 +156,7 @@ class Batches:
         if not isinstance(name, str) or not self._form.takes(name):
             raise DataError(
                 f"the model's forward does not take {name!r}: {self._form.nearest(str(name))}"
+                f"{model_inside(self._model)}"
             )
         return True
 
@@ -180,9 +198,11 @@ def as_batches(
         again: whether they will be read more than once.
 
     Raises:
+        ModelError: this is no torch module, or its weights are on the meta device.
         DataError: `batches` is of another type, or a generator that is needed again; later, while
             they are read: it is empty, or a batch is not of these forms or does not fit forward.
     """
+    _check_there(model)
     columns = _is_dataset(batches)
     if columns:
         if batch_size < 1:
@@ -203,6 +223,12 @@ def place_of(model: nn.Module) -> tuple[torch.device, torch.dtype | None]:
         if tensor.is_floating_point() and not tensor.is_meta:
             return tensor.device, tensor.dtype
     return torch.device("cpu"), None
+
+
+def _check_there(model: nn.Module) -> None:
+    """Refuse a model whose weights are nowhere; accelerate loads those that it offloaded."""
+    if not any(hasattr(module, "_hf_hook") for module in find(model, nn.Module).values()):
+        check_loaded(model)
 
 
 class _Rows:
@@ -327,6 +353,11 @@ def _padded(name: str, rows: list[Tensor], pad_id: int) -> Tensor:
 def _to(value: Any, device: torch.device, dtype: torch.dtype | None) -> Any:
     """A value, or all that it holds, on a device; floating tensors of a dtype."""
     if isinstance(value, Tensor):
+        if value.is_meta and device.type != "meta":
+            raise DataError("a tensor is on the meta device, where it has no values")
+        if value.is_nested or value.layout is not torch.strided:
+            raise DataError("a tensor is nested or sparse: pad it, or make it dense")
+        value = value.clone() if value.is_inference() else value.detach()  # of none's gradients
         return value.to(device, dtype if value.is_floating_point() else None)
     if isinstance(value, dict):
         return {key: _to(x, device, dtype) for key, x in value.items()}

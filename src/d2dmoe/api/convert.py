@@ -1,16 +1,17 @@
 """Converting a model in memory: its FFNs become mixtures of experts."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from d2dmoe.attention import ROLES
 from d2dmoe.discovery.examples import example_for
 from d2dmoe.discovery.ffns import adopt_ffns
 from d2dmoe.discovery.refusals import check
-from d2dmoe.errors import ConfigError, ModelError
+from d2dmoe.errors import ConfigError, ModelError, whole
 from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
 from d2dmoe.moe import MoE, split_ffn
@@ -18,12 +19,18 @@ from d2dmoe.registration import attach
 from d2dmoe.surgery import find, put
 
 EXPERTS = 64  # neurons of an expert are about d_ff / EXPERTS where nothing is asked for
+STORED = (torch.int8, torch.uint8, torch.int32)  # of quantised weights
 SMALLEST = 16  # neurons of an expert: GPU kernels take no fewer
 
 
 def nothing_found(model: nn.Module, refused: dict[str, str]) -> ModelError:
     """The error for a model in which there is nothing to convert."""
     name = type(model).__name__
+    if not refused and (quantised := next(_quantised(model), None)):
+        return ModelError(
+            f"{name} has no feed-forward block of floats: {quantised} and others are quantised. "
+            "Convert the model before that"
+        )
     if not refused:
         return ModelError(
             f"{name} has no feed-forward block: nowhere do two linear maps with an activation, or "
@@ -32,6 +39,15 @@ def nothing_found(model: nn.Module, refused: dict[str, str]) -> ModelError:
     first, reason = next(iter(refused.items()))
     others = f"; and {len(refused) - 1} more" if len(refused) > 1 else ""
     return ModelError(f"no feed-forward block of {name} fits. {first}: {reason}{others}")
+
+
+def _quantised(model: nn.Module) -> Iterator[str]:
+    """Modules, by name, that hold matrices of integers, or weights that torch has packed."""
+    for name, module in model.named_modules():
+        held = [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+        integers = any(x.ndim > 1 and x.dtype in STORED for x in held)
+        if integers or hasattr(module, "_packed_params"):
+            yield name
 
 
 def convert(
@@ -92,6 +108,7 @@ def adopted(model: nn.Module, example: Any = None) -> Iterator[None]:
     if any(layer.role == "ffn" for layer in find(model, (FFN, MoE)).values()):
         yield
         return
+    check(model)
     adoption = adopt_ffns(model, example_for(model, example))
     if not adoption.done:
         raise nothing_found(model, adoption.refused)
@@ -105,7 +122,8 @@ def adopted(model: nn.Module, example: Any = None) -> Iterator[None]:
 
 def check_roles(roles: Sequence[str]) -> None:
     """Refuse what is no list of roles of attention projections."""
-    if isinstance(roles, str) or any(role not in ROLES for role in roles):
+    listed = isinstance(roles, Iterable) and not isinstance(roles, str)
+    if not listed or any(role not in ROLES for role in roles):
         raise ConfigError(f"roles of projections are a list of {', '.join(ROLES)}, not {roles!r}")
 
 
@@ -126,12 +144,12 @@ def _num_experts(name: str, ffn: FFN, size: int | None, num_experts: int | None)
     if size is not None and num_experts is not None:
         raise ModelError("give expert_size or num_experts, not both")
     if num_experts is not None:
-        if num_experts < 1 or ffn.d_ff % num_experts:
+        if ffn.d_ff % whole(num_experts, "num_experts"):
             raise _does_not_divide("num_experts", num_experts, name, ffn.d_ff)
         return num_experts
     if size is None:
         size = default_size(ffn.d_ff)
-    if size < 1 or ffn.d_ff % size:
+    if ffn.d_ff % whole(size, "expert_size"):
         raise _does_not_divide("expert_size", size, name, ffn.d_ff)
     return ffn.d_ff // size
 

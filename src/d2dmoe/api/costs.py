@@ -104,7 +104,7 @@ class SampleCosts:
 def _vector(cost: Any, names: Iterable[str]) -> Tensor:
     """What depends on a sample's shape: [1 + layers]."""
     values = [cost.fixed, *(cost.layers[name].tokens for name in names)]
-    return torch.tensor(values, dtype=torch.float64)
+    return torch.tensor(values, dtype=torch.float64, device="cpu")
 
 
 def _sample(batch: Batch, index: int, form: Forward) -> Sample:
@@ -176,7 +176,7 @@ def _design(samples: list[Sample]) -> Tensor | None:
     columns = {column for column in zip(*flat, strict=True) if len({*column}) > 1}
     if not 0 < len(columns) <= 2:
         return None
-    axes = [torch.tensor(x, dtype=torch.float64) / max(x) for x in sorted(columns)]
+    axes = [torch.tensor(x, dtype=torch.float64, device="cpu") / max(x) for x in sorted(columns)]
     products = [axes[i] * axes[j] for i in range(len(axes)) for j in range(i, len(axes))]
     return torch.stack([torch.ones_like(axes[0]), *axes, *products], dim=1)
 

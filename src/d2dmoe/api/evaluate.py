@@ -59,8 +59,8 @@ def evaluate(model: nn.Module, batches: Iterable[Any], *, loss: Loss | None = No
     Raises:
         UserError: batches, targets or `loss` are not as they should be.
     """
-    costs = SampleCosts(model)
-    measured = measure(model, as_batches(batches, model), loss, each=costs.add)
+    given, costs = as_batches(batches, model), SampleCosts(model)
+    measured = measure(model, given, loss, each=costs.add)
     return summarised(model, measured, costs.count())
 
 

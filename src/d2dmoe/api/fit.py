@@ -87,6 +87,11 @@ def fit(
     parameters = [p for p in trained.parameters() if p.requires_grad]
     if not parameters:
         raise UserError(f"{name}: no parameter of the model requires gradients, so none is trained")
+    if any(p.is_inference() for p in parameters):
+        raise UserError(
+            f"{name}: the parameters were made under torch.inference_mode(), where nothing can be "
+            "trained: make or load the model outside of it"
+        )
     optimizer = make_optimizer(trained, cfg)
     device, dtype = place_of(model)
     cuda = device.type == "cuda"
@@ -102,6 +107,8 @@ def fit(
                 group["lr"] = lr_at(step, cfg.steps, cfg)
             loss: Any = values["loss"]
             loss.backward()
+            if trained is not model:
+                _average(parameters, model)
             norm = nn.utils.clip_grad_norm_(parameters, cfg.clip)
             _check_finite(loss.detach() + norm.to(device), name, step, cfg)
             optimizer.step()
@@ -110,6 +117,18 @@ def fit(
             bar.set_postfix(rows.last)
             bar.update()
     return rows.rows
+
+
+def _average(parameters: list[nn.Parameter], model: nn.Module) -> None:
+    """Average gradients over the processes of DistributedDataParallel, which does so for the
+    parameters of its own forward alone."""
+    model = getattr(model, "_orig_mod", model)  # torch.compile's
+    if not isinstance(model, nn.parallel.DistributedDataParallel):
+        return
+    processes = torch.distributed.get_world_size(model.process_group)
+    for gradient in (p.grad for p in parameters if p.grad is not None):
+        torch.distributed.all_reduce(gradient, group=model.process_group)
+        gradient /= processes
 
 
 class _Rows:

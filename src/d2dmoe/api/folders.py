@@ -13,6 +13,7 @@ from d2dmoe import __version__
 from d2dmoe.api.factories import Options, build, library_of
 from d2dmoe.api.hub import CONFIG
 from d2dmoe.api.recipes import recipe_of
+from d2dmoe.discovery.refusals import check_loaded
 from d2dmoe.errors import CheckpointError
 from d2dmoe.io.tensors import load_published
 from d2dmoe.layers import describe, rebuild
@@ -53,9 +54,12 @@ def load(folder: Path, about: dict[str, Any], model: nn.Module | None) -> nn.Mod
     used, on whose device it then is.
 
     Raises:
+        ModelError: the dense model is on the meta device.
         CheckpointError: the folder is damaged, or does not fit the dense model, or names a factory
             that is not called.
     """
+    if model is not None:
+        check_loaded(model)
     try:
         dtype = getattr(torch, about["dtype"])
         model = build(about["factory"], about["options"]) if model is None else model

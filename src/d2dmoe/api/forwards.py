@@ -9,6 +9,8 @@ from typing import Any, get_args
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from d2dmoe.surgery import check_module
+
 
 def unwrapped(model: Any) -> Any:
     """The model inside `DistributedDataParallel`, `torch.compile` and PEFT's wrappers."""
@@ -46,6 +48,11 @@ class Forward:
 
     @classmethod
     def of(cls, model: nn.Module) -> "Forward":
+        """
+        Raises:
+            ModelError: this is no torch module.
+        """
+        check_module(model)
         model = unwrapped(model)
         signature = inspect.signature(model.forward)
         parameters = signature.parameters.values()

@@ -2,9 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from inspect import signature
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from d2dmoe.api.batches import Batches, as_batches
@@ -18,7 +18,7 @@ from d2dmoe.ffn import FFN, ActivationLayer
 from d2dmoe.flops import LayerCost, model_cost
 from d2dmoe.moe import MoE
 from d2dmoe.padding import watch_padding, without_padding
-from d2dmoe.surgery import find
+from d2dmoe.surgery import find, in_mode
 
 
 @dataclass(frozen=True)
@@ -106,13 +106,15 @@ def _example(model: nn.Module, example: Any, batches: Batches | None) -> Example
     if example is not None or batches is None:
         return example_for(model, example)
     batch = batches.first()
+    with in_mode(model, training=False), torch.no_grad():
+        batch.outputs(model)  # or it is refused
     return Example(batch.args, {n: x for n, x in batch.kwargs.items() if n != "labels"})
 
 
 def _inspection(
     model: nn.Module, example: Example, batches: Batches | None, refused: dict[str, str]
 ) -> Inspection:
-    cost = model_cost(model, _named(model, example))
+    cost = model_cost(model, example.kwargs, example.args)
     firing = {} if batches is None else _firing(model, batches)
     layers: Any = find(model, (FFN, MoE))
     found = find_projections(model, example)
@@ -144,11 +146,6 @@ def _ffn(
         cost.dense / total,
         firing,
     )
-
-
-def _named(model: nn.Module, example: Example) -> dict[str, Any]:
-    """An example's arguments by their names."""
-    return dict(signature(model.forward).bind(*example.args, **example.kwargs).arguments)
 
 
 def _firing(model: nn.Module, batches: Batches) -> dict[str, float]:

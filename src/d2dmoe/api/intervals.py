@@ -54,11 +54,11 @@ def _drawn(pairs: Tensor) -> Interval:
     count, generator = len(pairs), torch.Generator().manual_seed(0)
     rows = max(1, min(RESAMPLES, CHUNK // count))  # at once
     chosen = (
-        torch.randint(count, (rows, count), generator=generator)
+        torch.randint(count, (rows, count), generator=generator, device="cpu")
         for _ in range(-(-RESAMPLES // rows))
     )
     sums = torch.cat([pairs[places].sum(1) for places in chosen])
     tail = (1 - LEVEL) / 2
-    ends = torch.tensor([tail, 1 - tail], dtype=torch.float64)
+    ends = torch.tensor([tail, 1 - tail], dtype=torch.float64, device="cpu")
     low, high = torch.quantile(sums[:, 0] / sums[:, 1], ends).tolist()
     return low, high

@@ -178,6 +178,9 @@ class RouterLoss(_LastForward):
                 model(**batch)
             router_loss().backward()
     ```
+
+    Under DistributedDataParallel leave `no_grad` out and freeze all but the routers: it averages
+    gradients over processes only after a forward that has some.
     """
 
     def __init__(self, model: nn.Module):

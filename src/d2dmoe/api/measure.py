@@ -102,7 +102,7 @@ class _Executed:
         self._batch = batch
         self._batches.append(len(batch))
         for counts in self._counts.values():
-            counts.append(torch.zeros(len(batch), dtype=torch.float64))
+            counts.append(torch.zeros(len(batch), dtype=torch.float64, device="cpu"))
 
     def _count(self, selection: Selection, scores: Tensor, mask: Tensor) -> None:
         name = self._names[id(selection)]
@@ -176,7 +176,7 @@ def _scored(model: nn.Module, outputs: object, batch: Batch, loss: Loss | None) 
 def _joined(found: list[_Scored]) -> Scores:
     units, start = [], 0
     for scored in found:
-        of_batch = torch.arange(len(scored.losses)).expand(scored.samples) + start
+        of_batch = torch.arange(len(scored.losses), device="cpu").expand(scored.samples) + start
         units.append(of_batch)
         start += len(scored.losses)
     correct = [scored.correct for scored in found if scored.correct is not None]

@@ -6,6 +6,7 @@ others that of `api.folders`. A model card comes with each.
 
 from dataclasses import replace
 from importlib import import_module
+from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, cast
@@ -24,6 +25,7 @@ from d2dmoe.errors import CheckpointError, UserError
 from d2dmoe.layers import describe
 from d2dmoe.lookup import resolve
 from d2dmoe.registration import MODELS, attach, is_of_transformers
+from d2dmoe.surgery import check_module
 
 TRANSFORMERS = "transformers"
 
@@ -67,15 +69,19 @@ def save_pretrained(
         The folder.
 
     Raises:
-        UserError: nothing in the model was converted, or the factory given builds another one.
+        UserError: nothing in the model was converted, the factory given builds another one, or the
+            folder cannot be written.
     """
-    model, folder = _unwrapped(model), Path(folder)
+    model, folder = _unwrapped(model), _as_path(folder)
     if not describe(model)["layers"]:
         raise UserError(
             f"Nothing in this {type(model).__name__} was converted. Call d2dmoe.convert(model) "
             "first, or save it as its own library does."
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error}): give another folder") from error
     base = base_of(model)
     if is_of_transformers(model):
         library, of_transformers = TRANSFORMERS, cast(Any, attach(model))
@@ -112,9 +118,15 @@ def from_pretrained(
         options: of transformers' `from_pretrained`, such as `device_map` and `token`.
 
     Raises:
+        UserError: `name` is neither a path nor text, `model` no module, or `dtype` none of torch's.
         CheckpointError: the folder is not there, damaged, holds no converted model, or one that
             needs `model`.
     """
+    _as_path(name)
+    if model is not None:
+        check_module(model)
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise UserError(f"dtype = {dtype!r} must be one of torch's, as torch.bfloat16")
     about = read_config(str(name), revision, options.get("token"))
     if folders.KEY in about:
         if options.keys() - {"token"}:
@@ -179,6 +191,17 @@ def push_to_hub(
                 "the network, and that `hf auth login` was given a token that may write."
             ) from error
     return str(commit)
+
+
+def _as_path(folder: Any) -> Path:
+    """A folder that was given as a path or as text.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if not isinstance(folder, str | PathLike) or not str(folder):
+        raise UserError(f"a folder is given as a path or as text, not as {folder!r}")
+    return Path(folder)
 
 
 def _unwrapped(model: Any) -> nn.Module:

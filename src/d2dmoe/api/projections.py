@@ -26,6 +26,8 @@ from d2dmoe.sparsity import alpha_at, penalty, watch_activations
 from d2dmoe.surgery import in_mode, put
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def imitate_projections(
     model: nn.Module,
     batches: Iterable[Any],
@@ -64,7 +66,7 @@ def imitate_projections(
         and sparsity (L_s).
 
     Raises:
-        ModelError: no projection of these roles can be replaced.
+        ModelError: of one of these roles no projection can be replaced.
         UserError: an option or a batch is impossible, or the loss is not finite; the projections
             are then still linear.
     """
@@ -75,10 +77,12 @@ def imitate_projections(
     given = as_batches(batches, model, batch_size=batch_size)
     separate_projections(model, example)
     projections = find_projections(model, maps)
-    if not projections:
+    there = {projection.role for projection in projections.values()}
+    missing = [role for role in maps if role not in there]
+    if missing or not projections:
         raise ModelError(
-            f"{type(model).__name__} has no linear projections {', '.join(maps)} that can be "
-            "replaced: inspect(model) lists what was found"
+            f"{type(model).__name__} has no linear projections {', '.join(missing)} that can be "
+            "replaced: inspect(model) lists what was found, and why others are refused"
         )
     with torch.random.fork_rng([]):
         torch.manual_seed(seed_for("projections", seed))

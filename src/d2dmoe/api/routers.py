@@ -19,6 +19,8 @@ from d2dmoe.seeding import seed_for
 from d2dmoe.surgery import find, in_mode
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def train_routers(
     model: nn.Module,
     batches: Iterable[Any],

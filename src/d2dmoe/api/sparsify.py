@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from d2dmoe.api.batches import Batch, as_batches
@@ -17,6 +18,8 @@ from d2dmoe.sparsity import activation_of, alpha_at
 from d2dmoe.surgery import find, in_mode
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def sparsify(
     model: nn.Module,
     batches: Iterable[Any],

@@ -54,7 +54,7 @@ def task_loss(model: nn.Module, outputs: Any, batch: Batch, loss: Loss | None = 
             number.
     """
     if loss is not None:
-        return _checked(loss(outputs, batch)).mean()
+        return _given(loss, outputs, batch).mean()
     own = _own_loss(outputs)
     return sample_losses(model, outputs, batch).mean if own is None else own
 
@@ -67,7 +67,7 @@ def sample_losses(
     A model's own loss is split over the samples where cross-entropy repeats it.
     """
     if loss is not None:
-        values = _checked(loss(outputs, batch)).float()
+        values = _given(loss, outputs, batch).float()
         if values.ndim:
             return SampleLosses(values, torch.ones_like(values))
         return _as_one(values, len(batch))
@@ -149,7 +149,12 @@ def _as_one(loss: Tensor, count: int) -> SampleLosses:
     return SampleLosses(loss.reshape(1) * counts, counts)
 
 
-def _checked(loss: Any) -> Tensor:
+def _given(function: Any, outputs: Any, batch: Batch) -> Tensor:
+    """What a user's function makes of outputs."""
+    if not callable(function):
+        kind = type(function).__name__
+        raise UserError(f"loss must be a function (outputs, batch), this is of type {kind}")
+    loss = function(outputs, batch)
     if isinstance(loss, Tensor) and loss.is_floating_point() and loss.ndim <= 1 and loss.numel():
         return loss
     shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""

@@ -15,6 +15,8 @@ from d2dmoe.discovery.trace import TOLERANCE, Example, close, hooked, run, tenso
 from d2dmoe.layers import leave_fast_path
 from d2dmoe.surgery import put
 
+NAN = "the model gives NaN for the example: look for NaN in it and in the weights"
+
 
 class Step(NamedTuple):
     """Modules that are to be replaced together."""
@@ -63,6 +65,11 @@ def adopt(model: nn.Module, steps: Sequence[Step], example: Example) -> Adoption
         adoption.carry_out(step)
     if _problem(adoption, examples, before):
         adoption.undo()
+        problem = _problem(adoption, examples, [_outputs(model, e, []) for e in examples])
+        if problem:  # of the model as it was
+            why = problem if problem == NAN else "the model gives other outputs at every call"
+            adoption.refused = dict.fromkeys((step.name for step in steps), why)
+            return adoption
         for step in steps:
             _try(step, adoption, examples)
     return adoption
@@ -103,7 +110,7 @@ def _outputs(model: nn.Module, example: Example, names: Sequence[str]) -> list[T
 
 def _problem(adoption: Adoption, examples: list[Example], before: list[list[Tensor]]) -> str | None:
     """Why the model is not its equal after these steps, or None."""
-    tolerance = max(step.tolerance for step in adoption.done)
+    tolerance = max((step.tolerance for step in adoption.done), default=0.0)
     for example, old in zip(examples, before, strict=True):
         try:
             new = _outputs(adoption.model, example, [step.output[1] for step in adoption.done])
@@ -111,6 +118,8 @@ def _problem(adoption: Adoption, examples: list[Example], before: list[list[Tens
             return f"the model does not run with it replaced ({type(error).__name__}: {error})"
         if len(new) != len(old):
             return "the model calls other modules with it replaced"
+        if any(o.isnan().any() for o in old):
+            return NAN
         if not all(close(n, o, tolerance) for n, o in zip(new, old, strict=True)):
             return "the model's output changes with it replaced"
     return None

@@ -32,10 +32,7 @@ def example_for(model: nn.Module, given: Any = None) -> Example:
         ModelError: the model does not say what it takes, or cannot be called with it.
     """
     if given is not None:
-        device = next((p.device for p in model.parameters()), None)
-        example = _moved(_as_example(given), lambda x: x.to(device))
-        _called(model, example)
-        return example
+        return _given(model, _as_example(given))
     failure = None
     device = next((p.device for p in model.parameters()), None)
     for guess in _guesses(model):
@@ -50,7 +47,19 @@ def example_for(model: nn.Module, given: Any = None) -> Example:
     raise ModelError(
         f"{type(model).__name__} does not say what it takes: give `example=`, what you would call "
         "it with (keyword arguments as a dict, positional ones as a tuple, or one tensor)."
+        f"{model_inside(model)}"
     )
+
+
+def model_inside(model: nn.Module) -> str:
+    """A hint for a message: the model of transformers that others surround, as those of
+    sentence-transformers do; empty where there is none."""
+    for name, module in model.named_modules():
+        if name and isinstance(getattr(module, "main_input_name", None), str):
+            return (
+                f" Or give the {type(module).__name__} inside of it, {name}, which is changed too."
+            )
+    return ""
 
 
 def shuffled(example: Example) -> Example:
@@ -59,7 +68,9 @@ def shuffled(example: Example) -> Example:
 
     def other(value: Any) -> Any:
         if isinstance(value, Tensor) and value.ndim > 1:
-            order = torch.randperm(value.shape[-1], generator=generator).to(value.device)
+            order = torch.randperm(value.shape[-1], generator=generator, device="cpu").to(
+                value.device
+            )
             return value[..., order]
         if isinstance(value, list | tuple):
             return type(value)(other(item) for item in value)
@@ -68,6 +79,21 @@ def shuffled(example: Example) -> Example:
         return value
 
     return Example(other(example.args), other(example.kwargs))
+
+
+def _given(model: nn.Module, example: Example) -> Example:
+    """It, on the model's device; of its dtype if it runs so alone."""
+    weight = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(1))
+    example = _moved(example, lambda x: x.to(weight.device))
+    try:
+        _called(model, example)
+    except ModelError:
+        cast = _moved(example, lambda x: x.to(weight.dtype) if x.is_floating_point() else x)
+        if all(x.dtype == y.dtype for x, y in zip(cast.tensors, example.tensors, strict=True)):
+            raise
+        _called(model, cast)
+        return cast
+    return example
 
 
 def _called(model: nn.Module, example: Example) -> None:
@@ -137,9 +163,9 @@ def _tokens(config: Any, generator: torch.Generator, tokens: int = TOKENS) -> Te
     longest = _size(config, "max_position_embeddings", "n_positions") or 2 * tokens
     special = {_size(config, f"{kind}_token_id") for kind in ("pad", "bos", "eos", "unk", "image")}
     special = {i for s in special for i in (s if isinstance(s, list) else [s])}
-    ordinary = torch.tensor([i for i in range(vocabulary) if i not in special])
+    ordinary = torch.tensor([i for i in range(vocabulary) if i not in special], device="cpu")
     shape = (1, max(1, min(tokens, longest // 2)))
-    ids = ordinary[torch.randint(len(ordinary), shape, generator=generator)]
+    ids = ordinary[torch.randint(len(ordinary), shape, generator=generator, device="cpu")]
     end = _size(config, "eos_token_id")
     end = end[0] if isinstance(end, list) else end
     if end is not None and 0 <= end < vocabulary:
@@ -153,24 +179,28 @@ def _pixels(config: Any, generator: torch.Generator) -> Tensor:
     frames = _size(config, "num_frames")
     channels = _size(config, "num_channels", "in_channels") or 3
     shape = (1, *([frames] if frames else []), channels, height, width)
-    return torch.randn(shape, generator=generator)
+    return torch.randn(shape, generator=generator, device="cpu")
 
 
 def _samples(config: Any, generator: torch.Generator) -> Tensor:
     """A wave, or a spectrogram."""
     if getattr(config, "num_mel_bins", None):
-        return torch.randn(1, config.max_length, config.num_mel_bins, generator=generator)
+        return torch.randn(
+            1, config.max_length, config.num_mel_bins, generator=generator, device="cpu"
+        )
     strides = getattr(config, "conv_stride", None) or [320]
-    return torch.randn(1, (FRAMES + 2) * prod(strides), generator=generator)
+    return torch.randn(1, (FRAMES + 2) * prod(strides), generator=generator, device="cpu")
 
 
 def _features(config: Any, generator: torch.Generator) -> Tensor:
     bins = _size(config, "num_mel_bins", "input_feat_per_channel", "feature_projection_input_dim")
     if getattr(config, "input_feat_per_channel", None):
-        return torch.randn(1, 4 * FRAMES, bins, generator=generator)
+        return torch.randn(1, 4 * FRAMES, bins, generator=generator, device="cpu")
     if getattr(config, "max_source_positions", None):  # Whisper's, which takes one length alone
-        return torch.randn(1, bins, 2 * config.max_source_positions, generator=generator)
-    return torch.randn(1, FRAMES, bins or 80, generator=generator)
+        return torch.randn(
+            1, bins, 2 * config.max_source_positions, generator=generator, device="cpu"
+        )
+    return torch.randn(1, FRAMES, bins or 80, generator=generator, device="cpu")
 
 
 def _decoder_tokens(config: Any, generator: torch.Generator) -> Tensor:
@@ -202,7 +232,7 @@ def _of_torchvision(model: nn.Module, generator: torch.Generator) -> Iterator[Ex
 
 def _image(model: nn.Module, size: Any, generator: torch.Generator) -> Example:
     convolutions = (m.in_channels for m in model.modules() if isinstance(m, nn.Conv2d))
-    image = torch.randn(1, next(convolutions, 3), *size, generator=generator)
+    image = torch.randn(1, next(convolutions, 3), *size, generator=generator, device="cpu")
     return Example((image,), {})
 
 
@@ -213,5 +243,5 @@ def _of_torch(model: nn.Module, generator: torch.Generator) -> Iterator[Example]
     if isinstance(model, kinds + both):
         norm = next(module for module in model.modules() if isinstance(module, nn.LayerNorm))
         shape = (2, TOKENS, *norm.normalized_shape)
-        sequences = [torch.randn(shape, generator=generator) for _ in range(2)]
+        sequences = [torch.randn(shape, generator=generator, device="cpu") for _ in range(2)]
         yield Example(tuple(sequences[: 2 if isinstance(model, both) else 1]), {})

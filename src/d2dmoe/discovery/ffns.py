@@ -17,7 +17,7 @@ from d2dmoe.discovery.probe import Activated, Flow, Probe, activated
 from d2dmoe.discovery.structure import Candidate, candidates
 from d2dmoe.discovery.trace import TOLERANCE, Example, close, run
 from d2dmoe.ffn import FFN
-from d2dmoe.layers import Bypass
+from d2dmoe.layers import Bypass, ChannelsFirst
 
 
 def adopt_ffns(model: nn.Module, example: Example) -> Adoption:
@@ -31,24 +31,45 @@ def adopt_ffns(model: nn.Module, example: Example) -> Adoption:
     found = candidates(model, example)
     if not found:
         return Adoption(model)
-    probe = Probe(model, found, example)
-    steps = {candidate: _step(model, candidate, probe) for candidate in found}
+    steps: dict[Candidate, Step | str | None] = {c: _problem(model, c) for c in found}
+    sound = [candidate for candidate, problem in steps.items() if problem is None]
+    probe = _probe(model, sound, example)
+    for candidate in sound:
+        steps[candidate] = probe if isinstance(probe, str) else _step(model, candidate, probe)
     adoption = adopt(model, [s for s in steps.values() if isinstance(s, Step)], example)
     refused = {c.first[0]: step for c, step in steps.items() if isinstance(step, str)}
-    adoption.refused.update(refused)
+    refused |= adoption.refused
+    adoption.refused = {c.first[0]: refused[c.first[0]] for c in found if c.first[0] in refused}
     return adoption
+
+
+def _modules(model: nn.Module, candidate: Candidate) -> list[nn.Module]:
+    return [model.get_submodule(name) for name in (*candidate.first, candidate.down)]
+
+
+def _problem(model: nn.Module, candidate: Candidate) -> str | None:
+    """Why the maps of a candidate cannot be taken over, or None."""
+    return next(filter(None, map(maps.problem_of, _modules(model, candidate))), None)
+
+
+def _probe(model: nn.Module, sound: list[Candidate], example: Example) -> Probe | str:
+    """The probe of candidates, or why there is none."""
+    try:
+        return Probe(model, sound, example)
+    except Exception as error:  # of any kind: the model is anyone's
+        return (
+            "the model does not run with other values between its maps "
+            f"({type(error).__name__}: {error})"
+        )
 
 
 def _step(model: nn.Module, candidate: Candidate, probe: Probe) -> Step | str:
     """What makes an FFN of a candidate, or why it is none."""
-    flows = probe.flows[candidate]
-    modules = [model.get_submodule(name) for name in (*candidate.first, candidate.down)]
-    problem = next(filter(None, map(maps.problem_of, modules)), None)
-    if problem:
-        return problem
-    activations = {activated(flow) for flow in flows}
-    about = activations.pop() if len(activations) == 1 else None
-    if about is None:
+    flows, modules = probe.flows[candidate], _modules(model, candidate)
+    if not all(flow.z.isfinite().all() for flow in flows):
+        return "it is called with NaN or infinity: look for them in the example and the weights"
+    about = activated(flows[0])
+    if about is None or any(not about.alike(activated(flow)) for flow in flows[1:]):
         return _unknown_activation(model, flows)
     place = place_of(model, candidate, probe)
     if isinstance(place, str):
@@ -56,9 +77,11 @@ def _step(model: nn.Module, candidate: Candidate, probe: Probe) -> Step | str:
     linears = _linears(candidate, modules, flows[0])
     if isinstance(linears, str):
         return linears
-    ffn = _ffn(linears, about, place)
+    ffn: nn.Module = _ffn(linears, about, place)
+    if candidate.features != -1:
+        ffn = ChannelsFirst(ffn, candidate.features)
     replaced = model.get_submodule(place.name)
-    if place.whole and not _repeats(ffn, replaced, flows[0]):
+    if place.whole and not _repeats(ffn, replaced, flows[0], candidate):
         return "on random input the block gives another output than its maps and activation do"
     # The last maps first, for the FFN holds the very modules that it replaces.
     modules_in = [(name, Bypass()) for name in place.bypassed]
@@ -96,14 +119,16 @@ def _linears(candidate: Candidate, modules: list[Any], flow: Flow) -> list[nn.Li
 def _ffn(linears: list[nn.Linear], about: Activated, place: Place) -> FFN:
     *first, down = linears
     gate = None if about.gate is None else first.pop(about.gate)
+    if (about.scale, about.shift) != (1.0, 0.0):
+        down = maps.folded(down, about.scale, about.shift)
     return FFN(first[0], down, about.activation, gate, place.dropout, place.hidden_dropout)
 
 
-def _repeats(ffn: FFN, replaced: nn.Module, flow: Flow) -> bool:
+def _repeats(ffn: nn.Module, replaced: nn.Module, flow: Flow, candidate: Candidate) -> bool:
     """Whether an FFN gives a module's output on random input."""
     generator = torch.Generator().manual_seed(2)
-    noise = torch.randn(flow.z.shape, generator=generator).to(flow.z)
-    example = Example((noise * flow.z.std(),), {})
+    noise = torch.randn(flow.z.shape, generator=generator, device="cpu").to(flow.z)
+    example = Example(((noise * flow.z.std()).movedim(-1, candidate.features),), {})
     dtypes = {parameter.dtype for parameter in ffn.parameters()}
     tolerance = max(TOLERANCE[dtype] for dtype in dtypes)
     return close(run(ffn, example), run(replaced, example), tolerance)

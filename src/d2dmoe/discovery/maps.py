@@ -1,4 +1,8 @@
-"""The linear maps of a model, whatever their classes: modules with a matrix that they multiply."""
+"""The linear maps of a model, whatever their classes: modules with a matrix that they multiply.
+
+Among them are convolutions of one position, whose tokens are the positions of an image and whose
+channels stand before them. Elsewhere in this package features are the last dimension of a tensor.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -6,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 
 from d2dmoe.discovery.trace import TOLERANCE, close
@@ -14,7 +19,13 @@ from d2dmoe.moe import MoE
 
 
 def maps_of(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules that may be linear maps, by name; those inside of this package's layers left out."""
+    """Modules that may be linear maps of vectors that are the last dimension, by name; those inside
+    of this package's layers left out."""
+    return {name: m for name, m in all_maps_of(model).items() if not isinstance(m, _ConvNd)}
+
+
+def all_maps_of(model: nn.Module) -> dict[str, nn.Module]:
+    """The same, with convolutions of one position."""
     ours = {id(inner) for layer in _layers(model) for inner in layer.modules()}
     return {
         name: module
@@ -30,8 +41,32 @@ def _layers(model: nn.Module) -> Iterator[nn.Module]:
 def _may_be_map(module: nn.Module) -> bool:
     if isinstance(module, nn.Embedding | nn.EmbeddingBag):
         return False
+    if isinstance(module, _ConvNd):
+        return _is_pointwise(module)
     weight = getattr(module, "weight", None)
     return isinstance(module, nn.Linear) or (isinstance(weight, Tensor) and weight.ndim == 2)
+
+
+def _is_pointwise(module: _ConvNd) -> bool:
+    """Whether a convolution maps the channels of each position by themselves."""
+    steps = {*module.kernel_size, *module.stride}
+    return steps == {1} and not module.transposed and not any(_padding(module))
+
+
+def _padding(module: _ConvNd) -> tuple[int, ...]:
+    padding: Any = module.padding  # of a kernel of one "same" and "valid" are none
+    return () if isinstance(padding, str) else padding
+
+
+def features_of(module: nn.Module) -> int:
+    """The dimension of the vectors that a map takes and gives, counted from the last, -1."""
+    return -1 - len(module.kernel_size) if isinstance(module, _ConvNd) else -1
+
+
+def last(x: Tensor, features: int) -> Tensor:
+    """A tensor whose vectors are this dimension, with them as its last; itself if it has too few
+    dimensions."""
+    return x.movedim(features, -1) if x.ndim >= -features else x
 
 
 def problem_of(module: nn.Module) -> str | None:
@@ -40,22 +75,32 @@ def problem_of(module: nn.Module) -> str | None:
     kind = type(module).__name__
     if is_parametrized(module):
         return f"a weight of {kind} is parametrised; remove the parametrisation first"
+    if "weight" not in module._parameters | module._buffers:
+        made = ", ".join(name for name, _ in module.named_parameters())
+        return f"the weight of {kind} is computed of others ({made}): merge them into it first"
     if (
         type(weight) not in (nn.Parameter, Tensor)
         or weight.dtype not in TOLERANCE
-        or weight.ndim != 2
+        or weight.ndim != (len(module.kernel_size) + 2 if isinstance(module, _ConvNd) else 2)
     ):
         return f"the weights of {kind} are quantised or sharded; convert the model before that"
+    if getattr(module, "groups", 1) > 1:
+        return f"its {kind} maps {module.groups} groups of features, each by itself"
     if weight.is_meta:
         return "its weights are on the meta device; load them first"
+    if not all(p.detach().isfinite().all() for p in module.parameters(recurse=False)):
+        return "its weights hold NaN or infinity"
     return None
 
 
 def to_linear(module: nn.Module, z: Tensor, out: Tensor) -> nn.Linear | None:
     """A map as `nn.Linear`, itself where it is one, proved on an input z [..., d_in] and its output
-    [..., d_out]; None if it is something else. Conv1D's weight [in, out] is transposed."""
+    [..., d_out]; None if it is something else. Conv1D's weight [in, out] is transposed, a
+    convolution's [out, in, 1, 1] flattened."""
     weight: Any = module.weight
     bias: Any = getattr(module, "bias", None)
+    if isinstance(module, _ConvNd):
+        weight = _like(weight, weight.detach().flatten(1))
     if (z.shape[-1], out.shape[-1]) == (weight.shape[1], weight.shape[0]):
         if close(linear(z, weight, bias), out, TOLERANCE[weight.dtype]):
             return module if isinstance(module, nn.Linear) else linear_of(weight, bias)
@@ -73,6 +118,17 @@ def halves(module: nn.Linear) -> tuple[nn.Linear, nn.Linear]:
         for w, b in zip(module.weight.detach().chunk(2), biases, strict=True)
     )
     return first, second
+
+
+def folded(module: nn.Linear, scale: float, shift: float) -> nn.Linear:
+    """The map of what is to be scaled and shifted first: W (scale · h + shift) + b. A dropout of
+    what it maps spares the constant then."""
+    weight = module.weight.detach().double()
+    bias = shift * weight.sum(1) + (0 if module.bias is None else module.bias.detach())
+    return linear_of(
+        _like(module.weight, (scale * weight).to(module.weight.dtype)),
+        _like(module.weight, bias.to(module.weight.dtype)),
+    )
 
 
 def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from d2dmoe.discovery.maps import last
 from d2dmoe.discovery.probe import Flow, Passage, Probe, holders
 from d2dmoe.discovery.structure import Candidate
 
@@ -28,7 +29,7 @@ def place_of(model: nn.Module, candidate: Candidate, probe: Probe) -> Place | st
     the hidden vector; else the first map's, while an activation elsewhere becomes an identity."""
     flows = probe.flows[candidate]
     for name in holders(candidate):
-        passages = probe.around[name]
+        passages = [_with_last(passage, candidate.features) for passage in probe.around[name]]
         takes_z = len(passages) == len(flows) and all(
             passage.z is not None and same(passage.z, flow.z)
             for passage, flow in zip(passages, flows, strict=True)
@@ -46,6 +47,12 @@ def place_of(model: nn.Module, candidate: Candidate, probe: Probe) -> Place | st
             "make its maps a module of their own that takes the input and gives the output"
         )
     return _first_map(model, candidate, flows)
+
+
+def _with_last(passage: Passage, features: int) -> Passage:
+    """A passage whose vectors are the last dimension, as a flow's are."""
+    z, out = (x if x is None else last(x, features) for x in (passage.z, passage.out))
+    return passage._replace(z=z, out=out)
 
 
 def same(one: Tensor, other: Tensor) -> bool:
@@ -68,12 +75,16 @@ def _gives(passage: Passage, out: Tensor | None) -> bool:
 
 
 def _holds_nothing_else(model: nn.Module, name: str, candidate: Candidate) -> bool:
-    """Whether all parameters of a module are those of the candidate's maps."""
+    """Whether all parameters and buffers of a module are those of the candidate's maps."""
     maps = (model.get_submodule(map_name) for map_name in (*candidate.first, candidate.down))
-    known = {id(parameter) for module in maps for parameter in module.parameters()}
-    inside = list(model.get_submodule(name).parameters())
+    known = {id(tensor) for module in maps for tensor in _held(module)}
+    inside = _held(model.get_submodule(name))
     missing = [n for n in candidate.first if not f"{n}.".startswith(f"{name}.")]
-    return not missing and all(id(parameter) in known for parameter in inside)
+    return not missing and all(id(tensor) in known for tensor in inside)
+
+
+def _held(module: nn.Module) -> list[Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 def _rate(probe: Probe, start: int, end: int) -> float:
@@ -107,9 +118,10 @@ def _hidden(
 
 def _first_map(model: nn.Module, candidate: Candidate, flows: list[Flow]) -> Place | str:
     flow = flows[0]
+    between = [_with_last(passage, candidate.features) for passage in flow.between]
     activations = [
         passage.name
-        for passage in flow.between
+        for passage in between
         if passage.z is not None and same(passage.z, flow.pre[0]) and _gives(passage, flow.hidden)
     ] or _functions(model, candidate, flow)
     if not activations:

@@ -17,10 +17,12 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from d2dmoe.activations import ACTIVATIONS, torch_function
+from d2dmoe.discovery.maps import last
 from d2dmoe.discovery.structure import Candidate
 from d2dmoe.discovery.trace import Example, hooked, only_tensor, run
 
 RANGE = 12.0  # pre-activations reach from -RANGE to RANGE: past every bend of an activation
+NEAR = 1e-3  # to the identity
 DROPOUTS = (functional.dropout, torch.dropout)
 
 
@@ -36,7 +38,7 @@ class Passage(NamedTuple):
 
 @dataclass
 class Flow:
-    """What ran through a candidate at one call."""
+    """What ran through a candidate at one call; vectors are the last dimension of all tensors."""
 
     start: int
     z: Tensor  # the first maps' input
@@ -60,6 +62,12 @@ class Activated(NamedTuple):
 
     activation: str
     gate: int | None  # which of the two outputs is activated; None if there is one
+    scale: float = 1.0  # hidden = scale · act + shift, as StarReLU's (Yu et al. 2022)
+    shift: float = 0.0
+
+    def alike(self, other: "Activated | None") -> bool:
+        """Whether another call had the same, up to rounding of scale and shift."""
+        return other is not None and self[:2] == other[:2]
 
 
 def activated(flow: Flow) -> Activated | None:
@@ -73,6 +81,22 @@ def activated(flow: Flow) -> Activated | None:
             return Activated(name, 0)
         if other and _is(flow.hidden, act(other[0]) * one, one):
             return Activated(name, 1)
+    return None if other else _scaled(flow, one)
+
+
+def _scaled(flow: Flow, pre: Tensor) -> Activated | None:
+    """The activation of which the hidden vector is a multiple, and a constant."""
+    if flow.hidden is None or flow.hidden.numel() != pre.numel():
+        return None
+    hidden = flow.hidden.reshape(pre.shape).double()
+    for name in ACTIVATIONS:
+        act = torch_function(name)(pre).double()
+        covariance = ((act - act.mean()) * (hidden - hidden.mean())).mean()
+        scale = covariance / act.var(correction=0)
+        shift = hidden.mean() - scale * act.mean()
+        norm = max(abs(scale - 1), abs(shift)) < NEAR  # with fresh statistics, which training moves
+        if scale != 0 and not norm and _is(flow.hidden, scale * act + shift, torch.ones_like(act)):
+            return Activated(name, None, float(scale), float(shift))
     return None
 
 
@@ -91,8 +115,10 @@ def _is(hidden: Tensor | None, expected: Tensor, scale: Tensor) -> bool:
 def pre_activations(like: Tensor, seed: int) -> Tensor:
     """Values from the whole range, in random order; at least of single precision."""
     generator = torch.Generator().manual_seed(seed)
-    values = torch.linspace(-RANGE, RANGE, like.numel())
-    values = values[torch.randperm(like.numel(), generator=generator)].reshape(like.shape)
+    values = torch.linspace(-RANGE, RANGE, like.numel(), device="cpu")
+    values = values[torch.randperm(like.numel(), generator=generator, device="cpu")].reshape(
+        like.shape
+    )
     return values.to(like.device, torch.promote_types(like.dtype, torch.float32))
 
 
@@ -151,26 +177,28 @@ class Probe(TorchFunctionMode):
             if index == 0:
                 z = only_tensor(args, kwargs)
                 assert z is not None  # as in the trace
-                self._open = Flow(self._tick(), z.clone())
+                self._open = Flow(self._tick(), last(z.clone(), candidate.features))
                 self.flows[candidate].append(self._open)
             flow = self.flows[candidate][-1]
-            flow.outs.append(out.clone())
-            flow.pre.append(pre_activations(out, index))
-            return flow.pre[-1].clone()
+            values = pre_activations(out, index)
+            flow.outs.append(last(out.clone(), candidate.features))
+            flow.pre.append(last(values, candidate.features))
+            return values.clone()
 
         return hook
 
     def _arrive(self, candidate: Candidate) -> Any:
         def hook(module: nn.Module, args: tuple) -> tuple:
             flow = self.flows[candidate][-1]
-            flow.hidden, flow.down, self._open = args[0].clone(), self._tick(), None
+            flow.hidden = last(args[0].clone(), candidate.features)
+            flow.down, self._open = self._tick(), None
             return (args[0].to(module.weight.dtype), *args[1:])
 
         return hook
 
     def _leave(self, candidate: Candidate) -> Any:
         def hook(_module: nn.Module, _args: tuple, out: Tensor) -> None:
-            self.flows[candidate][-1].y = out.clone()
+            self.flows[candidate][-1].y = last(out.clone(), candidate.features)
 
         return hook
 

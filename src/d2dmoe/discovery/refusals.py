@@ -3,36 +3,54 @@
 from collections.abc import Iterator
 
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 from torch.nn.modules.conv import _ConvNd
 
 from d2dmoe.errors import ModelError
 from d2dmoe.moe import MoE
+from d2dmoe.surgery import check_module
 
 
 def check(model: nn.Module) -> None:
     """
     Raises:
-        ModelError: the model is wrapped or compiled, has weights on the meta device, is a
+        ModelError: the model is wrapped, compiled or scripted, has weights on the meta device, is a
             mixture of experts already, or no module.
     """
     name = type(model).__name__
-    if not isinstance(model, nn.Module):
-        raise ModelError(f"a torch module is needed, not {name}")
-    if hasattr(model, "_orig_mod"):
-        raise ModelError("the model is compiled: convert the original, then compile that")
+    check_module(model)
+    for part, module in model.named_modules():
+        if hasattr(module, "_orig_mod") or module._compiled_call_impl is not None:
+            raise ModelError(
+                f"{part or 'the model'} is compiled: convert the original, then compile that"
+            )
     if hasattr(model, "module") and name in ("DataParallel", "DistributedDataParallel"):
         raise ModelError(f"the model is wrapped in {name}: convert its .module, then wrap it")
-    meta = next((key for key, p in model.named_parameters() if p.is_meta), None)
-    if meta is not None:
+    scripted = next((n for n, m in model.named_modules() if isinstance(m, ScriptModule)), None)
+    if scripted is not None:
         raise ModelError(
-            f"the weights of {name} ({meta} and others) are on the meta device or offloaded: load "
-            "them into memory first"
+            f"{scripted or 'the model'} is TorchScript, whose modules cannot be replaced: convert "
+            "the original"
         )
+    check_loaded(model)
     mixture = next(mixtures(model), None)
     if mixture is not None:
         raise ModelError(
             f"{name} is a mixture of experts already ({mixture} holds experts and a router): only "
             "dense models can be converted"
+        )
+
+
+def check_loaded(model: nn.Module) -> None:
+    """
+    Raises:
+        ModelError: weights are on the meta device or offloaded.
+    """
+    meta = next((key for key, p in model.named_parameters() if p.is_meta), None)
+    if meta is not None:
+        raise ModelError(
+            f"the weights of {type(model).__name__} ({meta} and others) are on the meta device or "
+            "offloaded: load them into memory first"
         )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from d2dmoe.activations import ACTIVATIONS, torch_function
-from d2dmoe.discovery.maps import maps_of
+from d2dmoe.discovery.maps import all_maps_of, features_of, last
 from d2dmoe.discovery.trace import Example, hooked, only_tensor, run
 
 WINDOW = 8  # maps that may run between an FFN's first and its last: those of a parallel attention
@@ -29,6 +29,7 @@ class Candidate:
     first: tuple[str, ...]  # W1; gate and up in the order of their calls; or the one map of both
     down: str
     fused: bool = False  # whether the first map's output is gate and up, side by side
+    features: int = -1  # the dimension of the vectors that the maps take and give
 
     @property
     def gated(self) -> bool:
@@ -42,10 +43,12 @@ class _Call(NamedTuple):
     z: Tensor  # [rows, d_in]
     out: Tensor  # [rows, d_out]
     tokens: int  # of which `rows` are the first
+    features: int  # the dimension of its vectors
 
 
 def candidates(model: nn.Module, example: Example) -> list[Candidate]:
     """Maps that may form FFNs, in the order in which they run."""
+    maps = all_maps_of(model)
     recent: deque[_Call] = deque(maxlen=WINDOW)
     found: dict[Candidate, None] = {}  # a set in order
 
@@ -53,7 +56,9 @@ def candidates(model: nn.Module, example: Example) -> list[Candidate]:
         z = only_tensor(args, kwargs)
         if z is None or not isinstance(out, Tensor) or not z.is_floating_point() or not z.ndim:
             return
-        call = _Call(name, _rows(z), _rows(out), z[..., 0].numel())
+        features = features_of(maps[name])
+        z, out = last(z, features), last(out, features)
+        call = _Call(name, _rows(z), _rows(out), z[..., 0].numel(), features)
         candidate = _ending_in(call, recent)
         if candidate is not None:
             found[candidate] = None
@@ -63,8 +68,7 @@ def candidates(model: nn.Module, example: Example) -> list[Candidate]:
         return lambda _module, args, kwargs, out: see(name, args, kwargs, out)
 
     handles = [
-        module.register_forward_hook(hook(name), with_kwargs=True)
-        for name, module in maps_of(model).items()
+        module.register_forward_hook(hook(name), with_kwargs=True) for name, module in maps.items()
     ]
     with hooked(*handles):
         run(model, example)
@@ -78,15 +82,18 @@ def _rows(x: Tensor) -> Tensor:
 
 def _ending_in(down: _Call, recent: Iterable[_Call]) -> Candidate | None:
     """The FFN whose last map ran now, after the recent ones."""
+    alike = [call for call in recent if call.features == down.features]
+    if down.features != -1 and down.out.shape[-1] >= down.z.shape[-1]:
+        return None  # of channels that are squeezed, which scale others
     fitting = [
         call
-        for call in reversed(list(recent))
+        for call in reversed(alike)
         if call.tokens == down.tokens and call.z.shape[-1] == down.out.shape[-1]
     ]
     for first, fused, hidden in _hidden_vectors(fitting, down.z.shape[-1]):
         if any(_alike(h, down.z) for h in hidden):
-            return Candidate(first, down.name, fused)
-    return _by_shape(down, list(recent))
+            return Candidate(first, down.name, fused, down.features)
+    return _by_shape(down, alike)
 
 
 def _hidden_vectors(
@@ -126,13 +133,13 @@ def _by_shape(down: _Call, recent: list[_Call]) -> Candidate | None:
     """What has the shapes and the order of an FFN, though no known activation links its maps."""
     if not recent or down.out.shape[-1] >= down.z.shape[-1]:
         return None
-    last = recent[-1]
-    group = [call for call in recent if call.z.shape == last.z.shape and call.z.equal(last.z)]
+    newest = recent[-1]
+    group = [call for call in recent if call is newest or call.z.equal(newest.z)]
     d_ff = down.z.shape[-1]
     same_rows = all(call.tokens == down.tokens for call in group)
-    if not same_rows or last.z.shape[-1] != down.out.shape[-1] or len(group) > 2:
+    if not same_rows or newest.z.shape[-1] != down.out.shape[-1] or len(group) > 2:
         return None
     if all(call.out.shape[-1] == d_ff for call in group):
-        return Candidate(tuple(call.name for call in group), down.name)
-    fused = len(group) == 1 and last.out.shape[-1] == 2 * d_ff
-    return Candidate((last.name,), down.name, fused=True) if fused else None
+        return Candidate(tuple(call.name for call in group), down.name, features=down.features)
+    fused = len(group) == 1 and newest.out.shape[-1] == 2 * d_ff
+    return Candidate((newest.name,), down.name, True, down.features) if fused else None

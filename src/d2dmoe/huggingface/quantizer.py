@@ -30,7 +30,8 @@ from d2dmoe.moe import MoE
 from d2dmoe.surgery import find
 
 ALIGNMENT = 64  # bytes, of memory that torch allocates
-PARTS = ("attentions", "projections", "layers", "bypassed")  # of a description
+PARTS = ("attentions", "projections", "channels_first", "layers", "bypassed")  # of a description
+HOLDERS = ("attentions", "channels_first")  # those that make further modules
 
 AGAIN = "Fetch the folder again, or save the model anew."
 
@@ -113,9 +114,14 @@ class ConversionQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(
         self, model: PreTrainedModel
     ) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """What `save_pretrained` writes; it asks before it writes the configuration."""
+        """What `save_pretrained` writes; it asks before it writes the configuration.
+
+        Raises:
+            UserError: others than this package have replaced modules of the model.
+        """
         tensors, dense, places = model.state_dict(), _dense_names(model), _places(model)
         absent = [n for n in dense if n not in tensors and not _lies_in(places, n)]
+        _check_known(model, absent, set(tensors) - set(dense))
         model.config.quantization_config = ConversionConfig(model, absent=absent)
         replaced = _first_replaced(dense, model)
         return tensors | ({replaced: torch.empty(0)} if replaced else {}), {}
@@ -165,6 +171,18 @@ def _first_replaced(before: Iterable[str], model: PreTrainedModel) -> str | None
     return min((name for name in replaced if _lies_in(places, name)), default=None)
 
 
+def _check_known(model: PreTrainedModel, absent: list[str], unknown: set[str]) -> None:
+    """Refuse a model whose class would make fresh weights in place of what stands there now."""
+    holders = {name.rpartition(".")[0] for name in absent}
+    strange = sorted(name for name in unknown if _lies_in(holders, name))
+    if strange:
+        raise UserError(
+            f"{type(model).__name__} cannot be saved: {strange[0]} and {len(strange) - 1} more "
+            "tensors are of modules that its class has not. Merge adapters into the weights "
+            "(merge_and_unload), or undo what replaced them."
+        )
+
+
 def _prefix(model: PreTrainedModel) -> str:
     """Of the names in a model with a head, which those in the same model without one lack."""
     return f"{model.base_model_prefix}."
@@ -184,9 +202,9 @@ def _named_as_in(model: PreTrainedModel, described: dict[str, Any]) -> dict[str,
         {name: prefix + name for name in names},
     )
     new = max(ways, key=lambda way: sum(name in modules for name in way.values()))
-    apart = [new[name] for name in described.get("attentions", []) if name in new]
+    made = [new[name] for part in HOLDERS for name in described.get(part, []) if name in new]
     for name in new.values():
-        if name not in modules and not _lies_in(apart, name):  # made with the attention
+        if name not in modules and not _lies_in(made, name):
             raise AttributeError(f"it has no module {name}")
 
     def renamed(part: Any) -> Any:
