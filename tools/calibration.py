@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 import yaml
 
-from d2dmoe.api.calibrate import Calibration
+from d2dmoe.api.calibration import Calibration
 from d2dmoe.api.evaluate import Evaluation, evaluate
 from d2dmoe.api.operating_points import Values
 from d2dmoe.checkpoint import load_model

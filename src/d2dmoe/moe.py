@@ -134,7 +134,7 @@ class MoE(nn.Module):
         if weights.mixed:
             backend = "dense"
         unseen = self._unseen(self.router)
-        if backend != "dynamic_k" and unseen and self.selection.runs_all(self.num_experts):
+        if backend != "dynamic_k" and unseen and self.selection.runs_all:
             return dense(z, None, weights)  # without scores
         if backend == "dynamic_k" and unseen and self._fusible(self.router, z.dtype):
             tokens, router = z.reshape(-1, self.d_model), self.router.weights

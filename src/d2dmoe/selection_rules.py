@@ -1,21 +1,8 @@
 """The rules that select a token's experts: one record each says all that is known of it."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from d2dmoe.lookup import table_of
-
-
-def _never(_value: float, _num_experts: int) -> bool:
-    return False
-
-
-def _at_zero(value: float, _num_experts: int) -> bool:
-    return value == 0
-
-
-def _of_all(value: float, num_experts: int) -> bool:
-    return value == num_experts
 
 
 @dataclass(frozen=True)
@@ -30,7 +17,7 @@ class Rule:
     fused: bool  # the GPU kernels select by it themselves
     description: str  # of a list of values
     usual: tuple[float, ...] = ()  # values where a task gives none; counts depend on the experts
-    every: Callable[[float, int], bool] = _never  # a value runs all of n experts, at any scores
+    all_at: float | None = None  # the value that runs every expert, whatever the scores
 
 
 RULES = table_of(
@@ -44,7 +31,7 @@ RULES = table_of(
             fused=True,
             description="Thresholds tau in [0, 1]",
             usual=(0.0, 0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0),
-            every=_at_zero,
+            all_at=0.0,
         ),
         Rule(
             "top_k",
@@ -54,7 +41,6 @@ RULES = table_of(
             adaptive=False,
             fused=False,
             description="Experts a token",
-            every=_of_all,
         ),
         Rule(
             "coverage",

@@ -466,11 +466,10 @@ def test_unknown_names_are_refused_and_the_allowed_ones_listed():
     ffn(tokens(0, 9, 7)), moe(tokens(0, 9, 7))
 
 
-@pytest.mark.parametrize(("rule", "value"), [("dynamic_k", 0.0), ("top_k", 8)])
 @pytest.mark.parametrize("backend", ["auto", "dense"])
-def test_where_every_expert_runs_nothing_is_routed_unless_it_is_watched(rule, value, backend):
+def test_where_every_expert_runs_nothing_is_routed_unless_it_is_watched(backend):
     moe = next(iter(find(make_routed(), MoE).values()))
-    moe.operating_point, moe.backend.name = (rule, value), backend
+    moe.backend.name = backend
     z, seen = tokens(0, 5, moe.d_model), []
     with watch_selections(moe) as masks, torch.no_grad():
         routed = moe(z)

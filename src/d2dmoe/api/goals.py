@@ -20,6 +20,10 @@ SHARES_OF_LAYERS = (0.5, 0.25, 0.1, 0.03, 0.0)
 """Of what a layer's experts cost beyond its cheapest point: where its loss is measured alone."""
 
 
+class OutOfReach(UserError):
+    """No operating point of the rule comes to what was asked for."""
+
+
 def path_of(trials: Trials, per_layer: bool) -> Path:
     """The points of one value for all layers, or of a value a layer."""
     return _path_of_layers(trials) if per_layer else trials.layers.one_value(STEP / 2)
@@ -91,7 +95,7 @@ def _within_tolerance(
     if low.y >= 0:
         return path.at(low.x), {}
     if high.y < 0:
-        raise UserError(
+        raise OutOfReach(
             f"max_loss_increase = {tolerance:g} cannot be kept: by {trials.rule.name} the loss is "
             f"at least {tolerance - high.y:+.3g} of that which it is relative to; at the cheapest "
             f"point it is {tolerance - low.y:+.3g}"
@@ -104,8 +108,8 @@ def _within_tolerance(
     return values, {"flops_ratio": abs(cost), "loss_increase": abs(high.y - low.y) / 2}
 
 
-def _unreachable(trials: Trials, budget: float, costs: tuple[float, float]) -> UserError:
-    return UserError(
+def _unreachable(trials: Trials, budget: float, costs: tuple[float, float]) -> OutOfReach:
+    return OutOfReach(
         f"flops_ratio = {budget:g} cannot be met: by {trials.rule.name} the model costs from "
         f"{costs[0]:.3f} to {costs[1]:.3f} of the dense one, of which {trials.layers.rest:.3f} are "
         "routers and what lies outside of the experts"
