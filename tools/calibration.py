@@ -2,7 +2,9 @@
 
 FOLDER is where Snakemake ran, with `results/` in it; the present one unless given. The variants
 d2dmoe and attention of every task, of the first seed, are calibrated on validation samples and
-measured on test samples, as far as their models are there. Prints a table in Markdown.
+measured on test samples, as far as their models are there. Prints a table in Markdown: how far
+budgets and tolerated losses are missed, and, by the rows of one τ and of one a layer, what the
+latter gains: the loss at the same cost, or the cost at the same loss.
 """
 
 import argparse
@@ -71,15 +73,16 @@ def lines(name: str, folder: Path, root: Path, batch_size: int) -> None:
 
 def row(found: Calibration, got: Evaluation, everything: Evaluation) -> str:
     """Asked, on validation, on test, off, interval, inside."""
+    assert got.loss is not None and everything.loss is not None and found.loss_increase is not None
+    increase = got.loss / everything.loss - 1
     if "flops_ratio" in found.asked:
         low, high = found.intervals["flops_ratio"]
         off = 100 * (got.flops_ratio - found.asked["flops_ratio"])
         cells = [f"{found.asked['flops_ratio']:g} of the cost", f"{found.flops_ratio:.4f}"]
-        cells += [f"{got.flops_ratio:.4f}", f"{off:+.2f}", f"{low:.4f} … {high:.4f}"]
-        return " | ".join([*cells, "yes" if low <= got.flops_ratio <= high else "no"])
-    assert got.loss is not None and everything.loss is not None and found.loss_increase is not None
+        cells += [f"{got.flops_ratio:.4f}, loss {increase:+.2%}", f"{off:+.2f}"]
+        inside = "yes" if low <= got.flops_ratio <= high else "no"
+        return " | ".join([*cells, f"{low:.4f} … {high:.4f}", inside])
     low, high = found.intervals["loss_increase"]
-    increase = got.loss / everything.loss - 1
     cells = [f"{found.asked['max_loss_increase']:+.1%} of the loss", f"{found.loss_increase:+.2%}"]
     cells += [f"{increase:+.2%}", f"cost {got.flops_ratio:.3f}", f"{low:+.2%} … {high:+.2%}"]
     return " | ".join([*cells, "yes" if low <= increase <= high else "no"])
@@ -88,12 +91,14 @@ def row(found: Calibration, got: Evaluation, everything: Evaluation) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("."))
+    parser.add_argument("--tasks", nargs="*", help="all unless given")
     parser.add_argument("--samples", type=int, default=100, help="in a step")
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # small runs have few samples
     print(f"| {HEADER} |\n|{' --- |' * len(HEADER.split('|'))}")
     for (task, variant), folder in folders(args.folder).items():
-        if (folder / "model.safetensors").is_file():
+        wanted = not args.tasks or task in args.tasks
+        if wanted and (folder / "model.safetensors").is_file():
             lines(f"{task} | {variant}", folder, args.folder, args.samples)
 
 
