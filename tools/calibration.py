@@ -11,6 +11,7 @@ import argparse
 import csv
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -47,13 +48,27 @@ def measured(model: torch.nn.Module, split: Split, batch_size: int, values: Valu
     return evaluate(model, SplitBatches(split, batch_size, device), loss=split_loss)
 
 
-def lines(name: str, folder: Path, root: Path, batch_size: int) -> None:
+class First:
+    """The first samples of a split."""
+
+    def __init__(self, split: Split, most: int):
+        self.split, self.most = split, min(most, len(split))
+
+    def __len__(self) -> int:
+        return self.most
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.split, name)
+
+
+def lines(name: str, folder: Path, root: Path, batch_size: int, most: int) -> None:
     """Print a model's rows of the table."""
     model, _spec = load_model(folder / "model.safetensors")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device).eval()
     data = root / yaml.safe_load((folder / "lineage.yaml").read_text())["data"]
-    validation, test = open_split(data, "validation", root), open_split(data, "test", root)
+    splits = (open_split(data, name, root) for name in ("validation", "test"))
+    validation, test = (First(split, most) for split in splits)
     set_operating_point(model, "dynamic_k", 0.0)
     everything = evaluate(model, SplitBatches(test, batch_size, device), loss=split_loss)
     asked = [{"flops_ratio": x} for x in BUDGETS] + [{"max_loss_increase": x} for x in TOLERANCES]
@@ -91,6 +106,7 @@ def row(found: Calibration, got: Evaluation, everything: Evaluation) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("."))
+    parser.add_argument("--most", type=int, default=10**9, help="samples of a split")
     parser.add_argument("--tasks", nargs="*", help="all unless given")
     parser.add_argument("--samples", type=int, default=100, help="in a step")
     args = parser.parse_args()
@@ -99,7 +115,7 @@ def main() -> None:
     for (task, variant), folder in folders(args.folder).items():
         wanted = not args.tasks or task in args.tasks
         if wanted and (folder / "model.safetensors").is_file():
-            lines(f"{task} | {variant}", folder, args.folder, args.samples)
+            lines(f"{task} | {variant}", folder, args.folder, args.samples, args.most)
 
 
 if __name__ == "__main__":
