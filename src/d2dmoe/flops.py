@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from d2dmoe.ffn import FFN
 from d2dmoe.inputs import Inputs
-from d2dmoe.moe import MoE
+from d2dmoe.moe import MoE, watch_selections
 from d2dmoe.surgery import find, watch
 
 
@@ -102,13 +102,15 @@ def count(model: nn.Module, inputs: Inputs, args: tuple[Any, ...] = ()) -> int:
 
 @contextmanager
 def _unfused(model: nn.Module) -> Iterator[None]:
-    """Let experts be computed by matrix products alone."""
+    """Let experts be computed by matrix products alone, and routers where every expert runs too:
+    they do where something watches the selections."""
     backends = [moe.backend for moe in find(model, MoE).values()]
     names = [backend.name for backend in backends]
     for backend in backends:
         backend.name = "dense"
     try:
-        yield
+        with watch_selections(model):
+            yield
     finally:
         for backend, name in zip(backends, names, strict=True):
             backend.name = name

@@ -133,7 +133,10 @@ class MoE(nn.Module):
             return dense(z, None, weights)
         if weights.mixed:
             backend = "dense"
-        if backend == "dynamic_k" and self._fusible(self.router, z.dtype):
+        unseen = self._unseen(self.router)
+        if backend != "dynamic_k" and unseen and self.selection.runs_all:
+            return dense(z, None, weights)  # without scores
+        if backend == "dynamic_k" and unseen and self._fusible(self.router, z.dtype):
             tokens, router = z.reshape(-1, self.d_model), self.router.weights
             out = _operators().dynamic_k_ffn(tokens, router, self.selection.value, weights)
             return out.reshape(*z.shape[:-1], self.d_out)
@@ -145,11 +148,13 @@ class MoE(nn.Module):
         tokens, mask = z.reshape(-1, self.d_model), mask.reshape(-1, self.num_experts)
         return _operators().expert_ffn(tokens, mask, weights).reshape(*z.shape[:-1], self.d_out)
 
+    def _unseen(self, router: Router) -> bool:
+        """Whether nothing but the layer itself needs to see scores and mask."""
+        return not (self.selection._forward_hooks or router._forward_hooks)
+
     def _fusible(self, router: Router, dtype: torch.dtype) -> bool:
-        """Whether nothing but the layer itself needs to see the mask, and the router has the
-        tokens' dtype."""
-        watched = self.selection._forward_hooks or router._forward_hooks
-        return self.selection.fused and not watched and router.dtype == dtype
+        """Whether the kernels select by the rule, and the router has the tokens' dtype."""
+        return self.selection.fused and router.dtype == dtype
 
     @property
     def operating_point(self) -> tuple[str, float]:

@@ -102,6 +102,11 @@ class Selection(nn.Module):
         """Whether the GPU kernels select by the rule themselves."""
         return self._rule.fused
 
+    @property
+    def runs_all(self) -> bool:
+        """Whether every expert runs, whatever the scores."""
+        return self.value == self._rule.all_at
+
     def forward(self, scores: Tensor) -> Tensor:  # [..., num_experts] -> bool [..., num_experts]
         return self._select(scores, self.value)
 

@@ -17,6 +17,7 @@ class Rule:
     fused: bool  # the GPU kernels select by it themselves
     description: str  # of a list of values
     usual: tuple[float, ...] = ()  # values where a task gives none; counts depend on the experts
+    all_at: float | None = None  # the value that runs every expert, whatever the scores
 
 
 RULES = table_of(
@@ -30,6 +31,7 @@ RULES = table_of(
             fused=True,
             description="Thresholds tau in [0, 1]",
             usual=(0.0, 0.001, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0),
+            all_at=0.0,
         ),
         Rule(
             "top_k",

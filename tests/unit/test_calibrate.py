@@ -176,7 +176,8 @@ def test_the_pipeline_measures_budgets_on_the_split_asked_for(knob, monkeypatch)
     monkeypatch.setattr(stage, "open_split", lambda _folder, name: splits[name])
     monkeypatch.setattr(stage, "load_model", lambda _path: (make_routed(), None))
     run = SimpleNamespace(device=CPU, data=None, log_every_s=10.0)
-    cfg = {"split": "test", "batch_size": 60, "values": [0.8, 0.9]}
+    values = [0.01, 0.8, 0.9]  # the first is out of reach
+    cfg = {"split": "test", "batch_size": 60, "values": values}
     points, layers = stage.evaluate_budgets("", knob, cfg, run)
     assert [(p["knob"], p["knob_value"]) for p in points] == [(knob, 0.8), (knob, 0.9)]
     dense = evaluate_dense(make_dense(), UNSEEN, 60, CPU)[0]["flops"]

@@ -95,6 +95,7 @@ def test_a_wrong_call_ends_with_2(arguments):
         ("{}/damaged", "config.json"),
         ("{}/list", "config.json"),
         ("{}/foreign", "FrobnicatorForCausalLM"),
+        ("{}/of_timm", "local-dir"),
         ("timm:vit_of_mine", "vit_of_mine"),
         ("torchvision:vit_of_mine", "vit_of_mine"),
         ("{}", "config.json"),
@@ -104,12 +105,19 @@ def test_what_is_no_model_is_one_message(folder, texts, model, said):
     for name, config in {
         "damaged": "{",
         "list": "[]",
+        "of_timm": '{"architecture": "vit_tiny_patch16_224", "num_classes": 3}',
         "foreign": '{"model_type": "gpt2", "architectures": ["FrobnicatorForCausalLM"]}',
     }.items():
         (folder / name).mkdir(exist_ok=True)
         (folder / name / "config.json").write_text(config)
     (folder / "empty").mkdir(exist_ok=True)
     assert said in fault("inspect", model.format(folder))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "mps", "xla", "meta"])
+def test_a_device_that_is_not_there_is_one_short_message(folder, device):
+    message = fault("inspect", folder / "nothing", "--device", device)
+    assert f"--device {device}" in message and "Try --device cpu" in message and len(message) < 300
 
 
 def test_the_hub_is_asked_for_a_name_that_is_no_folder(monkeypatch):
@@ -218,6 +226,54 @@ def test_faults_of_texts_name_row_and_remedy(tmp_path, name, text, said):
     with pytest.raises(DataError, match=said) as caught:
         Data(tmp_path / name, label="topic").split("train")
     assert name in str(caught.value)
+
+
+def test_texts_of_a_line_each_are_told_what_parts_them(tmp_path):
+    (tmp_path / "a.txt").write_text("\n".join(make_texts(30, seed=0)))
+    assert "blank lines" in fault("convert", "x", tmp_path / "new", "--data", tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["convert", "x", "{}/new", "--data", "{}/a.csv", "--attention", "z"],
+        ["calibrate", "{}", "--data", "{}/a.csv", "--flops-ratio", "0.5", "--rule", "topk"],
+    ],
+)
+def test_unknown_names_are_refused_before_anything_is_read(tmp_path, arguments):
+    message = fault(*(argument.format(tmp_path) for argument in arguments))
+    assert arguments[-1] in message and "a.csv" not in message
+
+
+def test_an_exchange_of_folders_that_fails_is_undone(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("1")
+    rename = Path.rename
+
+    def fail(path, target):
+        if path.name == "new":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(KeyboardInterrupt), whole(tmp_path / "model"):
+        pass
+    assert (tmp_path / "model" / "config.json").read_text() == "1"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_any_work(tmp_path, monkeypatch):
+    with pytest.raises(UserError, match="another place or name"):
+        check_free(tmp_path / ("n" * 300), force=False)
+    check_free(tmp_path / "deep" / "new", force=False)
+    assert not [*tmp_path.iterdir()]
+
+    def refuse(*_arguments, **_options):
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.mkdtemp", refuse)
+    with pytest.raises(UserError, match="Read-only"):
+        check_free(tmp_path / "new", force=False)
 
 
 def test_a_folder_is_whole_or_not_there(tmp_path):

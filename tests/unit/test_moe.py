@@ -464,3 +464,19 @@ def test_unknown_names_are_refused_and_the_allowed_ones_listed():
         set_selection(moe, "best", 1)
     assert ffn.activation_name == "relu" and moe.operating_point == ("dynamic_k", 0.5)
     ffn(tokens(0, 9, 7)), moe(tokens(0, 9, 7))
+
+
+@pytest.mark.parametrize("backend", ["auto", "dense"])
+def test_where_every_expert_runs_nothing_is_routed_unless_it_is_watched(backend):
+    moe = next(iter(find(make_routed(), MoE).values()))
+    moe.backend.name = backend
+    z, seen = tokens(0, 5, moe.d_model), []
+    with watch_selections(moe) as masks, torch.no_grad():
+        routed = moe(z)
+    assert masks[""].all() and masks[""].shape == (5, moe.num_experts)
+    moe.router.layers[0].register_forward_hook(lambda *_: seen.append(True))
+    with torch.no_grad():
+        assert torch.equal(moe(z), routed) and seen == []
+        moe.operating_point = "coverage", 1.0  # which leaves out experts of score 0
+        moe(z)
+    assert seen

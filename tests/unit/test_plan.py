@@ -291,7 +291,10 @@ TABLES = {"tradeoff", "summary", "layers", "activity", "patch_load", "fairness",
 DRAWN = {  # of tiny.yaml, by suite
     MAIN: {"figure_4", "figure_2a", "figure_2b", "figure_2c", "figure_8a", "figure_8b"}
     | {"figure_9a", "figure_9b"},
-    ABLATIONS: {"ablation_routers", "ablation_clusterings", "ablation_router_widths", "figure_9d"},
+    ABLATIONS: {
+        *("ablation_routers", "ablation_clusterings", "ablation_router_widths"),
+        *("extensions", "figure_9d"),
+    },
     COMPATIBILITY: {"figure_6", "figure_7", "figure_12"},
 }
 

@@ -28,6 +28,7 @@ DRAWN = {  # by suite
         "ablation_clusterings",
         "ablation_routers",
         "ablation_router_widths",
+        "extensions",
         "figure_9d",
     ],
     "compatibility": ["figure_7", "figure_12"],

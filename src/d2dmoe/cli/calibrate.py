@@ -79,7 +79,10 @@ def run(
     from d2dmoe.cli.output import report
     from d2dmoe.cli.samples import Data
     from d2dmoe.cli.tasks import measuring, source_of
+    from d2dmoe.lookup import look_up
+    from d2dmoe.selection_rules import RULES
 
+    look_up(RULES, rule, "selection rule")
     target = output or folder
     check_free(target, force or output is None)
     rows = Data(data, text_column, label_column, samples, seed)

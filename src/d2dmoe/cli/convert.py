@@ -90,6 +90,7 @@ def run(
     - `d2dmoe convert timm:vit_small_patch16_224 sparse-vit --data photos/ --samples 5000`
     """
     import d2dmoe
+    from d2dmoe.api.convert import check_roles
     from d2dmoe.cli.folders import check_free, whole
     from d2dmoe.cli.models import save
     from d2dmoe.cli.opened import Loading
@@ -97,6 +98,7 @@ def run(
     from d2dmoe.cli.samples import Data
     from d2dmoe.cli.tasks import source_of, training
 
+    check_roles(attention or ())
     check_free(folder, force)
     rows = Data(data, text_column, label_column, samples, seed)
     rows.split("train")  # so that faults of the data are said before a model is fetched

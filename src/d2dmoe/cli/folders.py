@@ -1,6 +1,5 @@
 """Folders that are either whole or not there: written aside, then renamed."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +16,18 @@ def check_free(folder: Path, force: bool) -> None:
         UserError: it holds something, and not a model that `force` allows to be replaced; or its
             place cannot be written.
     """
+    try:
+        _check_taken(folder, force)
+        place = next(parent for parent in folder.absolute().parents if parent.exists())
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=place):
+            pass  # the only sure way to know: permissions do not say all of every file system
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be made ({error.strerror}). Choose another place or name."
+        ) from error
+
+
+def _check_taken(folder: Path, force: bool) -> None:
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UserError(f"{folder} is a file or a link. Choose another name for the folder.")
     if folder.is_dir() and any(folder.iterdir()):
@@ -26,9 +37,6 @@ def check_free(folder: Path, force: bool) -> None:
             raise UserError(
                 f"{folder} is there already. Choose another folder, or replace it with --force."
             )
-    place = next(parent for parent in folder.absolute().parents if parent.exists())
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise UserError(f"{folder} cannot be made: {place} cannot be written. Choose another.")
 
 
 @contextmanager
@@ -44,8 +52,13 @@ def whole(folder: Path) -> Iterator[Path]:
         new, old = aside / "new", aside / "old"
         new.mkdir()
         yield new
-        if folder.exists():
-            folder.rename(old)
-        new.rename(folder)
+        try:
+            if folder.exists():
+                folder.rename(old)
+            new.rename(folder)
+        except BaseException:
+            if old.exists() and not folder.exists():
+                old.rename(folder)
+            raise
     finally:
         shutil.rmtree(aside, ignore_errors=True)

@@ -42,4 +42,5 @@ def run(
         source = Source(opened, opened.model, rows, batch_size)
         batches = Shown([inputs for _, inputs in source.encoded("train")], "inspecting")
     found = d2dmoe.inspect(opened.model, batches)
-    report({"model": model} | found.to_dict(), f"{model}\n\n{found}", as_json)
+    about = found.to_dict()
+    report(about | {"class": about["model"], "model": model}, f"{model}\n\n{found}", as_json)

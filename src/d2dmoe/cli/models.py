@@ -38,10 +38,14 @@ def open_model(name: str, how: Loading) -> Opened:
     library, _, rest = name.partition(":")
     if rest and library in of_vision.LIBRARIES and not folder.exists():
         opened = of_vision.open_named(library, rest, how)
-    elif (folder / CONFIG).is_file() and "library" in (saved := _config(folder)):
-        opened = of_vision.open_saved(name, saved)
     else:
-        opened = of_transformers.open_named(name, how)
+        saved = _config(folder) if (folder / CONFIG).is_file() else {}
+        if "library" in saved:
+            opened = of_vision.open_saved(name, saved)
+        elif "architecture" in saved and "architectures" not in saved:
+            raise of_vision.no_folder(name, saved["architecture"])
+        else:
+            opened = of_transformers.open_named(name, how)
     opened.model.to(place).eval()
     return opened
 
@@ -50,9 +54,13 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: {first_line(error)}. Try --device cpu.") from error
+        device = torch.empty(0, device=name).device
+    except (NotImplementedError, RuntimeError, AssertionError) as error:
+        reason = first_line(error).partition(". ")[0]  # some go on for pages
+        raise UserError(f"--device {name}: {reason}. Try --device cpu.") from error
+    if device.type == "meta":
+        raise UserError("--device meta holds no numbers. Try --device cpu.")
+    return device
 
 
 def check_converted(folder: Path) -> None:

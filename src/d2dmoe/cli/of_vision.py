@@ -57,6 +57,15 @@ def open_saved(folder: str, saved: dict[str, Any]) -> Opened:
     return _opened(folder, model, made_of)
 
 
+def no_folder(folder: str, architecture: str) -> CheckpointError:
+    """The error for a folder in timm's own form."""
+    return CheckpointError(
+        f"{folder} holds a {architecture} as timm saves it; the command line takes models of timm "
+        f"by name, timm:{architecture}. For these weights use the library, with "
+        f"timm.create_model('local-dir:{folder}', pretrained=True)."
+    )
+
+
 def _opened(name: str, model: nn.Module, made_of: str) -> Opened:
     library, _, rest = made_of.partition(":")
     known = LIBRARIES[library]

@@ -44,7 +44,11 @@ class Data:
         given = self._given()
         rows = given[name] if name in given and name != "train" else self._cut(name, given)
         if not rows:
-            raise DataError(f"{self.path}: too few samples to have any for {name}. Give more.")
+            found = sum(map(len, given.values()))
+            txt = " In a txt file blank lines part the texts." if ".txt" in self.path.name else ""
+            raise DataError(
+                f"{self.path}: {found} samples are too few to have any for {name}. Give more.{txt}"
+            )
         return rows[: self.samples]
 
     def _given(self) -> dict[str, list[Row]]:

@@ -10,12 +10,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from d2dmoe.api.batches import Batch
-from d2dmoe.api.calibrate import Calibration, calibrate
+from d2dmoe.api.calibrate import calibrate
+from d2dmoe.api.calibration import Calibration
+from d2dmoe.api.goals import OutOfReach
 from d2dmoe.api.task_loss import logits_of
 from d2dmoe.checkpoint import load_model
 from d2dmoe.data.splits import Split, open_split
+from d2dmoe.errors import UserError
 from d2dmoe.evaluation import MeasureOptions, evaluate_points
+from d2dmoe.jobs.progress import logger
 from d2dmoe.jobs.run import Run
+from d2dmoe.moe import set_operating_point
 from d2dmoe.quality import batches_of
 
 
@@ -54,25 +59,51 @@ def evaluate_budgets(
     """Rows of operating points and of layers, one for each budget, as of
     `evaluation.evaluate_routed`.
 
-    A point's row has the chosen τ too, of all layers or, parted by spaces, of each.
+    A point's row has the chosen τ too, of all layers or, parted by spaces, of each. Budgets that no
+    τ meets are left out, which the log says.
 
     Raises:
-        UserError: model or data are not in order, or a budget cannot be met.
+        UserError: model or data are not in order, or no budget can be met.
     """
     model, _spec = load_model(model_path)
     model.to(run.device)
-    validation = open_split(run.data, "validation")
     how = (cfg["batch_size"], run.device)
-    taus: list[str] = []
+    found = _calibrations(model, open_split(run.data, "validation"), how, knob, cfg["values"])
 
     def choose(budget: float) -> None:
-        per_layer = knob == "layer_budget"
-        found = calibrate_on(model, validation, *how, flops_ratio=budget, per_layer=per_layer)
-        values = found.values.values() if found.value is None else [found.value]
-        taus.append(" ".join(f"{value:g}" for value in values))
+        set_operating_point(model, "dynamic_k", found[budget].values)
 
     samples = open_split(run.data, cfg["split"])
     points, layers = evaluate_points(
-        model, samples, knob, cfg["values"], choose, *how, log_every_s=run.log_every_s
+        model, samples, knob, list(found), choose, *how, log_every_s=run.log_every_s
     )
-    return [p | {"tau": tau} for p, tau in zip(points, taus, strict=True)], layers
+    return [p | {"tau": _tau(found[p["knob_value"]])} for p in points], layers
+
+
+def _calibrations(
+    model: nn.Module,
+    validation: Split,
+    how: tuple[int, torch.device],
+    knob: str,
+    budgets: list[float],
+) -> dict[float, Calibration]:
+    """Those of the budgets that can be met."""
+    found: dict[float, Calibration] = {}
+    reason = ""
+    per_layer = knob == "layer_budget"
+    for budget in budgets:
+        try:
+            found[budget] = calibrate_on(
+                model, validation, *how, flops_ratio=budget, per_layer=per_layer
+            )
+        except OutOfReach as error:
+            logger.warning("select.%s: %g is left out. %s", knob, budget, error)
+            reason = str(error)
+    if not found:
+        raise UserError(f"select.{knob} = {budgets}: none can be met. {reason}")
+    return found
+
+
+def _tau(found: Calibration) -> str:
+    values = found.values.values() if found.value is None else [found.value]
+    return " ".join(f"{value:g}" for value in values)
