@@ -63,8 +63,8 @@ def chain(request, tmp_path_factory) -> SimpleNamespace:
         cfg = RouterConfig(width=6, **TRAINING)
         save("router", *train_routers(paths["clustering"], cfg, RUN))
         active = activity(paths["sparsify"], "test", 4, RUN)
-        (plain,), none = evaluate_dense(paths["sparsify"], "dense", MEASURE, RUN)
-        points, layers = evaluate(
+        (plain,), none, _ = evaluate_dense(paths["sparsify"], "dense", MEASURE, RUN)
+        points, layers, _ = evaluate(
             paths["router"], "dynamic_k", MEASURE | {"values": [0.0, 1.0]}, RUN
         )
     assert none is None and len(layers) == 2 * len(points)

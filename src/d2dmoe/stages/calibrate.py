@@ -14,7 +14,7 @@ from d2dmoe.api.calibrate import Calibration, calibrate
 from d2dmoe.api.task_loss import logits_of
 from d2dmoe.checkpoint import load_model
 from d2dmoe.data.splits import Split, open_split
-from d2dmoe.evaluation import MeasureOptions, evaluate_points
+from d2dmoe.evaluation import Measured, MeasureOptions, evaluate_points
 from d2dmoe.jobs.run import Run
 from d2dmoe.quality import batches_of
 
@@ -48,11 +48,8 @@ def calibrate_on(
     return calibrate(model, batches, loss=split_loss, **asked)
 
 
-def evaluate_budgets(
-    model_path: Path, knob: str, cfg: MeasureOptions, run: Run
-) -> tuple[list[dict], list[dict]]:
-    """Rows of operating points and of layers, one for each budget, as of
-    `evaluation.evaluate_routed`.
+def evaluate_budgets(model_path: Path, knob: str, cfg: MeasureOptions, run: Run) -> Measured:
+    """The operating points, one for each budget, as of `evaluation.evaluate_routed`.
 
     A point's row has the chosen τ too, of all layers or, parted by spaces, of each.
 
@@ -72,7 +69,8 @@ def evaluate_budgets(
         taus.append(" ".join(f"{value:g}" for value in values))
 
     samples = open_split(run.data, cfg["split"])
-    points, layers = evaluate_points(
+    found = evaluate_points(
         model, samples, knob, cfg["values"], choose, *how, log_every_s=run.log_every_s
     )
-    return [p | {"tau": tau} for p, tau in zip(points, taus, strict=True)], layers
+    points = [p | {"tau": tau} for p, tau in zip(found.points, taus, strict=True)]
+    return found._replace(points=points)
