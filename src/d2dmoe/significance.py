@@ -181,7 +181,7 @@ def _relative(
     if (below <= 0).any():
         raise DataError(
             f"seed {seed}: {metric} 0 of {variant if falls else ' and '.join(references)} in a "
-            f"resample of the {split} samples: nothing is relative to 0. Give the task more samples."
+            f"resample of the {split} samples: nothing is relative to 0. Give the task more."
         )
     return cost / dense_cost, above / below
 

@@ -228,7 +228,8 @@ def test_a_lower_target_depth_costs_less(parent):
     flops = []
     for depth in (1.0, 2.5, 5.0):
         path = train(parent, f"depth {depth}", depth=depth)
-        (point,), layers, _ = evaluate_halting(path, "depth", MEASURE, RUN)
+        (point,), layers, samples = evaluate_halting(path, "depth", MEASURE, RUN)
+        assert samples["flops"].mean().item() == pytest.approx(point["flops"])
         assert point["knob"] == "depth" and point["knob_value"] == depth
         tokens = [row["tokens"] for row in layers]
         assert tokens[0] == TOKENS and tokens == sorted(tokens, reverse=True)

@@ -241,3 +241,47 @@ def test_blocks_cost_what_one_of_them_costs(name):
 
 def test_images_cost_what_one_of_them_costs():
     assert cost_on(make_routed(), IMAGES, CPU) == model_cost(make_routed(), SAMPLE)
+
+
+def test_what_became_of_each_sample_adds_up_to_the_table():
+    images = labelled(make_split())
+    points, _, samples = evaluate("dynamic_k", TAUS, images=images)
+    assert {name: tuple(x.shape) for name, x in samples.items()} == {
+        **dict.fromkeys(("correct", "loss", "flops"), (len(TAUS), 60)),
+        "targets": (60,),
+    }
+    assert samples["correct"].dtype == torch.uint8
+    for index, point in enumerate(points):
+        assert samples["correct"][index].float().mean().item() == pytest.approx(point["accuracy"])
+        assert samples["loss"][index].mean().item() == pytest.approx(point["loss"], rel=1e-5)
+        assert samples["flops"][index].mean().item() == pytest.approx(point["flops"], rel=1e-6)
+    assert samples["flops"][2].unique().numel() > 1  # images differ
+
+
+def test_a_samples_outcome_is_that_of_the_sample_alone():
+    model, images = make_routed(), labelled(make_split())
+    together = evaluate_routed(model, images, "dynamic_k", [0.3], 16, CPU).samples
+    for i in (0, 17, 59):
+        alone = ImageSplit(
+            images.labels[i : i + 1],
+            images.classes,
+            images.mean,
+            images.std,
+            lambda chosen, i=i: images.decode(chosen + i),
+        )
+        found = evaluate_routed(model, alone, "dynamic_k", [0.3], 1, CPU).samples
+        for name, values in found.items():
+            assert values[..., 0] == pytest.approx(together[name][..., i], rel=1e-4)
+
+
+def test_the_outcome_of_a_block_is_the_sum_over_its_tokens():
+    blocks = make_corpus_split(5)
+    for found in (
+        evaluate_dense(make_language("gpt2"), blocks, 2, CPU),
+        evaluate_routed(make_routed_language("gpt2"), blocks, "top_k", [1], 2, CPU),
+    ):
+        (point,), _, samples = found
+        assert samples["targets"].tolist() == [LENGTH] * 5
+        assert samples["loss"].sum().item() / (5 * LENGTH) == pytest.approx(point["loss"], rel=1e-5)
+        assert samples["correct"].sum().item() / (5 * LENGTH) == pytest.approx(point["accuracy"])
+        assert samples["flops"].tolist() == [[pytest.approx(point["flops"])] * 5]

@@ -128,19 +128,23 @@ def test_executed_experts_are_counted_of_tokens_only(rule, value):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_point_costs_the_mean_of_its_texts_costs_whatever_the_batch(rule):
-    model, rows = make_routed_language("bert"), {}
+    model, rows, samples = make_routed_language("bert"), {}, {}
     for size in (1, 4, 6):
-        rows[size], *_ = evaluate_routed(model, TEXTS, rule, values_of(rule), size, CPU)
+        found = evaluate_routed(model, TEXTS, rule, values_of(rule), size, CPU)
+        rows[size], samples[size] = found.points, found.samples["flops"]
     for index, value in enumerate(values_of(rule)):
         set_selection(model, rule, value)
-        total = 0
+        costs = []
         for inputs, _ in ALONE:
             with torch.no_grad(), count_executed(model) as executed:
                 model(**inputs)
             sample = {"input_ids": inputs["input_ids"]}
-            total += model_cost(model, sample).total({n: e.total for n, e in executed.items()})
+            counted = {n: e.total for n, e in executed.items()}
+            costs.append(model_cost(model, sample).total(counted))
         one, *others = (rows[size][index] for size in (1, 4, 6))
-        assert one["flops"] == pytest.approx(total / 6, rel=1e-14)
+        assert one["flops"] == pytest.approx(sum(costs) / 6, rel=1e-14)
+        for size in (1, 4, 6):
+            assert samples[size][index].tolist() == pytest.approx(costs)
         assert one["tokens"] == pytest.approx(sum(LENGTHS) / 6)
         for other in others:
             assert other["flops"] == one["flops"] and other["accuracy"] == one["accuracy"]

@@ -75,8 +75,11 @@ def evaluate(path: Path, values: list, batch_size: int = 5) -> list[dict]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         read_from(SPLITS[name], monkeypatch)
         cfg = {"split": "test", "batch_size": batch_size, "values": values}
-        points, layers, _ = evaluate_exits(path, "confidence", cfg, RUN)
+        points, layers, samples = evaluate_exits(path, "confidence", cfg, RUN)
     assert layers is None
+    for point, flops, losses in zip(points, samples["flops"], samples["loss"], strict=True):
+        assert flops.mean().item() == pytest.approx(point["flops"])
+        assert losses.mean().item() == pytest.approx(point["loss"], rel=1e-5)
     return points
 
 

@@ -13,7 +13,7 @@ from d2dmoe.methods import METHODS
 from d2dmoe.tables import ENDS
 
 KEPT = 0.99  # of the dense quality: no significant loss
-EMPTY = ["task", "variant", "rival", "measure"]
+EMPTY = ["task", "metric", "variant", "rival", "measure"]
 MAY_LACK = ("activity", "layers", "comparisons")  # where no method has experts, or none a rival
 
 
@@ -23,8 +23,8 @@ class Evidence:
 
     task: str
     tradeoff: pd.DataFrame  # of the task's main metric
-    summary: pd.DataFrame  # of that too
-    comparisons: pd.DataFrame
+    summary: pd.DataFrame  # this too
+    comparisons: pd.DataFrame  # and this
     activity: pd.DataFrame
     layers: pd.DataFrame
     patch_load: pd.DataFrame
@@ -141,7 +141,7 @@ def evidence_of(
     """
     tables = {name: pd.DataFrame(columns=EMPTY) for name in MAY_LACK} | tables
     own = {name: table[table["task"] == task] for name, table in tables.items()}
-    for name in ("tradeoff", "summary"):
+    for name in ("tradeoff", "summary", "comparisons"):
         own[name] = own[name][own[name]["metric"] == metric]
     roles = {key: value for key, value in figures.items() if isinstance(value, list)}
     if not (figures.get("load_maps") or {}).get("foreground"):
