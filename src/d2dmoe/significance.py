@@ -69,9 +69,10 @@ def read_outcomes(path: Path) -> dict[str, np.ndarray]:
     found = read(path)
     points = found["correct"].shape if "correct" in found else ()
     shapes = {"correct": points, "loss": points, "flops": points, "targets": points[1:]}
-    if len(points) != 2 or {name: x.shape for name, x in found.items()} != shapes:
+    whole = len(points) == 2 and {name: x.shape for name, x in found.items()} == shapes
+    if not whole or min(points) == 0 or not (found["targets"] >= 1).all():
         raise DataError(f"{path} is damaged: it holds no outcomes of samples. {REMEDY}")
-    for name in ("loss", "flops"):
+    for name in ("correct", "loss", "flops"):
         wrong = np.argwhere(~np.isfinite(found[name]))
         if len(wrong):
             point, sample = wrong[0]
