@@ -1,6 +1,7 @@
 """Laws of the ledger of claims: verdicts follow from the tables, and what was not run is said."""
 
 from collections.abc import Iterator
+from functools import cache
 from itertools import permutations
 from typing import Any
 
@@ -50,7 +51,8 @@ CHANCE = 0.002  # of the quality: half the width of an interval
 COST_CHANCE = 0.01  # of the cost at 99 %
 
 
-def tables(
+@cache
+def _tables(
     metric: str = "accuracy", floor: float = 0.3, task: str = "t", full: float = 1.0, seeds=SEEDS
 ) -> dict[str, pd.DataFrame]:
     """Tables of curves that fall linearly with the cost, from `full` of the dense quality."""
@@ -71,6 +73,11 @@ def tables(
             activity += [of | {"layer": 0, "active": a, "d_ff": D_FF, "tokens": 5} for a in active]
     frames = {"tradeoff": points, "layers": layers, "activity": activity}
     return {name: pd.DataFrame(rows) for name, rows in frames.items()}
+
+
+def tables(**options: Any) -> dict[str, pd.DataFrame]:
+    """As `_tables`, which a test may change."""
+    return {name: table.copy() for name, table in _tables(**options).items()}
 
 
 def statistics(tradeoff: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -138,10 +145,15 @@ def patch_load(on_object: float, background: float, chance: float = 0.01) -> pd.
     return pd.DataFrame(rows)
 
 
-def complete(**options: Any) -> dict[str, pd.DataFrame]:
-    """Tables with statistics."""
+@cache
+def _complete(**options: Any) -> dict[str, pd.DataFrame]:
     found = tables(**options)
     return found | statistics(found["tradeoff"])
+
+
+def complete(**options: Any) -> dict[str, pd.DataFrame]:
+    """Tables with statistics."""
+    return {name: table.copy() for name, table in _complete(**options).items()}
 
 
 def verdicts(tables: dict, metric: str = "accuracy", more=None, **figures) -> dict[str, dict]:
@@ -224,7 +236,7 @@ def test_every_task_has_its_own_row():
 @pytest.mark.parametrize("metric", ["accuracy", "loss"])
 def test_verdicts_are_by_the_main_metric_alone(metric):
     other = {"accuracy": "loss", "loss": "perplexity"}[metric]
-    found = tables(metric)
+    found = tables(metric=metric)
     contrary = found["tradeoff"].assign(metric=other, relative_value=0.1)
     both = found | {"tradeoff": pd.concat([contrary, found["tradeoff"]])}
     figures = {"base_sparsity": ["denser", "sparse"], "expert_sizes": ["sparse", "larger"]}

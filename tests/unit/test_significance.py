@@ -12,7 +12,7 @@ from d2dmoe.errors import DataError
 from d2dmoe.significance import statistics
 from d2dmoe.tables import COMPARISON, SUMMARY
 
-RESAMPLES = 60
+RESAMPLES = 40
 DENSE: Curve = [(1.0, 0.9)]
 
 
