@@ -258,6 +258,13 @@ def test_a_trial_of_another_rate_is_a_training_of_its_own(configured):
     trained = {"avit": 2, "ztw": 1, "sparsify": 3, "finetune": 1}  # at 0.001; those at 0.003 are
     assert {rule: plan[rule] for rule in trained} == trained
     assert "projections" not in plan and "dense" not in plan
+    tried = {"": 3, "_dense": 1, "_exits": 1, "_halting": 2}
+    assert {rule for rule in plan if rule.startswith("evaluate")} == {
+        f"evaluate{kind}_trial" for kind in tried
+    }
+    assert {kind: plan[f"evaluate{kind}_trial"] for kind in tried} == tried
+    measured = [x for job in configured.jobs("tuning") for x in job.outputs if "/evaluate/" in x]
+    assert measured and not any("/test/" in path for path in measured)
 
 
 def test_other_thresholds_repeat_the_evaluation_alone(configured):
