@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 RESAMPLES = 1000
-ENDS = (0.025, 0.975)  # quantiles
+OUTSIDE = 0.025  # of the resamples, below an interval, and as many above
 CHUNK = 100  # resamples at a time: bounds the memory
 
 
@@ -31,7 +31,9 @@ class Estimate(NamedTuple):
 
 def estimate(values: np.ndarray) -> Estimate:
     """The first value, and the interval of the others: [1 + RESAMPLES]."""
-    low, high = np.quantile(values[1:], ENDS, method="inverted_cdf")  # which bears infinities
+    low, high = (  # of resamples, as nothing can be had between infinities; the same from both ends
+        sign * np.quantile(sign * values[1:], OUTSIDE, method="inverted_cdf") for sign in (1, -1)
+    )
     return Estimate(float(values[0]), float(low), float(high))
 
 

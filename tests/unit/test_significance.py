@@ -12,7 +12,7 @@ from d2dmoe.errors import DataError
 from d2dmoe.significance import statistics
 from d2dmoe.tables import COMPARISON, SUMMARY
 
-RESAMPLES = 40
+RESAMPLES = 25
 DENSE: Curve = [(1.0, 0.9)]
 
 
@@ -69,7 +69,7 @@ def test_sums_count_a_sample_as_often_as_it_was_drawn():
 
 def test_an_interval_holds_95_percent_and_bears_infinities():
     found = estimate(np.concatenate([[50.0], np.arange(1, 1001)]))
-    assert found == Estimate(50, 25, 975)
+    assert found == Estimate(50, 25, 976)
     mostly = np.concatenate([[1.0], np.ones(900), np.full(100, np.inf)])
     assert estimate(mostly) == Estimate(1, 1, math.inf)
     assert -Estimate(1, 0, 3) == Estimate(-1, -3, 0)
@@ -347,7 +347,14 @@ def test_a_file_without_outcomes_is_refused(made, missing):
         tables(made)
 
 
+def test_resamples_in_which_nothing_is_right_bring_no_error(tmp_path):
+    """Of four samples, one in 250 draws only the wrong one."""
+    curves = {"dense": DENSE, "a": line(0.4, 0.1)}
+    found = tables(entries(tmp_path, curves, samples=4))[0]["a"]
+    assert np.isfinite([found[f"quality_at_0.5{end}"] for end in ("", "_low", "_high")]).all()
+
+
 def test_a_model_that_is_never_right_relates_to_nothing(tmp_path):
     made = entries(tmp_path, {"dense": [(1.0, 0.0)], "a": [(0.5, 0.5)]})
-    with pytest.raises(DataError, match="accuracy 0 of dense .*nothing is relative to 0"):
+    with pytest.raises(DataError, match="accuracy 0 of dense on .*nothing is relative to 0"):
         tables(made)
