@@ -333,6 +333,16 @@ def test_what_the_intervals_are_of_is_said(seeds, told):
     )
 
 
+def test_seeds_that_not_all_variants_have_are_not_among_those_resampled():
+    found = tables(seeds=(0, 1, 2))
+    points = found["tradeoff"]
+    missing = (points["variant"] == "moefication") & (points["seed"] == 1)
+    fewer = found | {"tradeoff": points[~missing]}
+    rows = verdicts(fewer, tradeoff=["sparse", "moefication"])
+    assert "over 3 seeds and" in rows["C1"]["evidence"]
+    assert "over 2 seeds and" in rows["C2"]["evidence"]
+
+
 @pytest.mark.parametrize(
     ("name", "verdict"), [("attention", SUPPORTED), ("poor_attention", CONTRADICTED)]
 )

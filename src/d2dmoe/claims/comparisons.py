@@ -52,7 +52,7 @@ def sparser_bases(e: Evidence) -> list[Finding]:
     found = {pair: e.differences(*pair, "quality") for pair in pairs}
     measured = "; ".join(gaps(*pair, own) for pair, own in found.items())
     verdict = all_of([across(own.values()) for own in found.values()])
-    return [Finding(measured, verdict, f"{resampling(e, levels[0])}; {apart}")]
+    return [Finding(measured, verdict, f"comparisons.csv, {resampling(e, levels)}; {apart}")]
 
 
 def router_targets(e: Evidence) -> list[Finding]:
@@ -79,7 +79,7 @@ def expert_sizes(e: Evidence) -> list[Finding]:
         verdicts.append(across(found.values()))
         text = ", ".join(map(shown, found.values())) or "no costs in common"
         texts.append(f"{sizes[smaller]} minus {sizes[larger]} experts: {text}")
-    evidence = f"{resampling(e, ordered[0])}; mean quality over the costs that both have"
+    evidence = f"comparisons.csv, {resampling(e, ordered)}; over the costs that both have"
     for base in activations:
         text, verdict = _saves(e, base)
         texts.append(text)

@@ -38,9 +38,9 @@ class Evidence:
         """A variant's operating points, all seeds."""
         return self.tradeoff[self.tradeoff["variant"] == variant]
 
-    def seeds(self, variant: str) -> int:
-        """How many seeds a variant has."""
-        return self.points(variant)["seed"].nunique()
+    def seeds(self, variants: Sequence[str]) -> int:
+        """How many seeds all of these variants have."""
+        return len(set.intersection(*({*self.points(v)["seed"]} for v in variants)))
 
     def cost(self, variant: str) -> Estimate | None:
         """Share of the dense FLOPs without significant loss; None where not every seed has one."""

@@ -57,7 +57,8 @@ def beats(e: Evidence, ours: str, rivals: Sequence[str], note: str) -> Finding:
         return untested(f"{ours} has no cost in common with {', '.join(rivals)}")
     measured = "; ".join(gaps(ours, rival, own) for rival, own in found.items())
     verdict = all_of([across(own.values()) for own in found.values()])
-    return Finding(measured, verdict, f"{resampling(e, ours)}; {note}")
+    compared = [ours, *(rival for rival, own in found.items() if own)]
+    return Finding(measured, verdict, f"comparisons.csv, {resampling(e, compared)}; {note}")
 
 
 def not_below(found: Estimate, margin: float) -> str:
@@ -89,12 +90,12 @@ def share(found: Estimate) -> str:
     return f"{found.value:.1%} [{found.low:.1%}, {found.high:.1%}]"
 
 
-def resampling(e: Evidence, variant: str) -> str:
-    """What the intervals are of."""
-    seeds = e.seeds(variant)
+def resampling(e: Evidence, variants: Sequence[str]) -> str:
+    """What the intervals are of: the seeds that all of these variants have."""
+    seeds = e.seeds(variants)
     drawn = f"{seeds} seeds and all test samples" if seeds > 1 else "all test samples of one seed"
     note = "" if seeds > 1 else "; seeds are not resampled, so other seeds may decide otherwise"
-    return f"comparisons.csv, 95 % by a paired bootstrap over {drawn}{note}"
+    return f"95 % by a paired bootstrap over {drawn}{note}"
 
 
 def _list(budgets: Iterable[float]) -> str:

@@ -33,7 +33,7 @@ def inference_cost(e: Evidence) -> list[Finding]:
     best = min(ours, key=lambda v: _first(e.cost(v)))
     measured, verdict = _saved(e, best)
     evidence = f"summary.csv, {best}" + (f", the best of {', '.join(ours)}" if ours[1:] else "")
-    evidence += f"; {resampling(e, best)}"
+    evidence += f"; {resampling(e, [best])}"
     reach = 1 - min(e.floor(v) for v in ours)
     if reach < PAPER_SAVES:
         reason = f"with no expert at all {reach:.1%} would be saved: the rest is not converted"
@@ -69,7 +69,7 @@ def attention_projections(e: Evidence) -> list[Finding]:
         note = "not every seed of both keeps 99 % of dense quality"
         return [beats(e, converted, [without], note)]
     measured = f"{converted} minus {without}: {shown(difference)} of the dense FLOPs {CHOSEN}"
-    return [Finding(measured, above(-difference), resampling(e, converted))]
+    return [Finding(measured, above(-difference), f"comparisons.csv, {resampling(e, pair)}")]
 
 
 def _pair(e: Evidence, figure: str) -> tuple[str, str] | None:
@@ -100,7 +100,9 @@ def _compressed(e: Evidence, base: str) -> Finding:
         return untested(f"needs operating points of {base} and {converted}", base)
     kept = Estimate(*(KEPT + np.array(kept)).tolist())
     rivals = list(dict.fromkeys([base, *references]))
-    evidence = f"{converted} against the better of {', '.join(rivals)}; {resampling(e, converted)}"
+    evidence = (
+        f"{converted} against the better of {', '.join(rivals)}; {resampling(e, [converted])}"
+    )
     if saved is None:
         return Finding(*falls_short(kept, "the model's"), evidence, base)
     measured = f"{share(saved)} of the model's FLOPs saved {CHOSEN} of its quality; "
