@@ -29,6 +29,7 @@ VARIANTS = {  # method, knob, quality lost without FFNs, active neurons, experts
     "static": ("d2dmoe", "top_k", 0.1, [10, 30], 8),
     "moefication": ("moefication", "top_k", 0.2, [60, 70], 8),
     "hopeless": ("d2dmoe", "dynamic_k", 0.3, [10, 30], 8),
+    "worse": ("d2dmoe", "dynamic_k", 0.3, [10, 30], 8),
     "exits": ("ztw", "confidence", 0.15, [], 0),
     "strong_exits": ("ztw", "confidence", -0.05, [], 0),
     "close_exits": ("ztw", "confidence", 0.004, [], 0),
@@ -63,7 +64,7 @@ def _tables(
             left = FLOORS.get(variant, floor)
             for share in SHARES:
                 ratio = left + (1 - left) * share
-                best = full if variant != "hopeless" else 0.98
+                best = {"hopeless": 0.98, "worse": 0.9}.get(variant, full)
                 quality = {"relative_value": best - loss * (1 - ratio), "flops_ratio": ratio}
                 knob = {"knob": rule, "knob_value": share}
                 points.append(of | knob | quality | {"method": method, "metric": metric})
@@ -288,6 +289,7 @@ def test_c1_asks_for_60_percent_saved_where_the_ffns_hold_that_much(variant, flo
         (["denser", "poor_attention"], CONTRADICTED, "denser"),
         (["hopeless", "denser"], CONTRADICTED, "denser"),  # one never keeps 99 %
         (["hopeless"], CONTRADICTED, "hopeless"),
+        (["worse", "hopeless"], CONTRADICTED, "hopeless"),  # of two that do not, the better one
         (["moefication", "exits"], NOT_TESTED, "no D2DMoE"),
     ],
 )

@@ -30,7 +30,7 @@ def inference_cost(e: Evidence) -> list[Finding]:
     ours = [v for v in e.of_role("tradeoff", "ours") if e.kept(v)]
     if not ours:
         return [untested("no D2DMoE variant among the figure's")]
-    best = min(ours, key=lambda v: _first(e.cost(v)))
+    best = min(ours, key=lambda v: _order(e.cost(v), e.kept(v)))
     measured, verdict = _saved(e, best)
     evidence = f"summary.csv, {best}" + (f", the best of {', '.join(ours)}" if ours[1:] else "")
     evidence += f"; {resampling(e, [best])}"
@@ -41,8 +41,9 @@ def inference_cost(e: Evidence) -> list[Finding]:
     return [Finding(measured, verdict, evidence)]
 
 
-def _first(cost: Estimate | None) -> float:
-    return float("inf") if cost is None else cost.value
+def _order(cost: Estimate | None, kept: Estimate | None) -> tuple[float, float]:
+    """The cheapest first; of those without a cost the one that keeps most."""
+    return np.inf if cost is None else cost.value, 0.0 if kept is None else -kept.value
 
 
 def _saved(e: Evidence, variant: str) -> tuple[str, str]:
