@@ -111,14 +111,21 @@ def tokenizer_of(wildcards):
     return [] if images else f"{DATA}/tokenizer.json".format(**wildcards)
 
 
-def evaluated_data(how):
-    """That split, and those that an evaluation reads beside it."""
+def evaluated_data(how, splits):
+    """Some splits of it, and those that an evaluation reads beside them."""
+    return lambda w: PLAN.data_files(step_of(w).data, dict.fromkeys((*splits, *how.reads)))
 
-    def files(wildcards):
-        splits = dict.fromkeys((wildcards.split, *how.reads))
-        return PLAN.data_files(step_of(wildcards).data, splits)
 
-    return files
+def evaluation_outputs(how, splits):
+    """Of each split: operating points, what became of each sample, and layers where there are rows of them."""
+    kinds = {"points": ".csv", "samples": ".safetensors"} | (
+        {"layers": "_layers.csv"} if how.layers else {}
+    )
+    return {
+        f"{split}_{kind}": f"{FOLDER}/evaluate/{split}/{{knob}}{end}"
+        for split in splits
+        for kind, end in kinds.items()
+    }
 
 
 def data_options(wildcards):
@@ -134,11 +141,10 @@ def stage_inputs(wildcards):
 
 
 def measure_options(wildcards):
-    """The split, and the values of the knob; [] where there is one operating point."""
+    """The values of the knob; [] where there is one operating point."""
     task = task_of(wildcards)
     return {
         "batch_size": task.eval_batch_size,
-        "split": wildcards.split,
         "values": getattr(task.select, wildcards.knob, []),
     }
 
@@ -184,18 +190,27 @@ def training(wildcards, input):
     )
 
 
+def measurement_of(*splits):
+    """What a job needs that runs a stage's model over splits, once for each operating point."""
+
+    def needs(wildcards, input):
+        task = task_of(wildcards)
+        return cluster.measuring_needs(
+            step_of(wildcards),
+            task.data,
+            samples=sum(samples_in(input, split) for split in splits),
+            data_mb=megabytes(input),
+            gpu=bool(REQUEST),
+            points=len(getattr(task.select, wildcards.get("knob", ""), [])) or 1,
+            batch_size=task.eval_batch_size,
+        )
+
+    return needs
+
+
 def measurement(wildcards, input):
-    """What a job needs that runs a stage's model over a split, once for each operating point."""
-    task = task_of(wildcards)
-    return cluster.measuring_needs(
-        step_of(wildcards),
-        task.data,
-        samples=samples_in(input, wildcards.get("split", "test")),
-        data_mb=megabytes(input),
-        gpu=bool(REQUEST),
-        points=len(getattr(task.select, wildcards.get("knob", ""), [])) or 1,
-        batch_size=task.eval_batch_size,
-    )
+    """The same of the one split that a path names, or of the test split."""
+    return measurement_of(wildcards.get("split", "test"))(wildcards, input)
 
 
 def conversion(wildcards, input):

@@ -1,34 +1,40 @@
-# Quality and cost on a whole split; one job measures all operating points of a knob. Thresholds are
-# parameters, not wildcards: changing them repeats the evaluation and nothing else.
+# Quality and cost on whole splits; one job measures all operating points of a knob. Thresholds are
+# parameters, not wildcards: changing them repeats the evaluation and nothing else. Operating points are
+# chosen on validation samples and reported on test samples, so both are measured; of the trials of learning
+# rates, validation samples alone.
+TRIALS = "|".join(map(re.escape, PLAN.trial_folders))
+MEASURED = {"": (tables.EVALUATED, rf"(?!(?:{TRIALS})/)[\w.-]+" if TRIALS else r"[\w.-]+")}
+if TRIALS:
+    MEASURED["_trial"] = (("validation",), TRIALS)
 
 
 for how in EVALUATIONS.values():
-    outputs = {"points": f"{FOLDER}/evaluate/{{split}}/{{knob}}.csv"}
-    if how.layers:
-        outputs["layers"] = f"{FOLDER}/evaluate/{{split}}/{{knob}}_layers.csv"
+    for suffix, (splits, folders) in MEASURED.items():
 
-    rule:
-        name:
-            how.name
-        input:
-            model=f"{FOLDER}/model.safetensors",
-            data=evaluated_data(how),
-        output:
-            **outputs,
-            record=job_record(FOLDER, "evaluate_{split}_{knob}"),
-        log:
-            job_log(FOLDER, "evaluate_{split}_{knob}"),
-        wildcard_constraints:
-            knob="|".join(how.knobs),
-        resources:
-            **GPU,
-            **sized(measurement),
-        params:
-            cfg=measure_options,
-            measure=how.measure,
-            code=evaluation_code(how),
-        script:
-            "../scripts/evaluate.py"
+        rule:
+            name:
+                f"{how.name}{suffix}"
+            input:
+                model=f"{FOLDER}/model.safetensors",
+                data=evaluated_data(how, splits),
+            output:
+                **evaluation_outputs(how, splits),
+                record=job_record(FOLDER, "evaluate_{knob}"),
+            log:
+                job_log(FOLDER, "evaluate_{knob}"),
+            wildcard_constraints:
+                knob="|".join(how.knobs),
+                folder=folders,
+            resources:
+                **GPU,
+                **sized(measurement_of(*splits)),
+            params:
+                cfg=measure_options,
+                splits=splits,
+                measure=how.measure,
+                code=evaluation_code(how),
+            script:
+                "../scripts/evaluate.py"
 
 
 rule activity:

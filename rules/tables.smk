@@ -43,14 +43,17 @@ for table in ("layers", "activity", "patch_load"):
 
 
 rule summary:
+    # What the curves come to and how they differ, with intervals, by the outcomes of all samples.
     input:
-        f"{TABLES}{{task}}/tradeoff.csv",
+        lambda w: tables.outcome_files(PLAN, suite_of(w), w.task),
     output:
-        f"{TABLES}{{task}}/summary.csv",
+        summary=f"{TABLES}{{task}}/summary.csv",
+        comparisons=f"{TABLES}{{task}}/comparisons.csv",
     log:
         "results/logs/tables/{suite}{task}/summary.log",
-    localrule: True
     params:
+        entries=entries_of(tables.outcomes),
+        cfg=lambda w: claims.statistics_options(PLAN, suite_of(w), w.task),
         code=PLAN.code("summary"),
     script:
         "../scripts/summary.py"
@@ -66,7 +69,7 @@ rule all_tasks:
     log:
         "results/logs/tables/{suite}{table}.log",
     wildcard_constraints:
-        table="tradeoff|summary|layers|activity|patch_load|reference|validation|fairness|wall_times|tuning",
+        table="tradeoff|summary|comparisons|layers|activity|patch_load|reference|validation|fairness|wall_times|tuning",
     localrule: True
     params:
         entries=lambda w: tables.of_tasks(PLAN, suite_of(w), w.table),

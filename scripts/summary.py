@@ -1,10 +1,11 @@
 from pathlib import Path
 
-from d2dmoe.io.csvfile import write_rows
-from d2dmoe.io.read import read_table
+from d2dmoe.io.csvfile import write_csv
 from d2dmoe.jobs.job import job
-from d2dmoe.tables import TRADEOFF_COLUMNS, summary
+from d2dmoe.significance import statistics
+from d2dmoe.tables import COMPARISON, SUMMARY
 
 with job(snakemake):
-    table = read_table(Path(snakemake.input[0]), TRADEOFF_COLUMNS)
-    write_rows(Path(snakemake.output[0]), summary(table))
+    summary, comparisons = statistics(snakemake.params.entries, **snakemake.params.cfg)
+    write_csv(Path(snakemake.output.summary), summary, SUMMARY)
+    write_csv(Path(snakemake.output.comparisons), comparisons, COMPARISON)

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from d2dmoe.tables import ENDS
+
 SHOWN = {
     "dense": "dense",
     "dense_finetuned": "dense, fine-tuned as long",
@@ -18,12 +20,12 @@ BUDGETS = ("0.5", "0.6", "0.7", "0.8")
 
 
 def cell(row: pd.Series, measure: str, scale: float = 1, digits: int = 3) -> str:
-    """A mean with its standard deviation over seeds."""
-    mean, std = row[f"{measure}_mean"], row[f"{measure}_std"]
+    """A mean over seeds with its interval, one of whose ends may be missing."""
+    mean, *ends = (row[f"{measure}{end}"] for end in ENDS)
     if pd.isna(mean):
         return "–"
-    spread = "" if pd.isna(std) else f" ± {scale * std:.{digits}f}"
-    return f"{scale * mean:.{digits}f}{spread}"
+    low, high = ("…" if pd.isna(x) else f"{scale * x:.{digits}f}" for x in ends)
+    return f"{scale * mean:.{digits}f} [{low}, {high}]"
 
 
 def lines(task: str, summary: pd.DataFrame, tradeoff: pd.DataFrame) -> list[str]:

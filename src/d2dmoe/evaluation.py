@@ -5,19 +5,19 @@ A routed model may run by the kernels, which `moe` loads by name: so they are im
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from d2dmoe.data.splits import Split
-from d2dmoe.flops import ModelCost, mean_cost, model_cost
+from d2dmoe.flops import ModelCost, at_lengths, mean_cost, model_cost
 from d2dmoe.inputs import Inputs
 from d2dmoe.jobs.progress import Progress
 from d2dmoe.kernels import ops  # noqa: F401
 from d2dmoe.moe import MoE, set_selection
 from d2dmoe.padding import watch_padding, without_padding
-from d2dmoe.quality import batches_of, count_parameters, quality
+from d2dmoe.quality import Outcomes, batches_of, count_parameters, joined, outcomes
 from d2dmoe.selection import Selection
 from d2dmoe.surgery import find, watch
 
@@ -30,10 +30,46 @@ class MeasureOptions(TypedDict):
     values: list[float]  # of the knob; empty where there is one operating point
 
 
+class Measured(NamedTuple):
+    """The operating points of a model, measured."""
+
+    points: list[dict]
+    """Rows knob, knob_value, flops per sample, params, tokens per sample, and the metrics of
+    `quality.Outcomes`."""
+    layers: list[dict] | None
+    """Rows knob, knob_value, role (ffn or the attention projection q, k, v, o), layer (the block's
+    index), num_experts, experts (the mean that a token executes), std (the standard deviation over
+    tokens); None of models without experts."""
+    samples: dict[str, Tensor]
+    """What became of each sample at each point; see `per_sample`."""
+
+
+def per_sample(points: list[tuple[Outcomes, Tensor]]) -> dict[str, Tensor]:
+    """The outcomes of all samples in little space.
+
+    Args:
+        points: outcomes and FLOPs, [samples], of each operating point.
+
+    Returns:
+        correct: integers [points, samples]; loss: float32 [points, samples], nats; these are sums
+        over a sample's targets, of which there are `targets`, int32 [samples]. flops: float32
+        [points, samples].
+    """
+    found, flops = zip(*points, strict=True)
+    targets = found[0].targets
+    small = torch.uint8 if targets.max() < 2**8 else torch.int32
+    return {
+        "correct": torch.stack([x.correct for x in found]).to(small),
+        "loss": torch.stack([x.loss for x in found]).float(),
+        "flops": torch.stack(list(flops)).float(),
+        "targets": targets.int(),
+    }
+
+
 def evaluate_dense(
     model: nn.Module, split: Split, batch_size: int, device: torch.device
-) -> list[dict]:
-    """The one operating point of a model without routers, as a list of one row."""
+) -> Measured:
+    """The one operating point of a model without routers."""
     cost = cost_on(model, split, device)
     row = {
         "knob": "none",
@@ -41,7 +77,10 @@ def evaluate_dense(
         "flops": float(cost.dense),
         "params": count_parameters(model),
     }
-    return [row | {"tokens": cost.tokens} | quality(model, split, batch_size, device)]
+    found = joined([*outcomes(model, split, batch_size, device)])
+    flops = sample_flops(model, split, device, lambda cost: cost.dense)
+    points = [row | {"tokens": cost.tokens} | found.metrics()]
+    return Measured(points, None, per_sample([(found, flops)]))
 
 
 def evaluate_routed(
@@ -52,7 +91,7 @@ def evaluate_routed(
     batch_size: int,
     device: torch.device,
     log_every_s: float = 10.0,
-) -> tuple[list[dict], list[dict]]:
+) -> Measured:
     """Every operating point of a rule.
 
     Args:
@@ -63,12 +102,6 @@ def evaluate_routed(
         batch_size: samples per step.
         device: where the model lies.
         log_every_s: seconds between progress lines.
-
-    Returns:
-        Rows of operating points (knob, knob_value, flops per sample, params, tokens per sample and
-        the metrics of `quality`), and rows of layers (knob, knob_value, role: ffn or the attention
-        projection q, k, v, o, layer: the block's index, num_experts, experts: the mean that a token
-        executes, std: the standard deviation over tokens).
 
     Raises:
         ValueError: the model has no routers.
@@ -89,7 +122,7 @@ def evaluate_points(
     batch_size: int,
     device: torch.device,
     log_every_s: float = 10.0,
-) -> tuple[list[dict], list[dict]]:
+) -> Measured:
     """Every operating point of a knob: as `evaluate_routed`, but `set_value` gives the model the
     operating point of a value."""
     moes = find(model, MoE)
@@ -97,19 +130,38 @@ def evaluate_points(
         raise ValueError("the model has no routers; evaluate_dense measures dense models")
     places = _places(moes)
     cost, params = cost_on(model, split, device), count_parameters(model)
+    idle = sample_flops(model, split, device, lambda cost: cost.total(dict.fromkeys(moes, 0.0)))
     progress = Progress(f"evaluating {knob}", len(values), every_s=log_every_s)
-    points, layers = [], []
+    points, layers, samples = [], [], []
     for index, value in enumerate(values):
         set_value(value)
         with count_executed(model) as executed:
-            metrics = quality(model, split, batch_size, device)
+            found, experts = _by_sample(outcomes(model, split, batch_size, device), split, executed)
         point = {"knob": knob, "knob_value": value}
-        per_sample = {name: e.total / len(split) for name, e in executed.items()}
-        counted = {"flops": cost.total(per_sample), "params": params, "tokens": cost.tokens}
-        points.append(point | counted | metrics)
+        means = {name: e.total / len(split) for name, e in executed.items()}
+        counted = {"flops": cost.total(means), "params": params, "tokens": cost.tokens}
+        points.append(point | counted | found.metrics())
         layers += [point | place | executed[name].row() for name, place in places.items()]
+        prices = torch.tensor([[cost.layers[name].expert] for name in executed])
+        samples.append((found, idle + (experts * prices).sum(0)))
         progress.update(index + 1)
-    return points, layers
+    return Measured(points, layers, per_sample(samples))
+
+
+def _by_sample(
+    batches: Iterator[Outcomes], split: Split, executed: dict[str, "Executed"]
+) -> tuple[Outcomes, Tensor]:
+    """The outcomes of all samples, and the experts that each runs, int64 [layers, samples]."""
+    parts: list[Outcomes] = []
+    experts: list[Tensor] = []
+    start = 0
+    for batch in batches:
+        count = len(batch.targets)
+        lengths = None if split.lengths is None else split.lengths[start : start + count]
+        experts.append(torch.stack([e.by_sample(count, lengths) for e in executed.values()]))
+        parts.append(batch)
+        start += count
+    return joined(parts), torch.cat(experts, 1)
 
 
 def _places(moes: dict[str, MoE]) -> dict[str, dict]:
@@ -127,13 +179,22 @@ class Executed:
 
     def __init__(self):
         self.tokens = self.total = self.squares = 0
+        self.latest = torch.empty(0, dtype=torch.int64)  # of each token of the last call
 
     def add(self, mask: Tensor) -> None:
         """Count a mask, boolean [tokens, num_experts]."""
-        per_token = mask.sum(-1)
+        per_token = self.latest = mask.sum(-1)
         self.tokens += len(mask)
         self.total += int(per_token.sum())
         self.squares += int(per_token.square().sum())
+
+    def by_sample(self, count: int, lengths: Tensor | None) -> Tensor:
+        """The last call's, of each of its samples, int64 [count]; `lengths` are their tokens, None
+        where all have as many."""
+        if lengths is None or len(self.latest) != int(lengths.sum()):
+            return self.latest.view(count, -1).sum(1).cpu()
+        owner = torch.arange(count).repeat_interleave(lengths)
+        return torch.zeros(count, dtype=torch.int64).index_add(0, owner, self.latest.cpu())
 
     @property
     def mean(self) -> float:
@@ -171,8 +232,20 @@ def cost_on(model: nn.Module, split: Split, device: torch.device) -> ModelCost:
     if split.lengths is None:  # all are alike
         inputs, _ = next(batches_of(split, 1, device))
         return model_cost(model, inputs)
+    return mean_cost(model, lambda length: _sample(length, device), split.lengths)
 
-    def sample(length: int) -> Inputs:
-        return {"input_ids": torch.zeros(1, length, dtype=torch.int64, device=device)}
 
-    return mean_cost(model, sample, split.lengths)
+def sample_flops(
+    model: nn.Module, split: Split, device: torch.device, price: Callable[[ModelCost], float]
+) -> Tensor:
+    """FLOPs of each of a split's samples, without padding: [samples]. `price` says what of a
+    sample's cost counts."""
+    lengths = split.lengths
+    if lengths is None or (lengths == lengths[0]).all():
+        return torch.full((len(split),), float(price(cost_on(model, split, device))))
+    one, two, three = (price(model_cost(model, _sample(n, device))) for n in (1, 2, 3))
+    return at_lengths(one, two, three, lengths)
+
+
+def _sample(length: int, device: torch.device) -> Inputs:
+    return {"input_ids": torch.zeros(1, length, dtype=torch.int64, device=device)}

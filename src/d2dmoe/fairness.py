@@ -14,9 +14,10 @@ import pandas as pd
 from pydantic import BaseModel, Field
 
 from d2dmoe.config.training import TrainingConfig
+from d2dmoe.curve import curve_of
 from d2dmoe.errors import DataError
 from d2dmoe.io.read import REMEDY, read
-from d2dmoe.tables import quality_at, tradeoff
+from d2dmoe.tables import tradeoff
 
 LABELS = ["task", "method", "variant"]
 TRIAL_BUDGETS = [0.6, 0.7, 0.8, 0.9, 1.0]
@@ -176,6 +177,13 @@ def _scored(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     scores = [float(np.mean([row[b] for b in shared or ["quality_at_dearest"]])) for row in rows]
     top = max(scores)
     return [row | {"score": s, "best": s == top} for row, s in zip(rows, scores, strict=True)]
+
+
+def quality_at(points: pd.DataFrame, ratio: float) -> float:
+    """Relative quality of one seed's curve at a budget; NaN where its cheapest point exceeds it."""
+    costs, qualities = (points[name].to_numpy() for name in ("flops_ratio", "relative_value"))
+    met = ratio >= costs.min()
+    return float(curve_of(costs, qualities).quality(np.array(ratio))) if met else float("nan")
 
 
 def _measures(points: pd.DataFrame) -> dict[str, float]:

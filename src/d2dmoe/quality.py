@@ -1,15 +1,16 @@
 """How well a model predicts, whatever it is made of."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from d2dmoe.data.batches import iterate
 from d2dmoe.data.splits import Batch, Split
-from d2dmoe.inputs import logits_of
+from d2dmoe.inputs import Inputs, logits_of
 
 MAX_LOSS = 700.0  # nats; e to more than that is no float
 
@@ -25,24 +26,49 @@ def perplexity(loss: float) -> float:
     return math.exp(min(loss, MAX_LOSS))
 
 
+@dataclass(frozen=True)
+class Outcomes:
+    """What became of each sample: sums over its targets, which are one class or its next tokens."""
+
+    correct: Tensor  # int64 [samples]
+    loss: Tensor  # cross-entropy in nats, float64 [samples]
+    targets: Tensor  # how many there are, int64 [samples]
+
+    def metrics(self) -> dict[str, float]:
+        """Means over all targets: accuracy, loss, and perplexity, e^loss."""
+        count = int(self.targets.sum())
+        loss = self.loss.sum().item() / count
+        accuracy = int(self.correct.sum()) / count
+        return {"accuracy": accuracy, "loss": loss, "perplexity": perplexity(loss)}
+
+
+def joined(parts: Sequence[Outcomes]) -> Outcomes:
+    """The outcomes of several batches, in their order."""
+    return Outcomes(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Outcomes)))
+
+
+def outcomes(
+    model: nn.Module, split: Split, batch_size: int, device: torch.device
+) -> Iterator[Outcomes]:
+    """How the model predicts the targets of a split, batch by batch in the stored order."""
+    for inputs, targets in batches_of(split, batch_size, device):
+        yield _predicted(model, inputs, targets)
+
+
+@torch.inference_mode()
+def _predicted(model: nn.Module, inputs: Inputs, targets: Tensor) -> Outcomes:
+    logits = logits_of(model, inputs).float().flatten(0, -2)  # [targets, classes]
+    right = logits.argmax(-1) == targets.flatten()
+    losses = cross_entropy(logits, targets.flatten(), reduction="none").double()
+    right, losses = (x.view(len(targets), -1).sum(1).cpu() for x in (right, losses))
+    return Outcomes(right, losses, torch.full((len(targets),), targets[0].numel()))
+
+
 def quality(
     model: nn.Module, split: Split, batch_size: int, device: torch.device
 ) -> dict[str, float]:
-    """How well the model predicts the targets of a split: classes, or next tokens.
-
-    Returns:
-        Means over all targets: accuracy, loss (cross-entropy in nats), and perplexity, e^loss.
-    """
-    correct, loss, count = 0, 0.0, 0
-    with torch.inference_mode():
-        for inputs, targets in batches_of(split, batch_size, device):
-            logits = logits_of(model, inputs).float().flatten(0, -2)  # [targets, classes]
-            targets = targets.flatten()
-            correct += int((logits.argmax(-1) == targets).sum())
-            loss += float(cross_entropy(logits, targets, reduction="sum"))
-            count += len(targets)
-    mean = loss / count
-    return {"accuracy": correct / count, "loss": mean, "perplexity": perplexity(mean)}
+    """How well the model predicts the targets of a split; see `Outcomes.metrics`."""
+    return joined([*outcomes(model, split, batch_size, device)]).metrics()
 
 
 def validation_metrics(

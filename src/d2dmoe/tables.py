@@ -4,7 +4,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from d2dmoe.errors import DataError
@@ -27,16 +26,25 @@ TRADEOFF_COLUMNS = [
     "relative_value",
 ]
 RATIOS = [round(0.1 * i, 1) for i in range(9, 0, -1)]  # budgets that the summary reports
+FALLING = ("loss", "perplexity")  # metrics of which less is better
 BUDGETS = [0.5, 0.6, 0.7, 0.8]  # ratios at which claims compare curves
 KEPT = {"99": 0.99, "95": 0.95}  # shares of the dense quality
 LAYER = ["tokens", "d_model", "num_experts", "expert_size", "activation"]  # what tells timed layers
 TIMED = ["device", "dtype", "mask", "fraction", "backend", "median_ms", "p20_ms", "p80_ms"]
 POINT = ["task", "method", "variant", "seed"]
+ENDS = ("", "_low", "_high")  # an estimate, and its interval
+ESTIMATED = [f"{x}_at_{name}{e}" for name in KEPT for x in ("flops_ratio", "quality") for e in ENDS]
+ESTIMATED += [f"quality_at_{ratio}{end}" for ratio in RATIOS for end in ENDS]
+SUMMARY = ["task", "method", "variant", "metric", "seeds", "samples", *ESTIMATED]
+COMPARISON = ["task", "variant", "rival", "metric", "measure", "at", "difference", "low", "high"]
+COMPARISON += ["verdict", "seeds", "samples"]
 COLUMNS: dict[str, list[str]] = {  # that figures and claims need, by the name of their table
     "tradeoff": TRADEOFF_COLUMNS,
     "layers": [*POINT, "knob", "knob_value", "role", "layer", "num_experts", "experts", "std"],
+    "summary": SUMMARY,
+    "comparisons": COMPARISON,
     "activity": [*POINT, "layer", "active", "d_ff", "tokens"],
-    "patch_load": [*POINT, "object_share", "load"],
+    "patch_load": [*POINT, "image", "object_share", "load"],
     "table": [*TIMED, "num_experts", "expert_size"],  # of any of the benchmarks
 }
 
@@ -90,7 +98,7 @@ def tradeoff(entries: list[dict[str, Any]], metrics: Sequence[str]) -> list[dict
 
 def _relative(row: dict[str, Any], metric: str, references: list[dict[str, Any]]) -> dict[str, Any]:
     values = [reference[metric] for reference in references]
-    falls = metric in ("loss", "perplexity")
+    falls = metric in FALLING
     # Higher is better throughout.
     above, below = (min(values), row[metric]) if falls else (row[metric], max(values))
     if below <= 0:
@@ -106,64 +114,6 @@ def _relative(row: dict[str, Any], metric: str, references: list[dict[str, Any]]
         "relative_value": relative,
         "flops_ratio": row["flops"] / references[0]["flops"],
     }
-
-
-def quality_at(points: pd.DataFrame, ratio: float) -> float:
-    """Relative quality of one seed's curve at a budget, linear between its operating points.
-
-    A budget above the most expensive point gives that point's quality; one below the cheapest point
-    cannot be met and gives NaN.
-    """
-    return _quality(_curve(points), ratio)
-
-
-def _curve(points: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    """Cost, ascending, and quality of one seed's operating points."""
-    curve = points.sort_values("flops_ratio")
-    return curve["flops_ratio"].to_numpy(), curve["relative_value"].to_numpy()
-
-
-def _quality(curve: tuple[np.ndarray, np.ndarray], ratio: float) -> float:
-    x, y = curve
-    return float(np.interp(ratio, x, y)) if ratio >= x[0] else float("nan")
-
-
-def cheapest(points: pd.DataFrame, kept: float) -> float:
-    """Smallest measured `flops_ratio` that keeps a share of the dense quality, or NaN; one seed."""
-    return float(points.loc[points["relative_value"] >= kept, "flops_ratio"].min())
-
-
-def area(points: pd.DataFrame) -> float:
-    """Area under quality against budget, for budgets from 0 to 1 of the dense cost.
-
-    A budget that the cheapest operating point exceeds counts as quality 0.
-    """
-    budgets, curve = np.linspace(0, 1, 201), _curve(points)
-    qualities = np.nan_to_num([_quality(curve, b) for b in budgets])
-    return float(np.trapezoid(qualities, budgets))
-
-
-def summary(table: pd.DataFrame) -> list[dict[str, Any]]:
-    """Mean and standard deviation over seeds of what each method's curve comes to."""
-    rows = []
-    keys = ["task", "method", "variant", "metric"]
-    for names, group in table.groupby(keys, sort=False):
-        per_seed = pd.DataFrame([_measures(points) for _, points in group.groupby("seed")])
-        row = dict(zip(keys, names, strict=True)) | {"seeds": len(per_seed)}
-        for name in per_seed:
-            complete = per_seed[name].notna().all()  # every seed reaches it
-            row[f"{name}_mean"] = float(per_seed[name].mean()) if complete else float("nan")
-            spread = complete and len(per_seed) > 1
-            row[f"{name}_std"] = float(per_seed[name].std()) if spread else float("nan")
-        rows.append(row)
-    return rows
-
-
-def _measures(points: pd.DataFrame) -> dict[str, float]:
-    measures = {f"flops_ratio_at_{name}": cheapest(points, kept) for name, kept in KEPT.items()}
-    curve = _curve(points)
-    measures |= {f"quality_at_{ratio}": _quality(curve, ratio) for ratio in RATIOS}
-    return measures | {"area": area(points)}
 
 
 def of_first_layer(timed: pd.DataFrame) -> pd.Series:

@@ -10,9 +10,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import yaml
 from mutations import damaged, json_of, mutated, with_cells
+from safetensors.numpy import save_file
 
 from d2dmoe import tables
 from d2dmoe.claims.evidence import evidence_of
@@ -27,6 +29,8 @@ from d2dmoe.io.read import read, read_table
 from d2dmoe.lookup import resolve
 from d2dmoe.plan.claims import claim_options
 from d2dmoe.plan.plan import Plan, load_plan
+from d2dmoe.plan.tables import pairs
+from d2dmoe.significance import statistics
 from d2dmoe.stages.downstream import read_points
 
 ROOT = Path(__file__).parents[2]
@@ -113,20 +117,70 @@ def _boolq(rng: random.Random, folder: Path) -> Read:
     return lambda: read_points(entries[1], entries[0])
 
 
-def _summary(rng: random.Random, folder: Path) -> Read:
-    path = _write(MINIATURE + "tradeoff", folder, rng)
+def _statistics(rng: random.Random, folder: Path) -> Read:
+    """Outcomes of samples, whose file is damaged or holds other numbers."""
+    found = {
+        "correct": np.array([[1, 0, 1], [1, 1, 1]], np.uint8),
+        "loss": np.array([[0.1, 2.0, 0.3], [0.1, 0.2, 0.3]], np.float32),
+        "flops": np.array([[5.0, 6.0, 7.0], [9.0, 9.0, 9.0]], np.float32),
+        "targets": np.ones(3, np.int32),
+    }
+    whole, broken = folder / "whole.safetensors", folder / "broken.safetensors"
+    save_file(found, whole)
+    if rng.random() < 0.5:
+        broken.write_bytes(damaged(whole.read_bytes(), rng))
+    else:
+        name = rng.choice([*found])
+        values = found[name].copy()
+        values.flat[rng.randrange(values.size)] = rng.choice([0, 1, 200, *_strange(values.dtype)])
+        save_file(found | {name: values[: rng.choice([1, None])]}, broken)
+    about = {"task": TASK, "method": "d2dmoe", "seed": 0, "validation": str(whole)}
+    entries = [
+        about | {"variant": "dense", "reference": True, "test": str(rng.choice([whole, broken]))},
+        about | {"variant": "d2dmoe", "reference": False, "test": str(broken)},
+    ]
+    metric = rng.choice(["accuracy", "loss", "perplexity"])
 
     def make() -> None:
-        rows = tables.summary(read_table(path, tables.TRADEOFF_COLUMNS))
-        write_rows(folder / "out.csv", rows)
+        summary, rows = statistics(entries, metric, [("dense", "d2dmoe")], resamples=3)
+        write_csv(folder / "out.csv", summary, tables.SUMMARY)
+        write_csv(folder / "rows.csv", rows, tables.COMPARISON)
 
     return make
 
 
+def _strange(dtype: np.dtype) -> list[float]:
+    return [float("nan"), float("inf"), -1.0] if dtype.kind == "f" else []
+
+
+@cache
+def _made(name: str) -> str:
+    """A table of statistics, as of the variants of the task."""
+    if name == "summary":
+        columns, numbers = tables.SUMMARY, dict.fromkeys(tables.ESTIMATED, 0.9)
+        variants = _plan().task(TASK).variants
+        rows = [{"task": TASK, "method": x.method, "variant": v} for v, x in variants.items()]
+        rows = [row | {"metric": "accuracy", "seeds": 1, "samples": 9} | numbers for row in rows]
+    else:
+        columns, numbers = tables.COMPARISON, {"difference": 0.1, "low": -0.1, "high": 0.3}
+        rows = [
+            {"task": TASK, "variant": one, "rival": other, "metric": "accuracy", "seeds": 1}
+            | {"measure": measure, "at": at, "samples": 9, "verdict": "undecided"}
+            | numbers
+            for one, other in pairs(_plan(), "main", TASK)
+            for measure, at in (("quality", 0.5), ("mean quality", 0.4), ("cost", 0.99))
+        ]
+    return pd.DataFrame(rows)[columns].to_csv(index=False)
+
+
 def _claims(rng: random.Random, folder: Path) -> Read:
-    broken = rng.choice(("tradeoff", "layers", "activity", "patch_load"))
-    names = ("tradeoff", "layers", "activity", "patch_load")
-    paths = {n: _write(MINIATURE + n, folder, rng if n == broken else None) for n in names}
+    names = ("tradeoff", "layers", "activity", "patch_load", "summary", "comparisons")
+    broken = rng.choice(names)
+    paths = {n: _write(MINIATURE + n, folder, rng if n == broken else None) for n in names[:4]}
+    for name in names[4:]:
+        paths[name] = folder / f"{name}.csv"
+        text = _made(name)
+        paths[name].write_text(with_cells(text, rng) if name == broken else text, encoding="utf-8")
     options = claim_options(_plan(), "main")[TASK]
 
     def make() -> None:
@@ -224,7 +278,7 @@ def _save_rows(path: Path, rows: list[dict[str, str]], rng: random.Random) -> No
     path.write_bytes(damaged(content, rng) if rng.random() < 0.3 else content)
 
 
-CASES = (_gathered, _tradeoff, _tuning, _boolq, _summary, _claims, _timed, _drawn, _drawn_times)
+CASES = (_gathered, _tradeoff, _tuning, _boolq, _statistics, _claims, _timed, _drawn, _drawn_times)
 CASES += (_fairness, _description, _texts, _texts)
 assert FIGURES  # drawn by their records
 

@@ -405,8 +405,8 @@ def test_sparsification_trains_the_mlps_of_projections_too(chain):
 
 def test_all_experts_on_is_the_model_of_mlps_and_costs_its_routers_more(chain):
     samples, routed = SPLITS[chain.name], load_model(chain.paths["routed"])[0]
-    (plain,) = evaluate_dense(load_model(chain.paths["sparse"])[0], samples, 4, CPU)
-    points, layers = evaluate_routed(routed, samples, "dynamic_k", [0.0, 0.5, 1.0], 4, CPU)
+    (plain,) = evaluate_dense(load_model(chain.paths["sparse"])[0], samples, 4, CPU).points
+    points, layers, _ = evaluate_routed(routed, samples, "dynamic_k", [0.0, 0.5, 1.0], 4, CPU)
     assert points[0]["loss"] == pytest.approx(plain["loss"], rel=1e-4)
     assert points[0]["accuracy"] == plain["accuracy"]
     moes = list(find(routed, MoE).values())
@@ -425,7 +425,7 @@ def test_all_experts_on_is_the_model_of_mlps_and_costs_its_routers_more(chain):
 
 def test_the_cost_is_that_of_the_experts_executed_per_role_and_layer(chain):
     samples, routed = SPLITS[chain.name], load_model(chain.paths["routed"])[0]
-    (full, point), layers = evaluate_routed(routed, samples, "dynamic_k", [0.0, 0.5], 4, CPU)
+    (full, point), layers, _ = evaluate_routed(routed, samples, "dynamic_k", [0.0, 0.5], 4, CPU)
     executed = {(x["role"], x["layer"]): x["experts"] for x in layers if x["knob_value"] == 0.5}
     saved = 0.0
     for role in ("ffn", *ROLES):

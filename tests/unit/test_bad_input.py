@@ -336,7 +336,7 @@ def test_a_suite_of_variants_without_experts_has_no_tables_of_them(raw, root):
     plan = load_plan(raw, root)
     assert task_tables(plan, "ablations", "tiny") == ["tradeoff", "summary"]
     assert {"layers", "activity"} <= {*task_tables(plan, "main", "tiny")}
-    assert claim_tables(plan, "ablations").keys() == {"tradeoff"}
+    assert claim_tables(plan, "ablations").keys() == {"tradeoff", "summary"}
 
 
 # Images.

@@ -37,7 +37,7 @@ def test_an_evaluation_is_the_pipelines():
     model = make_routed()
     set_selection(model, "dynamic_k", 0.3)
     found = evaluate(model, batches())
-    (row,), layers = evaluate_routed(model, IMAGES, "dynamic_k", [0.3], 60, CPU)
+    (row,), layers, _ = evaluate_routed(model, IMAGES, "dynamic_k", [0.3], 60, CPU)
     assert found.flops == pytest.approx(row["flops"], rel=1e-14)
     assert found.accuracy == row["accuracy"]
     assert found.loss == pytest.approx(row["loss"], rel=1e-6)
@@ -49,7 +49,7 @@ def test_an_evaluation_is_the_pipelines():
 
 
 def test_a_dense_model_costs_what_the_pipeline_says():
-    (row,) = evaluate_dense(make_dense(), IMAGES, 60, CPU)
+    (row,) = evaluate_dense(make_dense(), IMAGES, 60, CPU).points
     found = evaluate(make_dense(), batches())
     assert found.flops == found.dense_flops == row["flops"] and found.flops_ratio == 1
 
@@ -61,7 +61,7 @@ def test_padding_costs_nothing_whatever_the_batches(size):
     found = evaluate(model, batches(texts, size))
     alone = evaluate(model, batches(texts, 1))
     assert torch.equal(found.sample_flops, alone.sample_flops)
-    (row,), _ = evaluate_routed(model, texts, "dynamic_k", [0.5], 4, CPU)
+    (row,), *_ = evaluate_routed(model, texts, "dynamic_k", [0.5], 4, CPU)
     assert found.flops == pytest.approx(row["flops"], rel=1e-12)
 
 
@@ -178,14 +178,14 @@ def test_the_pipeline_measures_budgets_on_the_split_asked_for(knob, monkeypatch)
     run = SimpleNamespace(device=CPU, data=None, log_every_s=10.0)
     values = [0.01, 0.8, 0.9]  # the first is out of reach
     cfg = {"split": "test", "batch_size": 60, "values": values}
-    points, layers = stage.evaluate_budgets("", knob, cfg, run)
+    points, layers, _ = stage.evaluate_budgets("", knob, cfg, run)
     assert [(p["knob"], p["knob_value"]) for p in points] == [(knob, 0.8), (knob, 0.9)]
-    dense = evaluate_dense(make_dense(), UNSEEN, 60, CPU)[0]["flops"]
+    dense = evaluate_dense(make_dense(), UNSEEN, 60, CPU).points[0]["flops"]
     assert [p["flops"] / dense for p in points] == pytest.approx([0.8, 0.9], abs=0.02)
     assert (
         len(layers) == 4
         and layers[0].keys()
-        == evaluate_routed(make_routed(), UNSEEN, "top_k", [1], 60, CPU)[1][0].keys()
+        == evaluate_routed(make_routed(), UNSEEN, "top_k", [1], 60, CPU).layers[0].keys()
     )
     taus = [float(tau) for tau in points[0]["tau"].split()]
     model = make_routed()

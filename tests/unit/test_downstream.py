@@ -265,12 +265,12 @@ def world(tmp_path_factory) -> SimpleNamespace:
     for name in MODELS:
         model, spec = make(name, split.about)
         save_model(root / name / "dense.safetensors", model, spec)
-        write_rows(root / name / "dense.csv", evaluate_dense(model, split, 8, CPU))
+        write_rows(root / name / "dense.csv", evaluate_dense(model, split, 8, CPU).points)
         routed = convert(model)
         spec = with_routers(with_experts(spec, EXPERTS), width=4)
         save_model(root / name / "routed.safetensors", routed, spec)
         for rule, values in VALUES.items():
-            points, _ = evaluate_routed(routed, split, rule, values, 8, CPU)
+            points, *_ = evaluate_routed(routed, split, rule, values, 8, CPU)
             write_rows(root / name / f"{rule}.csv", points)
     return SimpleNamespace(root=root, data=data, tokenizer=tokenizer, split=split)
 
@@ -412,9 +412,9 @@ def test_budgets_are_kept_on_validation_data(lm_eval, world, name, knob):
     rows = run_stage(world, name, "routed", knob, budgets)
     assert [row["budget"] for row in rows] == budgets and {row["knob"] for row in rows} == {knob}
     model, dense = load(world, name, "routed"), load(world, name, "dense")
-    dense_flops = evaluate_dense(dense, world.split, 8, CPU)[0]["flops"]
+    dense_flops = evaluate_dense(dense, world.split, 8, CPU).points[0]["flops"]
     for row in rows[:-1]:
-        (point,), _ = evaluate_routed(model, world.split, knob, [row["knob_value"]], 8, CPU)
+        (point,), *_ = evaluate_routed(model, world.split, knob, [row["knob_value"]], 8, CPU)
         measured = point["flops"] / dense_flops
         assert row["flops_ratio_validation"] == pytest.approx(measured, rel=1e-6)
         assert measured <= row["budget"] * (1 + 1e-9)

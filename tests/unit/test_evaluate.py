@@ -109,7 +109,7 @@ def test_a_hopeless_prediction_has_a_finite_perplexity():
 
 @pytest.mark.parametrize("k", [1, 3, 8])
 def test_top_k_executes_exactly_k_experts_per_token(k):
-    (point,), layers = evaluate("top_k", [k])
+    (point,), layers, _ = evaluate("top_k", [k])
     assert [(row["layer"], row["experts"], row["std"]) for row in layers] == [(0, k, 0), (1, k, 0)]
     assert [(row["role"], row["num_experts"]) for row in layers] == [("ffn", 8)] * 2
     cost = model_cost(make_routed(), SAMPLE)
@@ -120,7 +120,7 @@ def test_top_k_executes_exactly_k_experts_per_token(k):
 def test_at_tau_0_quality_is_the_unrouted_models_and_cost_is_dense_plus_routers(kind):
     unrouted = make_split()
     images = labelled(unrouted)
-    (point,), layers = evaluate("dynamic_k", [0.0], images=images, kind=kind)
+    (point,), layers, _ = evaluate("dynamic_k", [0.0], images=images, kind=kind)
     assert point["accuracy"] == quality(unrouted, images, 16, CPU)["accuracy"] == 0.5
     assert point["loss"] == pytest.approx(quality(unrouted, images, 16, CPU)["loss"], rel=1e-6)
     assert point["flops"] == model_cost(unrouted, SAMPLE).dense + ROUTERS
@@ -128,7 +128,7 @@ def test_at_tau_0_quality_is_the_unrouted_models_and_cost_is_dense_plus_routers(
 
 
 def test_cost_falls_as_tau_rises_and_skipping_experts_changes_the_outputs():
-    points, layers = evaluate("dynamic_k", TAUS)
+    points, layers, _ = evaluate("dynamic_k", TAUS)
     costs = [point["flops"] for point in points]
     assert costs == sorted(costs, reverse=True) and len(set(costs)) == len(TAUS)
     assert points[0]["loss"] != points[-1]["loss"]
@@ -137,13 +137,13 @@ def test_cost_falls_as_tau_rises_and_skipping_experts_changes_the_outputs():
 
 
 def test_cost_rises_with_coverage():
-    costs = [point["flops"] for point in evaluate("coverage", [0.2, 0.5, 0.9, 1.0])[0]]
+    costs = [point["flops"] for point in evaluate("coverage", [0.2, 0.5, 0.9, 1.0]).points]
     assert costs == sorted(costs) and len(set(costs)) == 4
 
 
 def test_the_mean_and_deviation_of_experts_are_those_over_all_tokens():
     model = make_routed()
-    _, layers = evaluate_routed(model, IMAGES, "dynamic_k", [0.5], 16, CPU)
+    _, layers, _ = evaluate_routed(model, IMAGES, "dynamic_k", [0.5], 16, CPU)
     set_selection(model, "dynamic_k", 0.5)
     with torch.no_grad(), watch_selections(model) as masks:
         model(**all_of(IMAGES))
@@ -158,8 +158,8 @@ def test_the_mean_and_deviation_of_experts_are_those_over_all_tokens():
 def test_the_batch_size_changes_neither_quality_nor_cost(batch_size):
     images = labelled(make_split())
     for one, other in zip(
-        evaluate("dynamic_k", TAUS, 16, images)[0],
-        evaluate("dynamic_k", TAUS, batch_size, images)[0],
+        evaluate("dynamic_k", TAUS, 16, images).points,
+        evaluate("dynamic_k", TAUS, batch_size, images).points,
         strict=True,
     ):
         assert one["accuracy"] == other["accuracy"] and one["flops"] == other["flops"]
@@ -177,8 +177,8 @@ def test_the_order_of_the_samples_changes_neither_quality_nor_cost():
         lambda i: images.decode(order[i]),
     )
     for one, other in zip(
-        evaluate("dynamic_k", TAUS, images=images)[0],
-        evaluate("dynamic_k", TAUS, images=shuffled)[0],
+        evaluate("dynamic_k", TAUS, images=images).points,
+        evaluate("dynamic_k", TAUS, images=shuffled).points,
         strict=True,
     ):
         assert one["accuracy"] == other["accuracy"] and one["flops"] == other["flops"]
@@ -187,14 +187,14 @@ def test_the_order_of_the_samples_changes_neither_quality_nor_cost():
 
 @pytest.mark.parametrize("rule", RULES)
 def test_operating_points_do_not_depend_on_those_measured_before(rule):
-    together, _ = evaluate(rule, values_of(rule))
-    assert [evaluate(rule, [value])[0][0] for value in values_of(rule)] == together
+    together, *_ = evaluate(rule, values_of(rule))
+    assert [evaluate(rule, [value]).points[0] for value in values_of(rule)] == together
     assert {point["knob"] for point in together} == {rule}
 
 
 def test_a_model_without_routers_has_one_operating_point():
     model = make_dense()
-    (row,) = evaluate_dense(model, IMAGES, 16, CPU)
+    (row,) = evaluate_dense(model, IMAGES, 16, CPU).points
     assert row["knob"] == "none" and row["flops"] == model_cost(model, SAMPLE).dense
     assert row["params"] == sum(p.numel() for p in model.parameters())
     assert row["accuracy"] == quality(model, IMAGES, 16, CPU)["accuracy"]
@@ -221,12 +221,12 @@ def test_validation_is_in_evaluation_mode_and_leaves_the_mode_as_it_was(training
 
 
 def test_every_operating_point_says_how_many_tokens_a_sample_has():
-    points, _ = evaluate("dynamic_k", TAUS)
-    (dense,) = evaluate_dense(make_dense(), IMAGES, 16, CPU)
+    points, *_ = evaluate("dynamic_k", TAUS)
+    (dense,) = evaluate_dense(make_dense(), IMAGES, 16, CPU).points
     assert {row["tokens"] for row in [dense, *points]} == {5}  # a class token and 4 patches
     blocks = make_corpus_split(3)
-    (dense,) = evaluate_dense(make_language("gpt2"), blocks, 2, CPU)
-    points, _ = evaluate_routed(make_routed_language("gpt2"), blocks, "top_k", [1, 3], 2, CPU)
+    (dense,) = evaluate_dense(make_language("gpt2"), blocks, 2, CPU).points
+    points, *_ = evaluate_routed(make_routed_language("gpt2"), blocks, "top_k", [1, 3], 2, CPU)
     assert {row["tokens"] for row in [dense, *points]} == {LENGTH}
     assert points[0].keys() == dense.keys()
 
@@ -241,3 +241,47 @@ def test_blocks_cost_what_one_of_them_costs(name):
 
 def test_images_cost_what_one_of_them_costs():
     assert cost_on(make_routed(), IMAGES, CPU) == model_cost(make_routed(), SAMPLE)
+
+
+def test_what_became_of_each_sample_adds_up_to_the_table():
+    images = labelled(make_split())
+    points, _, samples = evaluate("dynamic_k", TAUS, images=images)
+    assert {name: tuple(x.shape) for name, x in samples.items()} == {
+        **dict.fromkeys(("correct", "loss", "flops"), (len(TAUS), 60)),
+        "targets": (60,),
+    }
+    assert samples["correct"].dtype == torch.uint8
+    for index, point in enumerate(points):
+        assert samples["correct"][index].float().mean().item() == pytest.approx(point["accuracy"])
+        assert samples["loss"][index].mean().item() == pytest.approx(point["loss"], rel=1e-5)
+        assert samples["flops"][index].mean().item() == pytest.approx(point["flops"], rel=1e-6)
+    assert samples["flops"][2].unique().numel() > 1  # images differ
+
+
+def test_a_samples_outcome_is_that_of_the_sample_alone():
+    model, images = make_routed(), labelled(make_split())
+    together = evaluate_routed(model, images, "dynamic_k", [0.3], 16, CPU).samples
+    for i in (0, 17, 59):
+        alone = ImageSplit(
+            images.labels[i : i + 1],
+            images.classes,
+            images.mean,
+            images.std,
+            lambda chosen, i=i: images.decode(chosen + i),
+        )
+        found = evaluate_routed(model, alone, "dynamic_k", [0.3], 1, CPU).samples
+        for name, values in found.items():
+            assert values[..., 0] == pytest.approx(together[name][..., i], rel=1e-4)
+
+
+def test_the_outcome_of_a_block_is_the_sum_over_its_tokens():
+    blocks = make_corpus_split(5)
+    for found in (
+        evaluate_dense(make_language("gpt2"), blocks, 2, CPU),
+        evaluate_routed(make_routed_language("gpt2"), blocks, "top_k", [1], 2, CPU),
+    ):
+        (point,), _, samples = found
+        assert samples["targets"].tolist() == [LENGTH] * 5
+        assert samples["loss"].sum().item() / (5 * LENGTH) == pytest.approx(point["loss"], rel=1e-5)
+        assert samples["correct"].sum().item() / (5 * LENGTH) == pytest.approx(point["accuracy"])
+        assert samples["flops"].tolist() == [[pytest.approx(point["flops"])] * 5]

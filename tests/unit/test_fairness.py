@@ -9,10 +9,9 @@ import pandas as pd
 import pytest
 
 from d2dmoe.config.training import TrainingConfig
-from d2dmoe.fairness import TRIAL_BUDGETS, fairness, tuning, wall_times
+from d2dmoe.fairness import TRIAL_BUDGETS, fairness, quality_at, tuning, wall_times
 from d2dmoe.io.csvfile import write_rows
 from d2dmoe.jobs.record import save_record
-from d2dmoe.tables import quality_at
 
 SAMPLES = 100
 STAGES = [("sparsify", 1.5, 8), ("clustering", 0.0, 1), ("router", 0.25, 4)]  # stage, epochs, batch

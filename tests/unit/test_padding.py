@@ -123,24 +123,28 @@ def test_executed_experts_are_counted_of_tokens_only(rule, value):
             model(**inputs)
     for one, other in zip(padded.values(), alone.values(), strict=True):
         assert one.tokens == sum(LENGTHS)
-        assert vars(one) == vars(other)
+        assert (one.row(), one.tokens) == (other.row(), other.tokens)
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_point_costs_the_mean_of_its_texts_costs_whatever_the_batch(rule):
-    model, rows = make_routed_language("bert"), {}
+    model, rows, samples = make_routed_language("bert"), {}, {}
     for size in (1, 4, 6):
-        rows[size], _ = evaluate_routed(model, TEXTS, rule, values_of(rule), size, CPU)
+        found = evaluate_routed(model, TEXTS, rule, values_of(rule), size, CPU)
+        rows[size], samples[size] = found.points, found.samples["flops"]
     for index, value in enumerate(values_of(rule)):
         set_selection(model, rule, value)
-        total = 0
+        costs = []
         for inputs, _ in ALONE:
             with torch.no_grad(), count_executed(model) as executed:
                 model(**inputs)
             sample = {"input_ids": inputs["input_ids"]}
-            total += model_cost(model, sample).total({n: e.total for n, e in executed.items()})
+            counted = {n: e.total for n, e in executed.items()}
+            costs.append(model_cost(model, sample).total(counted))
         one, *others = (rows[size][index] for size in (1, 4, 6))
-        assert one["flops"] == pytest.approx(total / 6, rel=1e-14)
+        assert one["flops"] == pytest.approx(sum(costs) / 6, rel=1e-14)
+        for size in (1, 4, 6):
+            assert samples[size][index].tolist() == pytest.approx(costs)
         assert one["tokens"] == pytest.approx(sum(LENGTHS) / 6)
         for other in others:
             assert other["flops"] == one["flops"] and other["accuracy"] == one["accuracy"]
@@ -151,7 +155,7 @@ def test_a_point_costs_the_mean_of_its_texts_costs_whatever_the_batch(rule):
 def test_experts_that_padding_runs_move_no_bit_of_a_point(rule):
     """Nothing reads what comes out for padding."""
     model, values = make_routed_language("bert"), values_of(rule)
-    alike = evaluate_routed(model, TEXTS, rule, values, 6, CPU)
+    alike = evaluate_routed(model, TEXTS, rule, values, 6, CPU)[:2]
     real = PADDED[0]["attention_mask"].bool()[..., None]
 
     def hide(_module: nn.Module, _scores: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -159,7 +163,7 @@ def test_experts_that_padding_runs_move_no_bit_of_a_point(rule):
 
     for moe in find(model, MoE).values():
         moe.selection.register_forward_hook(hide)
-    assert evaluate_routed(model, TEXTS, rule, values, 6, CPU) == alike
+    assert evaluate_routed(model, TEXTS, rule, values, 6, CPU)[:2] == alike
 
 
 class Inner(nn.Module):
@@ -274,7 +278,7 @@ def test_encoder_and_decoder_count_their_own_tokens(padded):
 
 def test_a_dense_model_costs_the_mean_of_its_texts_costs_whatever_the_batch():
     model = make_language("bert")
-    one, other = (evaluate_dense(model, TEXTS, size, CPU)[0] for size in (1, 6))
+    one, other = (evaluate_dense(model, TEXTS, size, CPU).points[0] for size in (1, 6))
     each = [model_cost(model, {"input_ids": inputs["input_ids"]}).dense for inputs, _ in ALONE]
     assert one["flops"] == other["flops"] == pytest.approx(sum(each) / 6, rel=1e-14)
     assert cost_on(model, TEXTS, CPU).tokens == one["tokens"] == sum(LENGTHS) / 6

@@ -40,6 +40,7 @@ from d2dmoe.plan.plan import Plan, load_plan, model_uses, routed_uses
 from d2dmoe.plan.variants import rate
 from d2dmoe.router_kinds import ROUTER_KINDS
 from d2dmoe.selection_rules import RULES
+from d2dmoe.significance import statistics
 from d2dmoe.sparsity import PENALTIES
 from d2dmoe.stages import STAGES
 
@@ -167,6 +168,49 @@ def test_the_tradeoff_has_the_points_of_every_variant_and_seed(plan, suite, spli
     assert sum(entry["reference"] for entry in of_one_seed) == 2
 
 
+@pytest.mark.parametrize("suite", SUITES)
+def test_what_became_of_samples_is_kept_of_every_variant_on_validation_and_test(plan, suite):
+    entries, lines = tables.outcomes(plan, suite, "tiny"), plan.lines(suite, "tiny")
+    assert named(entries) == [about(line) for line in lines]
+    for entry, line in zip(entries, lines, strict=True):
+        for split in ("validation", "test"):
+            path = line.evaluation(split).removesuffix(".csv")
+            assert entry[split] == f"{path}.safetensors"
+        assert entry["reference"] == (line.variant in DENSE_VARIANTS)
+    files = tables.outcome_files(plan, suite, "tiny")
+    assert len(files) == 2 * len(entries) and {e["test"] for e in entries} <= {*files}
+
+
+def test_variants_of_one_figure_are_compared_in_the_legends_order(plan):
+    found = tables.pairs(plan, COMPATIBILITY, "tiny")
+    figures = plan.task("tiny").figures_of(COMPATIBILITY)
+    assert figures.pruned == ["sparse", "pruned", "pruned_sparse"]
+    of_one = [("sparse", "pruned"), ("sparse", "pruned_sparse"), ("pruned", "pruned_sparse")]
+    assert set(of_one) <= {*found} and len(found) == len({*found})
+    options = claims.statistics_options(plan, COMPATIBILITY, "tiny")
+    assert options["pairs"] == [list(pair) for pair in found]
+    assert options["bases"] == claims.claim_options(plan, COMPATIBILITY)["tiny"]["bases"]
+    assert yaml.safe_load(yaml.safe_dump(options)) == options
+    assert inspect.signature(statistics).bind(
+        tables.outcomes(plan, COMPATIBILITY, "tiny"), **options
+    )
+
+
+def test_a_suite_without_two_variants_in_a_figure_compares_nothing(raw, root):
+    raw["tasks"]["tiny"]["figures"] = {"tradeoff": ["sparse"]}
+    plan = load_plan(raw, root)
+    assert tables.pairs(plan, MAIN, "tiny") == []
+    assert "comparisons" not in tables.task_tables(plan, MAIN, "tiny")
+
+
+def test_trials_and_nothing_else_are_kept_from_test_samples(plan):
+    shown = {line.folder for suite in SUITES for line in plan.lineages[suite]}
+    tried = {line.folder for _rate, line in plan.trials}
+    assert tried - shown and tried & shown  # the chosen rate's are both
+    assert {Path(folder).name for folder in tried - shown} == {*plan.trial_folders}
+    assert not {Path(folder).name for folder in shown} & {*plan.trial_folders}
+
+
 def test_what_is_measured_of_a_variant_is_how_its_knob_is_measured(plan):
     hows = {line.variant: line.how.name for line in lines_of(plan)}
     assert {hows[x] for x in CONVERTED} == {"evaluate"}
@@ -287,7 +331,8 @@ def test_a_corpus_that_is_streamed_is_too_large_to_count_words_in(raw, root):
 # Targets.
 
 
-TABLES = {"tradeoff", "summary", "layers", "activity", "patch_load", "fairness", "wall_times"}
+OF_SUITES = {"tradeoff", "summary", "comparisons", "layers", "activity"}
+TABLES = OF_SUITES | {"patch_load", "fairness", "wall_times"}
 DRAWN = {  # of tiny.yaml, by suite
     MAIN: {"figure_4", "figure_2a", "figure_2b", "figure_2c", "figure_8a", "figure_8b"}
     | {"figure_9a", "figure_9b"},
@@ -319,7 +364,7 @@ def test_all_makes_the_main_suite_the_list_of_models_and_the_figures_of_all_task
 @pytest.mark.parametrize("suite", SUITES)
 def test_a_suite_makes_its_tables_figures_and_claims(tiny, suite):
     found = tables.suite_results(tiny, suite)
-    names = TABLES if suite == MAIN else {"tradeoff", "summary", "layers", "activity"}
+    names = TABLES if suite == MAIN else OF_SUITES
     expected = tables_and_figures(suite, names | {"claims"})
     expected |= tables_and_figures(suite, names, "tiny")
     assert set(found) == expected and len(found) == len(expected)
@@ -447,7 +492,7 @@ def test_tables_of_suites_lie_apart():
 @pytest.mark.parametrize("suite", SUITES)
 def test_claims_are_decided_by_tables_that_the_suite_makes(plan, suite):
     found = claims.claim_tables(plan, suite)
-    assert {"tradeoff", "layers", "activity"} <= found.keys()
+    assert {"tradeoff", "summary", "comparisons", "layers", "activity"} <= found.keys()
     assert ("patch_load" in found) == (suite == MAIN)
     assert set(found.values()) <= set(tables.suite_results(plan, suite))
     assert found == {name: table_path(suite, name) for name in sorted(found)}
@@ -1002,6 +1047,10 @@ def test_an_edit_of_a_kernel_repeats_just_what_measures_models_and_layers(code, 
         ("compression/distill.py", ("distill",)),
         ("stages/activity.py", ("activity",)),
         ("activity.py", ("activity",)),
+        ("significance.py", ("summary",)),
+        ("profiles.py", ("summary",)),
+        ("bootstrap.py", ("summary", *CLAIMED)),
+        ("curve.py", ("summary", "fairness", "wall_times", "tuning")),
         ("stages/downstream.py", ("boolq",)),
         ("stages/masks.py", ("benchmark_masks",)),
         ("stages/reference.py", ("reference",)),

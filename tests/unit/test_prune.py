@@ -260,7 +260,7 @@ def test_a_pruned_model_goes_through_all_later_stages(parents, name, tmp_path):
     assert spec.parts["prune"] == {"heads": 1, "d_ff": 16}
     stages = ["prune", "projections", "sparsify", "clustering", "router"]
     assert list(spec.parts) == stages
-    points, layers = evaluate_routed(model, SPLITS[name], "dynamic_k", [0.0, 1.0], 4, CPU)
+    points, layers, _ = evaluate_routed(model, SPLITS[name], "dynamic_k", [0.0, 1.0], 4, CPU)
     assert points[0]["flops"] > points[1]["flops"] and len(layers) == 2 * 2 * 5
 
 

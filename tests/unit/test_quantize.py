@@ -275,8 +275,8 @@ def test_evaluation_and_cost_are_as_before(name):
     sample = {k: v[:1] for k, v in batch_of(name).items()}
     plain, model = make(), quantize_weights(name, make())
     assert model_cost(model, sample) == model_cost(plain, sample)
-    points, layers = evaluate_routed(model, SPLITS[name], "dynamic_k", [0.0, 0.6], 4, CPU)
-    expected, _ = evaluate_routed(plain, SPLITS[name], "dynamic_k", [0.0], 4, CPU)
+    points, layers, _ = evaluate_routed(model, SPLITS[name], "dynamic_k", [0.0, 0.6], 4, CPU)
+    expected, *_ = evaluate_routed(plain, SPLITS[name], "dynamic_k", [0.0], 4, CPU)
     assert points[0]["flops"] == expected[0]["flops"] > points[1]["flops"]
     assert points[0]["loss"] == pytest.approx(expected[0]["loss"], rel=0.05)
     assert len(layers) == 4
@@ -285,8 +285,8 @@ def test_evaluation_and_cost_are_as_before(name):
 @pytest.mark.parametrize("name", ["vit", *TINY])
 def test_dense_models_are_evaluated_as_before(name):
     plain, model = make_model(name), quantize_weights(name, make_model(name))
-    (expected,) = evaluate_dense(plain, SPLITS[name], 4, CPU)
-    (point,) = evaluate_dense(model, SPLITS[name], 4, CPU)
+    (expected,) = evaluate_dense(plain, SPLITS[name], 4, CPU).points
+    (point,) = evaluate_dense(model, SPLITS[name], 4, CPU).points
     assert point["flops"] == expected["flops"]
     scales = sum(len(w) for w in weights_of(model).values())
     tied = len(model.lm_head.weight) if name in ("gpt2", "gemma") else 0

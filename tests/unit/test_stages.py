@@ -71,8 +71,8 @@ def chain(request, tmp_path_factory) -> SimpleNamespace:
         cfg = RouterConfig(width=6, **TRAINING)
         save("router", *train_routers(paths["clustering"], cfg, RUN))
         active = activity(paths["sparsify"], "test", 4, RUN)
-        (plain,), none = evaluate_dense(paths["sparsify"], "dense", MEASURE, RUN)
-        points, layers = evaluate(
+        (plain,), none, _ = evaluate_dense(paths["sparsify"], "dense", MEASURE, RUN)
+        points, layers, _ = evaluate(
             paths["router"], "dynamic_k", MEASURE | {"values": [0.0, 1.0]}, RUN
         )
     assert none is None and len(layers) == 2 * len(points)
@@ -108,7 +108,7 @@ def test_training_the_routers_changes_nothing_else(chain):
 def test_with_true_norms_the_cost_is_that_of_the_truly_largest_experts(chain, monkeypatch):
     read_from(SPLITS[chain.name], monkeypatch)
     cfg = MEASURE | {"values": [0.0, 0.4]}
-    points, layers = evaluate_true_norms(chain.paths["router"], "true_norms", cfg, RUN)
+    points, layers, _ = evaluate_true_norms(chain.paths["router"], "true_norms", cfg, RUN)
     assert points[0]["flops"] == chain.points[0]["flops"] and points[0]["knob"] == "true_norms"
     assert points[0]["loss"] == pytest.approx(chain.points[0]["loss"], rel=1e-5)
     model, _ = load_model(chain.paths["router"])
@@ -136,7 +136,7 @@ def test_a_tuned_model_is_better_where_it_was_tuned_and_its_routers_learn_by_the
         losses[weight] = history[-1]["task"]
     cfg = MEASURE | {"values": [tau]}
     before, after = (
-        evaluate(path, "dynamic_k", cfg, RUN)[0][0]["loss"]
+        evaluate(path, "dynamic_k", cfg, RUN).points[0]["loss"]
         for path in (parent, parent.with_name("tuned"))
     )
     assert after < 0.95 * before

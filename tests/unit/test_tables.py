@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from d2dmoe.io.csvfile import write_rows
-from d2dmoe.tables import TRADEOFF_COLUMNS, area, cheapest, gather, quality_at, summary, tradeoff
+from d2dmoe.tables import TRADEOFF_COLUMNS, gather, tradeoff
 
 METRICS = ("accuracy", "loss", "perplexity")
 POINTS = {  # variant, seed: (flops, accuracy, loss) of its operating points
@@ -95,52 +95,3 @@ def test_higher_is_better_in_every_metric_and_the_best_dense_model_is_1(entries,
 def test_cost_is_relative_to_the_dense_model_of_the_same_seed(entries):
     ratios = [row["flops_ratio"] for row in tradeoff(entries, ["loss"])]
     assert ratios == [1, 1, 0.5, 1.1, 1, 1, 0.25]
-
-
-def curve(*points: tuple[float, float], seed: int = 0) -> pd.DataFrame:
-    table = pd.DataFrame(points, columns=["flops_ratio", "relative_value"])
-    return table.assign(task="t", method="m", variant="v", metric="loss", seed=seed)
-
-
-CURVE = curve((0.8, 0.98), (0.4, 0.9), (1.0, 1.0))
-
-
-@pytest.mark.parametrize(
-    ("ratio", "quality"), [(0.4, 0.9), (0.6, 0.94), (0.9, 0.99), (1.0, 1.0), (2.0, 1.0)]
-)
-def test_quality_is_linear_between_points_whatever_their_order(ratio, quality):
-    assert quality_at(CURVE, ratio) == pytest.approx(quality)
-
-
-def test_what_no_point_reaches_is_no_number():
-    assert math.isnan(quality_at(CURVE, 0.39)) and math.isnan(cheapest(CURVE, 1.01))
-    assert [cheapest(CURVE, kept) for kept in (0.9, 0.95, 0.99)] == [0.4, 0.8, 1.0]
-
-
-def test_the_area_of_a_constant_curve_is_its_quality_over_the_budgets_that_it_reaches():
-    assert area(curve((0.0, 0.9), (1.0, 0.9))) == pytest.approx(0.9)
-    assert area(curve((0.5, 0.9))) == pytest.approx(0.45, abs=0.005)
-    assert area(curve((0.5, 0.9), (1.0, 0.95))) > area(curve((0.5, 0.9)))
-
-
-def test_the_summary_has_a_row_of_each_metric():
-    other = CURVE.assign(metric="perplexity", relative_value=CURVE["relative_value"] ** 2)
-    rows = summary(pd.concat([CURVE, other]))
-    assert [row["metric"] for row in rows] == ["loss", "perplexity"]
-    for row, points in zip(rows, (CURVE, other), strict=True):
-        assert row == {**row, "task": "t", "method": "m", "variant": "v", "seeds": 1}
-        assert row["flops_ratio_at_99_mean"] == cheapest(points, 0.99)
-        assert row["quality_at_0.6_mean"] == quality_at(points, 0.6)
-        assert row["area_mean"] == area(points) and math.isnan(row["area_std"])
-
-
-def test_the_summary_is_over_seeds_and_tells_what_only_some_of_them_reach():
-    better = curve((0.4, 0.95), (1.0, 1.0), seed=1)
-    worse = curve((0.5, 0.93), (1.0, 0.97), seed=2)
-    (row,) = summary(pd.concat([CURVE, better, worse]))
-    assert row["seeds"] == 3
-    areas = pd.Series([area(points) for points in (CURVE, better, worse)])
-    assert (row["area_mean"], row["area_std"]) == (areas.mean(), areas.std())
-    assert math.isnan(row["flops_ratio_at_99_mean"])  # `worse` never keeps 99 %
-    assert row["flops_ratio_at_95_mean"] == pytest.approx((0.8 + 0.4 + 1.0) / 3)
-    assert math.isnan(row["quality_at_0.4_mean"]) and math.isnan(row["quality_at_0.4_std"])

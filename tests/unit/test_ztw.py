@@ -75,8 +75,11 @@ def evaluate(path: Path, values: list, batch_size: int = 5) -> list[dict]:
     with pytest.MonkeyPatch.context() as monkeypatch:
         read_from(SPLITS[name], monkeypatch)
         cfg = {"split": "test", "batch_size": batch_size, "values": values}
-        points, layers = evaluate_exits(path, "confidence", cfg, RUN)
+        points, layers, samples = evaluate_exits(path, "confidence", cfg, RUN)
     assert layers is None
+    for point, flops, losses in zip(points, samples["flops"], samples["loss"], strict=True):
+        assert flops.mean().item() == pytest.approx(point["flops"])
+        assert losses.mean().item() == pytest.approx(point["loss"], rel=1e-5)
     return points
 
 
@@ -252,7 +255,7 @@ def test_at_threshold_0_all_leave_at_the_first_exit(trained):
 
 def test_above_1_none_leaves_early_and_the_answers_are_the_dense_models(trained):
     point, (model, _) = trained.points[-1], load_model(trained.dense)
-    (plain,) = evaluate_dense(model, SPLITS[trained.name], 5, CPU)
+    (plain,) = evaluate_dense(model, SPLITS[trained.name], 5, CPU).points
     assert point["accuracy"] == plain["accuracy"]
     assert point["loss"] == pytest.approx(plain["loss"], rel=1e-6)
     assert point["perplexity"] == pytest.approx(plain["perplexity"], rel=1e-5)
@@ -307,7 +310,7 @@ def test_the_model_runs_once_for_all_thresholds(trained, monkeypatch):
 
 
 def test_points_have_the_columns_of_routed_models(trained):
-    (routed,), _ = evaluate_routed(make_routed(), SPLITS["vit"], "top_k", [1], 5, CPU)
+    (routed,), *_ = evaluate_routed(make_routed(), SPLITS["vit"], "top_k", [1], 5, CPU)
     for value, point in zip(THRESHOLDS, trained.points, strict=True):
         assert list(point) == list(routed)
         assert (point["knob"], point["knob_value"]) == ("confidence", value)

@@ -1,4 +1,4 @@
-"""The paper's claims: one record each. Tables decide: supported, contradicted, or not tested."""
+"""The paper's claims: one record each. Tables decide."""
 
 from dataclasses import dataclass
 

@@ -2,21 +2,24 @@
 C5 (what routers predict) and C8 (size of the experts, activation function).
 """
 
-import numpy as np
-
 from d2dmoe.claims.evidence import Evidence
 from d2dmoe.claims.findings import (
-    BUDGETS,
+    NOT_TESTED,
     Finding,
+    above,
+    across,
+    all_of,
     beats,
-    better,
+    falls_short,
     gaps,
-    qualities,
+    resampling,
+    share,
+    shown,
     untested,
-    verdict_of,
 )
 from d2dmoe.methods import METHODS
-from d2dmoe.tables import area
+
+SPARSER = 0.75  # of the denser base's active neurons: more than that is no manipulation of sparsity
 
 
 def baselines(e: Evidence) -> list[Finding]:
@@ -32,17 +35,24 @@ def baselines(e: Evidence) -> list[Finding]:
 
 
 def sparser_bases(e: Evidence) -> list[Finding]:
-    """C3: of bases by their measured sparsity, each converts better than the next denser one."""
+    """C3: of bases by their measured sparsity, each converts better than the next denser one, of
+    those whose active neurons differ by a quarter at least."""
     named = e.roles.get("sparsity_levels") or e.roles.get("base_sparsity", [])
     active = _active(e)
     ordered = sorted((v for v in named if v in active), key=lambda v: -active[v])  # densest first
     if len(ordered) < 2:
         return [untested("needs two sparsity levels")]
-    pairs = zip(ordered, ordered[1:], strict=False)
-    holds = all(better(list(gaps(e, sparser, denser).values())) for denser, sparser in pairs)
-    areas = ", ".join(f"{v}: {e.mean(v, area):.3f} at {active[v]:.0%} active" for v in ordered)
-    measured = f"area under the curve {areas}"
-    return [Finding(measured, verdict_of(holds), qualities(e, ordered, BUDGETS))]
+    shares = ", ".join(f"{v}: {active[v]:.1%} active" for v in ordered)
+    levels = ordered[:1]
+    levels += [v for v in ordered[1:] if active[v] <= SPARSER * active[levels[-1]]]
+    apart = f"compared are bases with at most {SPARSER:.0%} as many active neurons: {shares}"
+    if len(levels) < 2:
+        return [untested(f"sparsity differs too little; {apart}")]
+    pairs = list(zip(levels[1:], levels, strict=False))
+    found = {pair: e.differences(*pair, "quality") for pair in pairs}
+    measured = "; ".join(gaps(*pair, own) for pair, own in found.items())
+    verdict = all_of([across(own.values()) for own in found.values()])
+    return [Finding(measured, verdict, f"comparisons.csv, {resampling(e, levels)}; {apart}")]
 
 
 def router_targets(e: Evidence) -> list[Finding]:
@@ -56,28 +66,37 @@ def router_targets(e: Evidence) -> list[Finding]:
 
 
 def expert_sizes(e: Evidence) -> list[Finding]:
-    """C8: the more experts, the larger the area under the curve; and a ReLU and a GELU base, where
-    both are run, save cost without significant loss."""
+    """C8: the more experts, the better the curve on the costs that it has in common with that of
+    fewer; and a ReLU and a GELU base, where both are run, save cost without significant loss."""
     names, activations = (e.roles.get(key, []) for key in ("expert_sizes", "activations"))
     if len(names) < 2:
         return [untested("needs two expert sizes")]
     sizes = {v: e.layers.loc[e.layers["variant"] == v, "num_experts"].max() for v in names}
     ordered = sorted(names, key=lambda v: sizes[v])  # fewest experts, the largest ones, first
-    areas = [e.mean(v, area) for v in ordered]
-    measured = ", ".join(
-        f"{sizes[v]} experts: {a:.4f}" for v, a in zip(ordered, areas, strict=True)
-    )
-    evidence = "summary.csv, area under the curve"
-    if not activations:
-        return [Finding(measured, verdict_of(areas == sorted(areas)), f"{evidence}; sizes only")]
-    kept = {v: e.saving_cost(v) for v in activations}
-    bases = ", ".join(
-        f"{v}: {'not every seed' if np.isnan(ratio) else f'{ratio:.2f}'}"
-        for v, ratio in kept.items()
-    )
-    works = all(ratio < 1 for ratio in kept.values())  # false where 99 % is never reached
-    measured += f"; of the cost for >= 99 % of dense quality {bases}"
-    return [Finding(measured, verdict_of(areas == sorted(areas) and works), evidence)]
+    texts, verdicts = [], []
+    for larger, smaller in zip(ordered, ordered[1:], strict=False):
+        found = e.differences(smaller, larger, "mean quality")
+        verdicts.append(across(found.values()))
+        text = ", ".join(map(shown, found.values())) or "no costs in common"
+        texts.append(f"{sizes[smaller]} minus {sizes[larger]} experts: {text}")
+    evidence = f"comparisons.csv, {resampling(e, ordered)}; over the costs that both have"
+    for base in activations:
+        text, verdict = _saves(e, base)
+        texts.append(text)
+        verdicts.append(verdict)
+    note = "" if activations else "; sizes only"
+    return [Finding("; ".join(texts), all_of(verdicts), f"{evidence}{note}")]
+
+
+def _saves(e: Evidence, variant: str) -> tuple[str, str]:
+    """Whether a variant saves cost at all without significant loss."""
+    cost, kept = e.cost(variant), e.kept(variant)
+    if kept is None:
+        return f"{variant}: not measured", NOT_TESTED
+    if cost is None:
+        text, verdict = falls_short(kept)
+        return f"{variant}: {text}", verdict
+    return f"{variant}: {share(cost)} of the cost for 99 % of dense quality", above(-cost, -1.0)
 
 
 def _count(number: int) -> str:

@@ -1,18 +1,20 @@
 """What a claim is decided by: the tables of one task, and which variants play which part."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from d2dmoe.bootstrap import Estimate
 from d2dmoe.lookup import look_up
 from d2dmoe.methods import METHODS
-from d2dmoe.tables import cheapest, quality_at
+from d2dmoe.tables import ENDS
 
 KEPT = 0.99  # of the dense quality: no significant loss
-BY_LAYER = ("activity", "layers")  # tables of methods that have experts
+EMPTY = ["task", "metric", "variant", "rival", "measure"]
+MAY_LACK = ("activity", "layers", "comparisons")  # where no method has experts, or none a rival
 
 
 @dataclass(frozen=True)
@@ -21,6 +23,8 @@ class Evidence:
 
     task: str
     tradeoff: pd.DataFrame  # of the task's main metric
+    summary: pd.DataFrame  # this too
+    comparisons: pd.DataFrame  # and this
     activity: pd.DataFrame
     layers: pd.DataFrame
     patch_load: pd.DataFrame
@@ -34,18 +38,33 @@ class Evidence:
         """A variant's operating points, all seeds."""
         return self.tradeoff[self.tradeoff["variant"] == variant]
 
-    def mean(self, variant: str, measure: Callable[[pd.DataFrame], float]) -> float:
-        """Mean over seeds of a measure of the variant's curve."""
-        return float(np.mean([measure(p) for _, p in self.points(variant).groupby("seed")]))
+    def seeds(self, variants: Sequence[str]) -> int:
+        """How many seeds all of these variants have."""
+        return len(set.intersection(*({*self.points(v)["seed"]} for v in variants)))
 
-    def quality(self, variant: str, ratio: float) -> float:
-        """Mean over seeds of the relative quality at a budget."""
-        return self.mean(variant, lambda points: quality_at(points, ratio))
+    def cost(self, variant: str) -> Estimate | None:
+        """Share of the dense FLOPs without significant loss; None where not every seed has one."""
+        return self._summarised(variant, "flops_ratio_at_99")
 
-    def saving_cost(self, variant: str) -> float:
-        """Mean over seeds of the cheapest `flops_ratio` without significant loss; NaN if some seed
-        has none."""
-        return self.mean(variant, lambda points: cheapest(points, KEPT))
+    def kept(self, variant: str) -> Estimate | None:
+        """The quality that test samples keep at that cost; of a seed without one, the best."""
+        return self._summarised(variant, "quality_at_99")
+
+    def _summarised(self, variant: str, measure: str) -> Estimate | None:
+        rows = self.summary[self.summary["variant"] == variant]
+        return None if rows.empty else _estimate(*rows.iloc[0][[f"{measure}{e}" for e in ENDS]])
+
+    def differences(self, ours: str, rival: str, measure: str) -> dict[float, Estimate]:
+        """Ours minus the rival's, where both have a number: by the budget, or share, of each."""
+        rows = self.comparisons[self.comparisons["measure"] == measure]
+        found = {}
+        for one, other, flipped in ((ours, rival, False), (rival, ours, True)):
+            own = rows[(rows["variant"] == one) & (rows["rival"] == other)]
+            for row in own.itertuples():
+                difference = _estimate(row.difference, row.low, row.high)
+                if difference is not None:
+                    found[float(row.at)] = -difference if flipped else difference
+        return found
 
     def knob(self, variant: str) -> str:
         """What a variant's operating points differ in."""
@@ -84,6 +103,17 @@ class Evidence:
         return float(fit[-1])
 
 
+def _estimate(value: float, low: float, high: float) -> Estimate | None:
+    """None where there is no number; an end that is none is infinite."""
+    if np.isnan(value):
+        return None
+    return Estimate(
+        float(value),
+        -np.inf if np.isnan(low) else float(low),
+        np.inf if np.isnan(high) else float(high),
+    )
+
+
 def evidence_of(
     task: str,
     tables: dict[str, pd.DataFrame],
@@ -98,7 +128,8 @@ def evidence_of(
 
     Args:
         task: its name.
-        tables: tradeoff and, as far as there are any, activity, layers and patch_load; all tasks'.
+        tables: tradeoff, summary and, as far as there are any, comparisons, activity, layers and
+            patch_load; all tasks'.
         figures: the task's `figures` options, which name the variants of each comparison.
         metric: the task's main metric.
         projections: variants that convert attention projections too.
@@ -108,9 +139,10 @@ def evidence_of(
             task.
         judged: whether claims are judged on the task: they are of the paper's experiments.
     """
-    tables = {name: pd.DataFrame(columns=["task", "variant"]) for name in BY_LAYER} | tables
+    tables = {name: pd.DataFrame(columns=EMPTY) for name in MAY_LACK} | tables
     own = {name: table[table["task"] == task] for name, table in tables.items()}
-    own["tradeoff"] = own["tradeoff"][own["tradeoff"]["metric"] == metric]
+    for name in ("tradeoff", "summary", "comparisons"):
+        own[name] = own[name][own[name]["metric"] == metric]
     roles = {key: value for key, value in figures.items() if isinstance(value, list)}
     if not (figures.get("load_maps") or {}).get("foreground"):
         own["patch_load"] = pd.DataFrame()

@@ -1,16 +1,14 @@
 """What testing a claim gives, and when one curve of quality over cost is better than another."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
-import numpy as np
+from d2dmoe.bootstrap import Estimate
+from d2dmoe.claims.evidence import KEPT, Evidence
 
-from d2dmoe.claims.evidence import Evidence
-from d2dmoe.tables import BUDGETS
-
-SUPPORTED, CONTRADICTED, NOT_TESTED = "supported", "contradicted", "not tested"
+SUPPORTED, CONTRADICTED = "supported", "contradicted"
+UNDECIDED, NOT_TESTED = "undecided", "not tested"
 UNMEASURED = "-"
-TIE = 0.001  # of the dense quality: smaller differences are no differences
 
 
 class Finding(NamedTuple):
@@ -23,8 +21,28 @@ class Finding(NamedTuple):
 
 
 def verdict_of(holds: bool) -> str:
-    """The verdict of a test that was made."""
+    """The verdict of a test that leaves nothing to chance."""
     return SUPPORTED if holds else CONTRADICTED
+
+
+def above(found: Estimate, margin: float = 0.0) -> str:
+    """The verdict on a number that is to exceed a margin: undecided while its interval holds it."""
+    if found.low > margin:
+        return SUPPORTED
+    return CONTRADICTED if found.high < margin else UNDECIDED
+
+
+def across(found: Collection[Estimate]) -> str:
+    """The verdict on differences at several budgets: above 0 somewhere and below 0 nowhere."""
+    verdicts = {above(difference) for difference in found}
+    order = (CONTRADICTED, SUPPORTED, UNDECIDED)
+    return next((verdict for verdict in order if verdict in verdicts), NOT_TESTED)
+
+
+def all_of(verdicts: Collection[str]) -> str:
+    """The verdict on a claim all of whose parts are to hold."""
+    order = (CONTRADICTED, UNDECIDED, NOT_TESTED)
+    return next((verdict for verdict in order if verdict in verdicts), SUPPORTED)
 
 
 def untested(why: str, part: str = "") -> Finding:
@@ -33,66 +51,52 @@ def untested(why: str, part: str = "") -> Finding:
 
 
 def beats(e: Evidence, ours: str, rivals: Sequence[str], note: str) -> Finding:
-    """Whether a variant's curve is better than every rival's; see `better` and `gaps`.
-
-    A rival that is not beaten contradicts. Where none does, but one cannot be compared, nothing is
-    decided.
-    """
-    found = {rival: gaps(e, ours, rival) for rival in rivals}
+    """Whether a variant's curve is better than every rival's; see `across`."""
+    found = {rival: e.differences(ours, rival, "quality") for rival in rivals}
     if not any(found.values()):
         return untested(f"{ours} has no cost in common with {', '.join(rivals)}")
-    measured = "; ".join(_differences(ours, rival, own) for rival, own in found.items())
-    lost = any(own and not better(list(own.values())) for own in found.values())
-    verdict = verdict_of(not lost) if lost or all(found.values()) else NOT_TESTED
-    curves = [qualities(e, [ours, *rivals], BUDGETS)]
-    curves += [
-        qualities(e, [ours, rival], list(own))
-        for rival, own in found.items()
-        if not set(own) <= set(BUDGETS)
-    ]
-    return Finding(measured, verdict, "; ".join([*curves, note]))
+    measured = "; ".join(gaps(ours, rival, own) for rival, own in found.items())
+    verdict = all_of([across(own.values()) for own in found.values()])
+    compared = [ours, *(rival for rival, own in found.items() if own)]
+    return Finding(measured, verdict, f"comparisons.csv, {resampling(e, compared)}; {note}")
 
 
-def gaps(e: Evidence, ours: str, theirs: str) -> dict[float, float]:
-    """Differences of the mean quality over seeds, ours minus theirs, by the budget.
-
-    Budgets are the `BUDGETS` that every seed of both can meet. Where there is none (a rival with a
-    few dear operating points), they are four equally spaced costs that the rival chose itself, from
-    its cheapest to its dearest, as far as ours can meet them. Empty if it can meet none.
-    """
-    return _at(e, ours, theirs, BUDGETS) or _at(e, ours, theirs, _own_budgets(e, theirs))
+def not_below(found: Estimate, margin: float) -> str:
+    """The verdict on a number that is not to fall below a margin: supported but where it does."""
+    return CONTRADICTED if found.high < margin else SUPPORTED
 
 
-def better(differences: Sequence[float]) -> bool:
-    """Above somewhere and, but for ties, below nowhere."""
-    return max(differences, default=0) > TIE and min(differences) >= -TIE
+def falls_short(kept: Estimate, whose: str = "dense") -> tuple[str, str]:
+    """What is said where not every seed keeps 99 %, and the verdict, by the most that they keep."""
+    text = f"not every seed keeps 99 % of {whose} quality: {share(kept)} at best"
+    return text, CONTRADICTED if kept.high < KEPT else UNDECIDED
 
 
-def qualities(e: Evidence, variants: Sequence[str], budgets: Sequence[float]) -> str:
-    """The variants' mean quality over seeds at some budgets, in words; nan: cannot be met."""
-    curves = (f"{v}: " + " ".join(f"{e.quality(v, b):.4f}" for b in budgets) for v in variants)
-    return f"quality at {_list(budgets)} of the cost: {'; '.join(curves)}"
-
-
-def _at(e: Evidence, ours: str, theirs: str, budgets: Sequence[float]) -> dict[float, float]:
-    found = {b: e.quality(ours, b) - e.quality(theirs, b) for b in budgets}
-    return {b: gap for b, gap in found.items() if not np.isnan(gap)}
-
-
-def _own_budgets(e: Evidence, variant: str) -> list[float]:
-    """Costs from a variant's cheapest point, which every seed can pay for, to its dearest."""
-    costs = e.points(variant).groupby("seed")["flops_ratio"].agg(["min", "max"])
-    low = float(costs["min"].max())
-    return list(np.linspace(low, max(low, float(costs["max"].mean())), len(BUDGETS)))
-
-
-def _differences(ours: str, theirs: str, found: dict[float, float]) -> str:
+def gaps(ours: str, rival: str, found: dict[float, Estimate]) -> str:
+    """Differences of the quality at budgets, in words."""
     if not found:
-        return f"{ours} minus {theirs}: no cost in common"
-    low, high = min(found.values()), max(found.values())
-    text = f"{ours} minus {theirs}: {low:+.2%} to {high:+.2%} of dense quality"
-    return text if list(found) == BUDGETS else f"{text}, at {_list(found)} of the cost only"
+        return f"{ours} minus {rival}: no cost in common"
+    differences = ", ".join(shown(difference) for difference in found.values())
+    return f"{ours} minus {rival} at {_list(found)} of the cost: {differences} of dense quality"
+
+
+def shown(found: Estimate) -> str:
+    """A difference with its interval."""
+    return f"{found.value:+.2%} [{found.low:+.2%}, {found.high:+.2%}]"
+
+
+def share(found: Estimate) -> str:
+    """A share with its interval."""
+    return f"{found.value:.1%} [{found.low:.1%}, {found.high:.1%}]"
+
+
+def resampling(e: Evidence, variants: Sequence[str]) -> str:
+    """What the intervals are of: the seeds that all of these variants have."""
+    seeds = e.seeds(variants)
+    drawn = f"{seeds} seeds and all test samples" if seeds > 1 else "all test samples of one seed"
+    note = "" if seeds > 1 else "; seeds are not resampled, so other seeds may decide otherwise"
+    return f"95 % by a paired bootstrap over {drawn}{note}"
 
 
 def _list(budgets: Iterable[float]) -> str:
-    return " ".join(f"{b:.3g}" for b in dict.fromkeys(budgets))
+    return " ".join(f"{b:.3g}" for b in budgets)

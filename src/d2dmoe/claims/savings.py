@@ -3,32 +3,58 @@ C10 (compressed models).
 """
 
 import numpy as np
-import pandas as pd
 
+from d2dmoe.bootstrap import Estimate
 from d2dmoe.claims.evidence import KEPT, Evidence
-from d2dmoe.claims.findings import NOT_TESTED, Finding, beats, untested, verdict_of
-from d2dmoe.tables import cheapest
+from d2dmoe.claims.findings import (
+    NOT_TESTED,
+    Finding,
+    above,
+    all_of,
+    beats,
+    falls_short,
+    not_below,
+    resampling,
+    share,
+    shown,
+    untested,
+)
 
 PAPER_SAVES = 0.6  # of the dense cost
 STILL_SAVES = 0.1  # of a compressed model's cost: what counts as a saving on top
+CHOSEN = "where validation samples keep 99 %"
 
 
 def inference_cost(e: Evidence) -> list[Finding]:
     """C1: the cheapest D2DMoE of the cost–quality figure, with or without attention projections."""
-    ours = e.of_role("tradeoff", "ours")
+    ours = [v for v in e.of_role("tradeoff", "ours") if e.kept(v)]
     if not ours:
         return [untested("no D2DMoE variant among the figure's")]
-    costs = {v: e.saving_cost(v) for v in ours}
-    best = min(ours, key=lambda v: np.nan_to_num(costs[v], nan=np.inf))
-    saved, reach = 1 - costs[best], 1 - min(e.floor(v) for v in ours)
-    measured = f"{saved:.1%} of the FLOPs saved at >= 99 % of dense quality"
-    if np.isnan(saved):
-        measured = "not every seed keeps 99 % of dense quality"
+    best = min(ours, key=lambda v: _order(e.cost(v), e.kept(v)))
+    measured, verdict = _saved(e, best)
     evidence = f"summary.csv, {best}" + (f", the best of {', '.join(ours)}" if ours[1:] else "")
+    evidence += f"; {resampling(e, [best])}"
+    reach = 1 - min(e.floor(v) for v in ours)
     if reach < PAPER_SAVES:
         reason = f"with no expert at all {reach:.1%} would be saved: the rest is not converted"
         return [Finding(measured, NOT_TESTED, f"{evidence}; {reason}")]
-    return [Finding(measured, verdict_of(saved >= PAPER_SAVES), evidence)]
+    return [Finding(measured, verdict, evidence)]
+
+
+def _order(cost: Estimate | None, kept: Estimate | None) -> tuple[float, float]:
+    """The cheapest first; of those without a cost the one that keeps most."""
+    return np.inf if cost is None else cost.value, 0.0 if kept is None else -kept.value
+
+
+def _saved(e: Evidence, variant: str) -> tuple[str, str]:
+    """What a variant saves, in words, and the verdict on the paper's share."""
+    cost, kept = e.cost(variant), e.kept(variant)
+    assert kept is not None
+    if cost is None:
+        return falls_short(kept)
+    saved = Estimate(1 - cost.value, 1 - cost.high, 1 - cost.low)
+    text = f"{share(saved)} of the FLOPs saved {CHOSEN}; test samples keep {share(kept)}"
+    return text, all_of([above(saved, PAPER_SAVES), not_below(kept, KEPT)])
 
 
 def attention_projections(e: Evidence) -> list[Finding]:
@@ -39,13 +65,12 @@ def attention_projections(e: Evidence) -> list[Finding]:
     if pair is None:
         return [untested("needs D2DMoE with attention projections and without")]
     without, converted = pair
-    costs = {v: e.saving_cost(v) for v in (converted, without)}
-    if np.isnan(list(costs.values())).any():
+    difference = e.differences(converted, without, "cost").get(KEPT)
+    if difference is None:
         note = "not every seed of both keeps 99 % of dense quality"
         return [beats(e, converted, [without], note)]
-    texts = (f"{v}: {1 - cost:.1%}" for v, cost in costs.items())
-    measured = f"of the FLOPs saved at >= 99 % of dense quality {', '.join(texts)}"
-    return [Finding(measured, verdict_of(costs[converted] < costs[without]), "summary.csv")]
+    measured = f"{converted} minus {without}: {shown(difference)} of the dense FLOPs {CHOSEN}"
+    return [Finding(measured, above(-difference), f"comparisons.csv, {resampling(e, pair)}")]
 
 
 def _pair(e: Evidence, figure: str) -> tuple[str, str] | None:
@@ -70,19 +95,18 @@ def compressed_models(e: Evidence) -> list[Finding]:
 
 def _compressed(e: Evidence, base: str) -> Finding:
     converted, references = e.bases[base]["converted"], e.bases[base]["references"]
-    if e.points(base).empty or e.points(converted).empty:
+    kept = e.differences(converted, base, "kept").get(KEPT)
+    saved = e.differences(converted, base, "saved").get(KEPT)
+    if kept is None:
         return untested(f"needs operating points of {base} and {converted}", base)
+    kept = Estimate(*(KEPT + np.array(kept)).tolist())
     rivals = list(dict.fromkeys([base, *references]))
-    quality = pd.concat([e.points(v) for v in rivals]).groupby("seed")["relative_value"].max()
-    cost = e.points(base).groupby("seed")["flops_ratio"].min()
-    points = e.points(converted)
-    points = points.assign(
-        relative_value=points["relative_value"] / points["seed"].map(quality),
-        flops_ratio=points["flops_ratio"] / points["seed"].map(cost),
+    evidence = (
+        f"{converted} against the better of {', '.join(rivals)}; {resampling(e, [converted])}"
     )
-    ratio = float(np.mean([cheapest(own, KEPT) for _, own in points.groupby("seed")]))
-    measured = f"{1 - ratio:.1%} of the model's FLOPs saved at >= 99 % of its quality"
-    if np.isnan(ratio):
-        measured = "not every seed keeps 99 % of the model's quality"
-    evidence = f"tradeoff.csv, {converted} against the better of {', '.join(rivals)}"
-    return Finding(measured, verdict_of(1 - ratio >= STILL_SAVES), evidence, base)
+    if saved is None:
+        return Finding(*falls_short(kept, "the model's"), evidence, base)
+    measured = f"{share(saved)} of the model's FLOPs saved {CHOSEN} of its quality; "
+    measured += f"test samples keep {share(kept)}"
+    verdict = all_of([above(saved, STILL_SAVES), not_below(kept, KEPT)])
+    return Finding(measured, verdict, evidence, base)

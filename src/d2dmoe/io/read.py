@@ -1,6 +1,7 @@
 """What tables and figures are made of, by the ending of its file."""
 
 import json
+import re
 from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,13 @@ from d2dmoe.lookup import look_up
 
 TEXTS = (  # columns that hold texts, whatever these look like: a variant may be called nan, or 1
     *("task", "model", "dataset", "method", "variant", "knob", "metric", "role", "stages"),
+    *("rival", "measure", "verdict"),
     *("rates_tried", "device", "torch", "triton", "dtype", "activation", "mask", "backend"),
 )
 POSITIVE = ("flops", "flops_ratio", "params", "num_experts", "d_ff", "tokens", "median_ms")
-MAY_BE_EMPTY = ("knob_value",)  # of a model with one operating point
+MAY_BE_EMPTY = ("knob_value", "difference", "low", "high")
+"""A model may have one operating point, no two curves a common cost, and an interval no end."""
+ESTIMATE = re.compile(r"(flops_ratio|quality)_at_\d.*")  # so may what not every seed reaches
 REMEDY = "Delete it and run the same command again: the step that makes it is then repeated."
 
 
@@ -58,7 +62,8 @@ def _check(path: Path, name: str, column: pd.Series) -> None:
     wrong = column.isna()
     if name not in TEXTS:
         numbers = pd.to_numeric(column, errors="coerce").astype(float)
-        wrong = ~np.isfinite(numbers) & ~(wrong & (name in MAY_BE_EMPTY))
+        may_be_empty = name in MAY_BE_EMPTY or ESTIMATE.fullmatch(name) is not None
+        wrong = ~np.isfinite(numbers) & ~(wrong & may_be_empty)
         wrong |= (numbers <= 0) & (name in POSITIVE)
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])

@@ -11,8 +11,7 @@ from d2dmoe.selection_rules import RULES, Rule
 class Evaluation:
     """How all operating points of a model are measured, by a rule of the evaluation's name.
 
-    measure: (model's path, knob, its values, options, run) -> rows of operating points, and rows of
-        layers or None.
+    measure: (model's path, knob, options, run) -> `evaluation.Measured`.
     """
 
     name: str

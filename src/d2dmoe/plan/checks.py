@@ -40,7 +40,8 @@ def rule_names() -> set[str]:
     """Names of the workflow's rules and targets; a task is a target beside them."""
     figures = {*FIGURES, "figure_5", "figure_11", WALL_CLOCK.name}
     drawn = (f"draw_{figure}{end}" for figure in figures for end in ("", "_all_tasks"))
-    return {*OTHER_RULES, *SUITES, *STAGES, *EVALUATIONS, *figures, *drawn}
+    trials = (f"{how}_trial" for how in EVALUATIONS)
+    return {*OTHER_RULES, *SUITES, *STAGES, *EVALUATIONS, *trials, *figures, *drawn}
 
 
 def check(config: Config, root: Path) -> None:

@@ -8,15 +8,24 @@ from d2dmoe.methods import METHODS
 from d2dmoe.plan.figures import table_path
 from d2dmoe.plan.folders import plain
 from d2dmoe.plan.plan import Plan
-from d2dmoe.plan.tables import task_tables
+from d2dmoe.plan.tables import pairs, task_tables
 from d2dmoe.plan.variants import bases_of, has_experts, variants_of
 
 
 def claim_tables(plan: Plan, suite: Suite) -> dict[str, str]:
     """The tables by their names."""
     names = {name for task in plan.tasks_of(suite) for name in task_tables(plan, suite, task)}
-    names -= {"summary", "reference", "fairness", "wall_times"}
+    names -= {"reference", "fairness", "wall_times"}
     return {name: table_path(suite, name) for name in sorted(names)}
+
+
+def statistics_options(plan: Plan, suite: Suite, task: str) -> dict[str, Any]:
+    """What is compared by the outcomes of samples; see `significance.statistics`."""
+    return {
+        "metric": plan.task(task).data.metrics[0],
+        "pairs": [list(pair) for pair in pairs(plan, suite, task)],
+        "bases": _compressed_bases(plan, suite, task),
+    }
 
 
 def claim_options(plan: Plan, suite: Suite) -> dict[str, dict[str, Any]]:

@@ -52,6 +52,10 @@ class Step:
         """Path of the table of operating points on the `validation` or `test` split."""
         return f"{self.folder}/evaluate/{split}/{knob}.csv"
 
+    def outcomes(self, split: str, knob: str) -> str:
+        """Path of what became of each sample at those operating points."""
+        return f"{self.folder}/evaluate/{split}/{knob}.safetensors"
+
     def layers(self, split: str, knob: str) -> str:
         """Path of the table of layers at those operating points."""
         return f"{self.folder}/evaluate/{split}/{knob}_layers.csv"
@@ -90,6 +94,10 @@ class Lineage:
     def evaluation(self, split: str) -> str:
         """Path of the table of its operating points on a split."""
         return self.last.evaluation(split, self.knob)
+
+    def outcomes(self, split: str) -> str:
+        """Path of what became of each sample at its operating points."""
+        return self.last.outcomes(split, self.knob)
 
     def layers(self, split: str) -> str:
         """Path of the table of layers at its operating points."""

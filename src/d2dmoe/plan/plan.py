@@ -43,6 +43,13 @@ class Plan:
         return list(trials(self.config))
 
     @cached_property
+    def trial_folders(self) -> list[str]:
+        """Names of the folders of models that are trials of learning rates and nothing else: test
+        samples do not measure them."""
+        shown = {_name(line.folder) for lines in self.lineages.values() for line in lines}
+        return sorted({_name(line.folder) for _rate, line in self.trials} - shown)
+
+    @cached_property
     def steps(self) -> dict[str, Step]:
         """All stages of all lineages, by their folders."""
         return all_steps(self.config)
@@ -134,6 +141,11 @@ class Plan:
         """Digest of what decides the claims; methods' records say which of them are compared."""
         tests = [Use(claim, ("test",)) for claim in CLAIMS.values()]
         return self.code("claims", [*tests, *map(Use, METHODS.values())])
+
+
+def _name(folder: str) -> str:
+    """A folder's own name."""
+    return folder.rpartition("/")[2]
 
 
 def model_uses(step: Step) -> list[Use]:

@@ -1,6 +1,7 @@
 """Which files each table is gathered from, and which tables and figures a target is made of."""
 
 from collections.abc import Iterator
+from itertools import combinations
 from typing import Any
 
 from d2dmoe.config.task import SUITES, Suite
@@ -8,12 +9,13 @@ from d2dmoe.config.variant import DENSE_VARIANTS
 from d2dmoe.figures import FIGURES
 from d2dmoe.plan.figures import folder_of, table_path, task_figures
 from d2dmoe.plan.lineage import Lineage, Step
-from d2dmoe.plan.plan import Plan
+from d2dmoe.plan.plan import SPLITS, Plan
 from d2dmoe.plan.variants import rate
 from d2dmoe.selection_rules import RULES
 
 MAIN = SUITES[0]
 ENDINGS = ("png", "pdf")
+EVALUATED = SPLITS[1:]  # that every variant is measured on
 Entry = dict[str, Any]  # the path of a table, and what its rows belong to
 
 
@@ -30,6 +32,28 @@ def _points(plan: Plan, line: Lineage, split: str) -> Entry:
     about: Entry = {"model": cfg.model.name, "dataset": cfg.data.source.partition(":")[2]}
     about["reference"] = line.variant in DENSE_VARIANTS
     return {"path": line.evaluation(split)} | about | line.labels
+
+
+def outcomes(plan: Plan, suite: Suite, task: str) -> list[Entry]:
+    """What became of each sample, of all operating points."""
+    return [
+        {split: line.outcomes(split) for split in EVALUATED}
+        | {"reference": line.variant in DENSE_VARIANTS}
+        | line.labels
+        for line in plan.lines(suite, task)
+    ]
+
+
+def outcome_files(plan: Plan, suite: Suite, task: str) -> list[str]:
+    """Their files."""
+    return [entry[split] for entry in outcomes(plan, suite, task) for split in EVALUATED]
+
+
+def pairs(plan: Plan, suite: Suite, task: str) -> list[tuple[str, str]]:
+    """The variants that are compared: each with those after it in a figure's legend."""
+    drawn = plan.task(task).figures_of(suite).of_figures().values()
+    lists = (names for names in drawn if isinstance(names, list))
+    return list(dict.fromkeys(pair for names in lists for pair in combinations(names, 2)))
 
 
 def dense_points(plan: Plan, suite: Suite, task: str) -> list[Entry]:
@@ -116,6 +140,8 @@ def task_tables(plan: Plan, suite: Suite, task: str) -> list[str]:
     """Names of a task's tables."""
     cfg = plan.task(task)
     names = ["tradeoff", "summary"]
+    if pairs(plan, suite, task):
+        names.append("comparisons")
     if conversions(plan, suite, task):
         names += ["layers", "activity"]
     if cfg.figures_of(suite).load_maps:

@@ -17,7 +17,7 @@ from d2dmoe.api.task_loss import logits_of
 from d2dmoe.checkpoint import load_model
 from d2dmoe.data.splits import Split, open_split
 from d2dmoe.errors import UserError
-from d2dmoe.evaluation import MeasureOptions, evaluate_points
+from d2dmoe.evaluation import Measured, MeasureOptions, evaluate_points
 from d2dmoe.jobs.progress import logger
 from d2dmoe.jobs.run import Run
 from d2dmoe.moe import set_operating_point
@@ -53,11 +53,8 @@ def calibrate_on(
     return calibrate(model, batches, loss=split_loss, **asked)
 
 
-def evaluate_budgets(
-    model_path: Path, knob: str, cfg: MeasureOptions, run: Run
-) -> tuple[list[dict], list[dict]]:
-    """Rows of operating points and of layers, one for each budget, as of
-    `evaluation.evaluate_routed`.
+def evaluate_budgets(model_path: Path, knob: str, cfg: MeasureOptions, run: Run) -> Measured:
+    """The operating points, one for each budget, as of `evaluation.evaluate_routed`.
 
     A point's row has the chosen τ too, of all layers or, parted by spaces, of each. Budgets that no
     τ meets are left out, which the log says.
@@ -74,10 +71,11 @@ def evaluate_budgets(
         set_operating_point(model, "dynamic_k", found[budget].values)
 
     samples = open_split(run.data, cfg["split"])
-    points, layers = evaluate_points(
+    measured = evaluate_points(
         model, samples, knob, list(found), choose, *how, log_every_s=run.log_every_s
     )
-    return [p | {"tau": _tau(found[p["knob_value"]])} for p in points], layers
+    points = [p | {"tau": _tau(found[p["knob_value"]])} for p in measured.points]
+    return measured._replace(points=points)
 
 
 def _calibrations(

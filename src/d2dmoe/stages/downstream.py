@@ -55,8 +55,8 @@ def boolq(
     split = open_split(run.data, "validation")
 
     def measure(value: float) -> float:
-        measured, _ = evaluate_routed(model, split, knob, [value], cfg["batch_size"], run.device)
-        return measured[0]["flops"] / dense_flops
+        found = evaluate_routed(model, split, knob, [value], cfg["batch_size"], run.device)
+        return found.points[0]["flops"] / dense_flops
 
     @cache  # budgets may share an operating point
     def ask(point: Point | None) -> dict[str, float]:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from d2dmoe.checkpoint import load_model
 from d2dmoe.data.splits import ImageSplit, open_split
-from d2dmoe.evaluation import MeasureOptions, evaluate_points, evaluate_routed
+from d2dmoe.evaluation import Measured, MeasureOptions, evaluate_points, evaluate_routed
 from d2dmoe.evaluation import evaluate_dense as measure_dense
 from d2dmoe.jobs.run import Run
 from d2dmoe.moe import MoE, set_selection, watch_selections
@@ -22,9 +22,7 @@ FOREGROUND = 25  # of 255; a darker pixel is background
 MEASURED = 500  # images whose patches are tabulated; of these the first few are drawn
 
 
-def evaluate_dense(
-    model_path: Path, _knob: str, cfg: MeasureOptions, run: Run
-) -> tuple[list[dict], None]:
+def evaluate_dense(model_path: Path, _knob: str, cfg: MeasureOptions, run: Run) -> Measured:
     """The one operating point of a saved model without routers; see `evaluation.evaluate_dense`.
 
     Raises:
@@ -32,13 +30,11 @@ def evaluate_dense(
     """
     model, _spec = load_model(model_path)
     samples = open_split(run.data, cfg["split"])
-    return measure_dense(model.to(run.device), samples, cfg["batch_size"], run.device), None
+    return measure_dense(model.to(run.device), samples, cfg["batch_size"], run.device)
 
 
-def evaluate(
-    model_path: Path, rule: str, cfg: MeasureOptions, run: Run
-) -> tuple[list[dict], list[dict]]:
-    """Rows of operating points and of layers of a saved model; see `evaluation.evaluate_routed`.
+def evaluate(model_path: Path, rule: str, cfg: MeasureOptions, run: Run) -> Measured:
+    """The operating points of a saved model; see `evaluation.evaluate_routed`.
 
     Raises:
         UserError: model or data are not in order.
@@ -50,9 +46,7 @@ def evaluate(
     return evaluate_routed(model, samples, rule, cfg["values"], device=run.device, **how)
 
 
-def evaluate_true_norms(
-    model_path: Path, knob: str, cfg: MeasureOptions, run: Run
-) -> tuple[list[dict], list[dict]]:
+def evaluate_true_norms(model_path: Path, knob: str, cfg: MeasureOptions, run: Run) -> Measured:
     """As `evaluate` with dynamic-k, but each router's scores are the true norms of its experts'
     outputs. It costs as much as before: so good could a router of this size be at best.
 

@@ -6,19 +6,18 @@ import torch
 
 from d2dmoe.checkpoint import load_model
 from d2dmoe.data.splits import open_split
-from d2dmoe.evaluation import MeasureOptions, cost_on
+from d2dmoe.evaluation import Measured, MeasureOptions, cost_on, per_sample
 from d2dmoe.ffn import FFN
 from d2dmoe.jobs.run import Run
-from d2dmoe.quality import count_parameters, quality
+from d2dmoe.quality import count_parameters, joined
+from d2dmoe.quality import outcomes as of_batches
 from d2dmoe.surgery import find
 
 
-def evaluate_toy(
-    model_path: Path, knob: str, cfg: MeasureOptions, run: Run
-) -> tuple[list[dict], None]:
-    """Rows of operating points: the shares of the hidden neurons that are removed."""
+def evaluate_toy(model_path: Path, knob: str, cfg: MeasureOptions, run: Run) -> Measured:
+    """The operating points: the shares of the hidden neurons that are removed."""
     samples = open_split(run.data, cfg["split"])
-    points = []
+    points, found = [], []
     for share in cfg["values"]:
         model, _spec = load_model(model_path)
         model.to(run.device)
@@ -27,11 +26,11 @@ def evaluate_toy(
             _silence(ffn, share)
         left = {name: layer.tokens * (1 - share) for name, layer in cost.layers.items()}
         counted = {"flops": cost.total(left), "params": count_parameters(model)}
-        metrics = quality(model, samples, cfg["batch_size"], run.device)
-        points.append(
-            {"knob": knob, "knob_value": share, "tokens": cost.tokens} | counted | metrics
-        )
-    return points, None
+        outcomes = joined([*of_batches(model, samples, cfg["batch_size"], run.device)])
+        point = {"knob": knob, "knob_value": share, "tokens": cost.tokens}
+        points.append(point | counted | outcomes.metrics())
+        found.append((outcomes, torch.full((len(samples),), counted["flops"])))
+    return Measured(points, None, per_sample(found))
 
 
 def _silence(ffn: FFN, share: float) -> None:

@@ -9,22 +9,20 @@ from torch import Tensor
 
 from d2dmoe.checkpoint import load_model
 from d2dmoe.data.splits import open_split
-from d2dmoe.evaluation import MeasureOptions, cost_on
+from d2dmoe.evaluation import Measured, MeasureOptions, cost_on, per_sample
 from d2dmoe.flops import count
 from d2dmoe.jobs.run import Run
 from d2dmoe.methods.avit.halting import MeanField, Trace
-from d2dmoe.quality import count_parameters, quality
+from d2dmoe.quality import count_parameters, joined, outcomes
 from d2dmoe.surgery import find, watch
 
 
-def evaluate_halting(
-    model_path: Path, knob: str, cfg: MeasureOptions, run: Run
-) -> tuple[list[dict], list[dict]]:
+def evaluate_halting(model_path: Path, knob: str, cfg: MeasureOptions, run: Run) -> Measured:
     """The one operating point of a saved A-ViT.
 
     Returns:
-        A row with the columns of `evaluation.evaluate_routed`'s points, its knob the target depth;
-        and rows layer, tokens: the mean number that the block computes for a sample.
+        A row whose knob is the target depth; its rows of layers are layer, tokens: the mean number
+        that the block computes for a sample.
 
     Raises:
         UserError: model or data are not in order.
@@ -39,33 +37,33 @@ def evaluate_halting(
         parts.append(trace.running.cpu())
 
     with watch(find(model, MeanField), see):
-        metrics = quality(model, samples, cfg["batch_size"], run.device)
+        found = joined([*outcomes(model, samples, cfg["batch_size"], run.device)])
     running = torch.cat(parts, 1)  # [layers, samples]
     cost = cost_on(model, samples, run.device)
     point = {"knob": knob, "knob_value": depth}
-    point |= {"flops": halting_flops(model, float(cost.dense), running)}
+    flops = halting_flops(model, float(cost.dense), running)
+    point |= {"flops": flops.mean().item()}
     point |= {"params": count_parameters(model), "tokens": cost.tokens}
     layers = [
         {"layer": layer, "tokens": float(mean)}
         for layer, mean in enumerate(running.double().mean(1))
     ]
-    return [point | metrics], layers
+    return Measured([point | found.metrics()], layers, per_sample([(found, flops)]))
 
 
-def halting_flops(model: Any, dense: float, running: Tensor) -> float:
-    """Mean FLOPs per sample, when blocks compute the running tokens only.
+def halting_flops(model: Any, dense: float, running: Tensor) -> Tensor:
+    """FLOPs of each sample, float64 [samples], when blocks compute the running tokens only.
 
     Args:
         model: the ViT.
         dense: FLOPs of a sample none of whose tokens halts.
         running: tokens per block and sample, integers [layers, samples].
     """
-    tokens, samples = model.seq_length, running.shape[1]
-    saved = 0  # by all samples
+    tokens = model.seq_length
+    saved = torch.zeros_like(running[0], dtype=torch.int64)
     for (token, pair), counts in zip(_block_flops(model), running.long(), strict=True):
-        saved += token * (samples * tokens - int(counts.sum()))
-        saved += pair * (samples * tokens**2 - int(counts.square().sum()))
-    return dense - saved / samples
+        saved += token * (tokens - counts) + pair * (tokens**2 - counts.square())
+    return dense - saved.double()
 
 
 def _block_flops(model: Any) -> Iterator[tuple[int, int]]:

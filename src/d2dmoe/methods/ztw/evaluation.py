@@ -10,18 +10,16 @@ from torch import Tensor, nn
 
 from d2dmoe.checkpoint import load_model
 from d2dmoe.data.splits import Split, open_split
-from d2dmoe.evaluation import MeasureOptions, cost_on
+from d2dmoe.evaluation import Measured, MeasureOptions, cost_on, per_sample
 from d2dmoe.flops import at_lengths, count
 from d2dmoe.inputs import Inputs, logits_of
 from d2dmoe.jobs.progress import Progress
 from d2dmoe.jobs.run import Run
 from d2dmoe.methods.ztw.exits import UpTo, exit_blocks, leave_at, watch_states
-from d2dmoe.quality import batches_of, count_parameters, perplexity
+from d2dmoe.quality import Outcomes, batches_of, count_parameters
 
 
-def evaluate_exits(
-    model_path: Path, knob: str, cfg: MeasureOptions, run: Run
-) -> tuple[list[dict], None]:
+def evaluate_exits(model_path: Path, knob: str, cfg: MeasureOptions, run: Run) -> Measured:
     """Quality and cost of a model with exits at every threshold of the confidence.
 
     The model runs once; a threshold then chooses among the stored outcomes of all exits. At 0 every
@@ -33,9 +31,6 @@ def evaluate_exits(
         cfg: thresholds; the split, whose samples all count.
         run: device, data and log.
 
-    Returns:
-        Rows of operating points, with the columns of `evaluation.evaluate_routed`; none of layers.
-
     Raises:
         UserError: model or data are not in order.
     """
@@ -43,18 +38,18 @@ def evaluate_exits(
     blocks = exit_blocks(model, spec, spec.part("ztw", model_path)["every"])
     model.to(run.device)
     samples = open_split(run.data, cfg["split"])
-    outcomes = _outcomes(model, blocks, samples, cfg["batch_size"], run)
+    exits = _outcomes(model, blocks, samples, cfg["batch_size"], run)
     costs = exit_costs(model, blocks, samples, run.device)
     counted: dict[str, float] = {"params": count_parameters(model)}
     counted["tokens"] = cost_on(model, samples, run.device).tokens
-    points = []
+    points, found = [], []
     for value in cfg["values"]:
-        left = leave_at(outcomes.confidence, value)
-        flops = {"flops": _mean_at(costs, left)}
-        points.append(
-            {"knob": knob, "knob_value": value} | flops | counted | outcomes.quality(left)
-        )
-    return points, None
+        left = leave_at(exits.confidence, value)
+        outcomes, flops = exits.at(left), _at(costs, left)
+        point = {"knob": knob, "knob_value": value, "flops": flops.sum().item() / len(flops)}
+        points.append(point | counted | outcomes.metrics())
+        found.append((outcomes, flops))
+    return Measured(points, None, per_sample(found))
 
 
 @dataclass(frozen=True)
@@ -68,16 +63,14 @@ class _Outcomes:
     correct: Tensor  # boolean [exits + 1, samples]
     loss: Tensor  # nats, float64 [exits + 1, samples]
 
-    def quality(self, left: Tensor) -> dict[str, float]:
-        """The metrics of `quality.quality` when the samples leave at those exits [samples]."""
-        loss = _mean_at(self.loss, left)
-        accuracy = _mean_at(self.correct, left)
-        return {"accuracy": accuracy, "loss": loss, "perplexity": perplexity(loss)}
+    def at(self, left: Tensor) -> Outcomes:
+        """What becomes of the samples that leave at those exits, integers [samples]."""
+        return Outcomes(_at(self.correct, left), _at(self.loss, left), torch.ones_like(left))
 
 
-def _mean_at(values: Tensor, left: Tensor) -> float:
-    """Mean over the samples of [exits + 1, samples] at the exits [samples] where they leave."""
-    return values.gather(0, left[None]).sum().item() / len(left)
+def _at(values: Tensor, left: Tensor) -> Tensor:
+    """Of [exits + 1, samples] those at the exits [samples] where the samples leave: [samples]."""
+    return values.gather(0, left[None])[0]
 
 
 def _outcomes(
