@@ -83,6 +83,7 @@ EXTRAS = {  # of the package, by the modules that they bring
     "pandas": "pipeline",
     "psutil": "pipeline",
     "pyarrow": "pipeline",
+    "scipy": "pipeline",
     "sklearn": "pipeline",
     "snakemake": "pipeline",
     "yaml": "pipeline",

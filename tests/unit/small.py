@@ -1,5 +1,6 @@
 """Small models and data that the unit tests share."""
 
+from collections.abc import Collection, Iterable
 from importlib import import_module
 
 import pytest
@@ -122,3 +123,9 @@ def read_from(samples: Split, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in READERS:
         module = import_module(f"d2dmoe.{name}")
         monkeypatch.setattr(module, "open_split", lambda _folder, _name: samples)
+
+
+def others_later(names: Iterable[str], first: Collection[str]) -> list:
+    """Parameters of which the fast tests take the first; the others go with the workflow's."""
+    marks = pytest.mark.workflow
+    return [name if name in first else pytest.param(name, marks=marks) for name in names]

@@ -12,6 +12,7 @@ from small import (
     SPEC,
     make_dense,
     make_images,
+    others_later,
     randomise,
     read_from,
     with_experts,
@@ -300,7 +301,7 @@ def parents(monkeypatch, tmp_path) -> Callable[..., Path]:
     return save
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=others_later(ARCHITECTURES, ["vit", "gemma"]))
 def chain(request, tmp_path_factory) -> SimpleNamespace:
     """A conversion with attention projections, from a dense model to the routers."""
     name, folder = request.param, tmp_path_factory.mktemp(request.param)

@@ -205,7 +205,7 @@ def test_a_variant_with_budgets_shares_its_twins_model(raw, root):
     assert lines["calibrated"].evaluation("test").endswith("/evaluate/test/budget.csv")
     assert lines["calibrated"].how.reads == ("validation",)
     task["figures"]["layers"] = {"variants": ["calibrated"], "values": [0.7]}
-    with pytest.raises(ConfigError, match="budgets instead"):
+    with pytest.raises(ConfigError, match="has budget instead"):
         load_plan(raw, root)
     del task["select"]["budget"], task["figures"]["layers"]
     with pytest.raises(ConfigError, match="select.budget is missing"):

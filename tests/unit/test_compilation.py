@@ -19,6 +19,7 @@ from d2dmoe.activations import ACTIVATIONS
 pytest.importorskip("triton", reason="this platform has no Triton")
 
 
+pytestmark = pytest.mark.workflow  # a process of its own
 SHARED_MEMORY = 227 * 2**10  # bytes, of an H100's multiprocessor for one program
 
 

@@ -106,6 +106,7 @@ def run(program: str) -> None:
     assert result.returncode == 0, result.stderr[-3000:]
 
 
+@pytest.mark.workflow
 def test_a_plain_model_is_converted_routed_and_measured_with_the_core_alone():
     run(MODEL + BY_PARTS + BY_THE_INTERFACE + MISSING)
 

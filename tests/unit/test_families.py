@@ -50,6 +50,7 @@ def test_a_family(name, column):
     COLUMNS[column](subject(name))
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("column", TRACES)
 @pytest.mark.parametrize("name", TRACED)
 def test_a_traced_family(name, column):

@@ -469,7 +469,8 @@ def test_claims_are_judged_on_the_papers_experiments(raw, root, source, weights,
 def test_a_task_that_is_not_judged_decides_no_claim_and_says_why():
     import pandas as pd
 
-    tables = {"tradeoff": pd.DataFrame(columns=COLUMNS["tradeoff"])}
+    read = ("tradeoff", "summary", "comparisons")
+    tables = {name: pd.DataFrame(columns=COLUMNS[name]) for name in read}
     rows = ledger([evidence_of("mine", tables, {}, "accuracy", judged=False)])
     tested = [row for row in rows if CLAIMS[row["claim"]].test]
     assert {row["claim"] for row in tested} == {name for name, x in CLAIMS.items() if x.test}

@@ -899,6 +899,9 @@ class Asked:
         return next((s.cfg.kind for s in steps if s.stage.name == "router"), None)
 
 
+BY_TAU = ("dynamic_k", "layer_budget", "true_norms")  # knobs of models that dynamic-k routes
+
+
 def jobs(plan: Plan) -> dict[Job, Asked]:
     """Every job, as the rules ask for it; BoolQ and masks of any conversion, though the
     configuration asks for none."""
@@ -1181,7 +1184,7 @@ OTHER = "d2dmoe.errors:UserError"  # a reference to code that every job has anyw
         ("ROUTER_KINDS", "regression", "triton", OTHER, lambda x: x.regresses),
         ("ROUTER_KINDS", "classification", "loss", OTHER, lambda x: x.classifies),
         ("ROUTER_KINDS", "classification", "scores", OTHER, lambda x: x.classifies),
-        ("RULES", "dynamic_k", "select", OTHER, lambda x: x.knob == "dynamic_k"),
+        ("RULES", "dynamic_k", "select", OTHER, lambda x: x.knob in BY_TAU),
         ("RULES", "top_k", "select", OTHER, lambda x: x.knob == "top_k"),
         ("RULES", "top_k", "fused", True, lambda x: x.knob == "top_k"),
         ("RULES", "coverage", "symbol", "c", lambda x: x.knob == "coverage"),

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from pydantic import BaseModel
-from small import ABOUT, MODEL, make_images, make_inputs, read_from
+from small import ABOUT, MODEL, make_images, make_inputs, others_later, read_from
 from small_language import TINY, make_corpus_split, make_text_split
 
 from d2dmoe.activations import ACTIVATIONS
@@ -51,7 +51,7 @@ CHAIN = ["dense", "sparsify", "clustering", "router"]
 MEASURE = {"split": "test", "batch_size": 4, "values": []}
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=others_later(MODELS, ["vit", "gpt2"]))
 def chain(request, tmp_path_factory) -> SimpleNamespace:
     """A conversion from the dense model to the routers."""
     name, folder = request.param, tmp_path_factory.mktemp(request.param)

@@ -146,6 +146,7 @@ print(peak() - before, extra_memory(tensors))
 """
 
 
+@pytest.mark.workflow
 def test_saving_needs_memory_for_one_tensor_alone(tmp_path):
     command = [sys.executable, "-c", PEAK, str(tmp_path / "file")]
     freed = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # at once, by the C library

@@ -7,7 +7,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small import ABOUT, MODEL, make_images, make_inputs, make_routed, randomise, read_from
+from small import (
+    ABOUT,
+    MODEL,
+    make_images,
+    make_inputs,
+    make_routed,
+    others_later,
+    randomise,
+    read_from,
+)
 from small_language import TEXTS, TINY, make_text_split, make_tokens
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -100,7 +109,7 @@ def train(name: str, parent: Path, **options):
         return train_ztw(parent, cfg, RUN)
 
 
-@pytest.fixture(scope="module", params=SPLITS)
+@pytest.fixture(scope="module", params=others_later(SPLITS, ["vit"]))
 def trained(request, tmp_path_factory) -> SimpleNamespace:
     name, folder = request.param, tmp_path_factory.mktemp(request.param)
     save_dense(name, folder / "dense")

@@ -85,7 +85,7 @@ def code_digest(script: Path, src: Path, uses: Iterable[Use] | None = None) -> s
 def _digest_of(
     script: Path, src: Path, modules: tuple[str, ...], records: tuple[str, ...] | None
 ) -> str:
-    files = sorted({script, *imported_modules(script, src, modules)})
+    files = sorted({script, *imported_modules(script, src, modules)}, key=str)
     if records is None:
         hashed = [_read(path).whole for path in files]
     else:
@@ -99,15 +99,19 @@ def _digest_of(
 def imported_modules(script: Path, src: Path, modules: Iterable[str] = ()) -> set[Path]:
     """Files of the modules that a script and further modules import, directly or not, and of these
     modules; libraries are left out, their versions are the environment's."""
-    named = (file_of(name, src) for name in modules)
-    waiting = [script, *(path for path in named if path)]
-    found = set(waiting[1:])
+    named = {path for path in (file_of(name, src) for name in modules) if path}
+    return named.union(*(_reached(path, src) for path in (script, *named)))
+
+
+@cache
+def _reached(path: Path, src: Path) -> frozenset[Path]:
+    """The files that a file imports, directly or not."""
+    waiting, found = [path], set[Path]()
     while waiting:
-        for path in _imports(waiting.pop(), src):
-            if path not in found:
-                found.add(path)
-                waiting.append(path)
-    return found
+        new = _imports(waiting.pop(), src) - found
+        found |= new
+        waiting += new
+    return frozenset(found)
 
 
 @cache
