@@ -151,6 +151,7 @@ def test_left_padded_prompts_generate_what_they_do_alone(name):
     assert torch.equal(model.generate(padded, attention_mask=mask, **options)[:, 2:], alone)
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("name", TINY)
 def test_the_dense_equivalent_path_compiles_whole(name):
     model = split_language(make_language(name, "relu"))

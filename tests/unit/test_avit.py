@@ -224,6 +224,7 @@ def train(parent: Path, name: str, **options) -> Path:
     return path
 
 
+@pytest.mark.workflow
 def test_a_lower_target_depth_costs_less(parent):
     flops = []
     for depth in (1.0, 5.0):

@@ -117,6 +117,7 @@ def test_kmeans_clusters_are_tighter_than_random_ones(seed):
     assert inertia(rows, kmeans) < inertia(rows, random)
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize(
     ("rows", "num_experts"),
     [

@@ -79,6 +79,7 @@ def test_each_chosen_pair_of_token_and_expert_runs_once(tokens, n, density):
         assert torch.equal(run(z, mask, tellers(n, 16), launch), mask.float())
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("ahead", [0, 2, 5])
 @pytest.mark.parametrize("routed", [True, False])
 def test_superblocks_may_be_routed_ahead_of_the_experts(ahead, routed):
@@ -89,6 +90,7 @@ def test_superblocks_may_be_routed_ahead_of_the_experts(ahead, routed):
     assert torch.equal(found, mask.float())
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("kind", ROUTER_KINDS)
 @pytest.mark.parametrize(
     "tokens, n, h, launch",
@@ -129,6 +131,7 @@ def test_a_broken_token_comes_out_broken_and_alone(broken, form):
 # The experts
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("form", SOME_FORMS)
 @pytest.mark.parametrize("tokens, e", [(1, 24), (140, 64)])
 def test_the_kernels_give_the_masked_sum(form, tokens, e):
@@ -155,6 +158,7 @@ def test_every_activation_gives_the_masked_sum(form):
     assert relative_error(decode.run(z[:4], weights, mask=mask[:4]), expected[:4]) < 1e-5
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("form", ["relu", "relu glu with biases"])
 @pytest.mark.parametrize("size", [40, 130])
 def test_experts_of_many_neurons_are_taken_in_chunks(size, form):
@@ -164,6 +168,7 @@ def test_experts_of_many_neurons_are_taken_in_chunks(size, form):
         assert relative_error(run(z, mask, weights, launch), masked_sum(z, mask, weights)) < 1e-5
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize(
     "form, size, d_out", [("relu", 24, 64), ("relu", 40, 96), ("gelu_tanh glu", 24, 72)]
 )
@@ -224,6 +229,7 @@ def test_weights_may_be_int8(form, tokens):
     assert relative_error(dense(z, mask, weights), expected) < 1e-5
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("kind", ROUTER_KINDS)
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_decoding_selects_as_torch_does(tokens, kind):

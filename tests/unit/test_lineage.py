@@ -457,6 +457,7 @@ def replaced(raw: dict, config: Config, key: str) -> Config | None:
     return None
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("section", SECTIONS)
 def test_another_value_of_any_option_changes_the_folders_from_its_stage_on(raw, section):
     """So going back to earlier options finds their results, and no others in their place."""

@@ -1029,6 +1029,7 @@ def test_an_edit_of_a_kernel_repeats_just_what_measures_models_and_layers(code, 
     assert code.repeated(f"kernels/{kernel}.py") == expected
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize(
     ("pattern", "rules"),
     [
@@ -1137,6 +1138,7 @@ READ_WHOLE = {  # the rules whose jobs read a table as a whole
 }
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("table", HOME)
 def test_a_new_record_repeats_no_stage_and_no_measurement(code, table, named, monkeypatch):
@@ -1170,6 +1172,7 @@ def with_word(text: str, name: str, word: str, value: Any) -> str:
 OTHER = "d2dmoe.errors:UserError"  # a reference to code that every job has anyway
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize(
     ("table", "name", "word", "value", "uses"),
     [
@@ -1222,6 +1225,7 @@ def test_another_option_of_an_activation_repeats_the_models_that_have_it(of_lang
     assert found == {"tiny": 0, "text": sum(s.task == "text" for s in plan.steps.values())}
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("file", sorted({file for file, _ in HOME.values()}))
 @pytest.mark.parametrize("edit", ["    new: int = 0\n", "\n\ndef new():\n    return 1\n"])
 def test_what_else_a_tables_file_says_repeats_all_that_import_it(code, file, edit):
@@ -1271,6 +1275,7 @@ def repeated_by_own(code: Copy, own: Path) -> set[Job]:
     return {job for job, asked in code.jobs().items() if asked.code != before[job].code}
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize(
     ("table", "name", "reference", "uses"),
     [
