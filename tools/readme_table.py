@@ -1,4 +1,4 @@
-"""The README's table, from results: python tools/readme_table.py results/reference/miniature"""
+"""The README's table, from results: python tools/readme_table.py results"""
 
 import sys
 from pathlib import Path
