@@ -338,7 +338,7 @@ DRAWN = {  # of tiny.yaml, by suite
     | {"figure_9a", "figure_9b"},
     ABLATIONS: {
         *("ablation_routers", "ablation_clusterings", "ablation_router_widths"),
-        *("extensions", "figure_9d"),
+        *("ablation_extended", "figure_9d"),
     },
     COMPATIBILITY: {"figure_6", "figure_7", "figure_12"},
 }

@@ -28,7 +28,7 @@ DRAWN = {  # by suite
         "ablation_clusterings",
         "ablation_routers",
         "ablation_router_widths",
-        "extensions",
+        "ablation_extended",
         "figure_9d",
     ],
     "compatibility": ["figure_7", "figure_12"],
@@ -42,6 +42,7 @@ LOAD_MAPS = {"load_maps", "patch_load_table", "figure_8b"}
 ACTIVITY = {"activity", "activity_table", "figure_2b"}
 ABOUT_MODELS = {"wall_times", "models"}  # what tells of all trainings, and of all folders
 EVALUATIONS = {"evaluate", "evaluate_dense", "evaluate_exits", "evaluate_halting"}
+EVALUATIONS |= {"evaluate_budgets", "evaluate_true_norms"}
 DECIDED = ("supported", "contradicted", "undecided")
 
 
@@ -104,7 +105,7 @@ def _operating_points(variant: dict, select: dict) -> tuple[str, list]:
     if method == "quantized":
         return "none", []
     rules = {"ztw": "confidence", "moefication": "top_k", "d2dmoe": "dynamic_k"}
-    rule = variant.get("select", rules[method])
+    rule = variant.get("select") or rules[method]
     return rule, select[rule]
 
 

@@ -103,8 +103,8 @@ FIGURES = table_of(
             "Ablation: hidden widths of the routers",
         ),
         _tradeoff(
-            "extensions",
-            "extensions",
+            "ablation_extended",
+            "extended",
             "Our changes, one at a time",
             "What our changes bring, beside a dense model as narrow and the bound of any router",
         ),

@@ -19,7 +19,7 @@ def chains(task: TaskConfig, name: str) -> list[Chain]:
     method's chain may begin with a dense model of its own."""
     variant, first = task.all_variants[name], task.dense_step
     own = method_plan(variant).chains(task, variant)
-    return [chain if chain[0][0] == first[0] else [first, *chain] for chain in own]
+    return [chain if chain and chain[0][0] == first[0] else [first, *chain] for chain in own]
 
 
 def knob_of(task: TaskConfig, name: str) -> str:
