@@ -38,6 +38,10 @@ def pytest_collection_finish() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
+def pytest_unconfigure() -> None:
+    gc.unfreeze()
+
+
 @pytest.fixture
 def root(tmp_path) -> Path:
     """A repository root with the image folder that `raw` names; its class folders are empty."""

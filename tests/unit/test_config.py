@@ -762,6 +762,25 @@ COMBINED = [  # key, value, what the message must hold
             "quantized, d2dmoe, extended, moefication, ztw, narrow, avit",
         ],
     ),
+    # What is ours and not the paper's, and controls
+    ("tune", None, ["variant 'tuned': the task has no section tune"]),
+    ("tune.tau", [0.5, 0.1], [T + "tune.tau", "must name the smaller τ first"]),
+    ("tune.tau", [0.5, 1.5], [T + "tune.tau.1 = 1.5", "less than or equal to 1"]),
+    ("tune.epochs", 4, ["variant 'tuned': projections + sparsify + router + tune epochs = 6"]),
+    (V + "sparse.tune", {}, [T + "variants.sparse", "tune is none of the paper's", "extended"]),
+    (V + "sparse.select", "true_norms", [T + "variants.sparse", "select is none of the paper's"]),
+    (
+        V + "sparse.router",
+        {"kind": "root_regression"},
+        [T + "variants.sparse", "router.kind is none of the paper's", "extended"],
+    ),
+    (
+        "ablations.variants.narrow.widths",
+        [16, 32],
+        ["variant 'narrow': widths = [16, 32] must be below model.d_ff = 32"],
+    ),
+    ("ablations.variants.narrow.widths", [8, 8], ["narrow.widths", "must not repeat a width"]),
+    ("select.true_norms", [], ["variant 'bound': select.true_norms is missing"]),
     # Quantised weights
     ("compatibility.variants.int8.quantize", "int4", ["variants.int8.quantize = 'int4'", "'int8'"]),
     ("compatibility.variants.int8", {k: QUANTIZED[k] for k in ("method", "label")}, ["missing"]),
