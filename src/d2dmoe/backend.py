@@ -63,12 +63,15 @@ class Backend:
         """
         if self.name != "auto" or point != self.point:
             return self.name
-        few = tokens <= DECODE_TOKENS
+        numbers = sorted(self.choices)
+        if tokens <= DECODE_TOKENS:  # perhaps symbolic: torch.compile compares no truth values
+            alike = [number for number in numbers if number <= DECODE_TOKENS]
+        else:
+            alike = [number for number in numbers if number > DECODE_TOKENS]
         nearest = None
-        for number in sorted(self.choices):
-            if (number <= DECODE_TOKENS) == few:
-                if nearest is None or tokens**2 >= nearest * number:  # past the geometric mean
-                    nearest = number
+        for number in alike:
+            if nearest is None or tokens**2 >= nearest * number:  # past the geometric mean
+                nearest = number
         return self.name if nearest is None else self.choices[nearest].backend
 
     def remember(self, choice: Choice, point: tuple[str, float]) -> None:
