@@ -3,7 +3,7 @@ from pathlib import Path
 
 from snakemake.utils import min_version
 
-min_version("9.6")
+min_version("9.20")
 
 # The code lies here; all else, results first, in the folder in which Snakemake runs, which may be another
 # (--directory, or a workflow that has this one as a module).
