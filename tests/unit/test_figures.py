@@ -482,6 +482,7 @@ def test_missing_variants_are_named(table, counts, executed):
         draw(table, [])
 
 
+@pytest.mark.workflow
 def test_same_tables_same_bytes(table, tmp_path):
     saved = []
     for folder in ("first", "second"):

@@ -146,6 +146,7 @@ def test_the_kernels_give_the_masked_sum(form, tokens, e):
     assert relative_error(dense(z, mask, weights), expected) < 1e-5
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("form", FORMS)
 def test_every_activation_gives_the_masked_sum(form):
     """For many tokens and for few, on the GPU and on the CPU."""
@@ -216,6 +217,7 @@ def test_decoding_gives_the_masked_sum(tokens, form):
     assert before is None or torch.equal(weights.down_bias, before)
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("form", ["gelu", "relu glu with biases"])
 @pytest.mark.parametrize("tokens", [1, 5, 40])
 def test_weights_may_be_int8(form, tokens):

@@ -118,6 +118,7 @@ def test_a_language_model_attends_as_with_a_mask():
     torch.testing.assert_close(unmasked, logits(module, inputs))
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("kind", ["vit", "gpt2"])
 def test_compiled_blocks_compute_the_same(kind, monkeypatch):
     compiled = torch.nn.Module.compile

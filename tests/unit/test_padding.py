@@ -126,6 +126,7 @@ def test_executed_experts_are_counted_of_tokens_only(rule, value):
         assert (one.row(), one.tokens) == (other.row(), other.tokens)
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("rule", RULES)
 def test_a_point_costs_the_mean_of_its_texts_costs_whatever_the_batch(rule):
     model, rows, samples = make_routed_language("bert"), {}, {}

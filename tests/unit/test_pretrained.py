@@ -562,6 +562,7 @@ def same_outputs(a: nn.Module, b: nn.Module) -> bool:
         return outputs.std() > 0 and torch.equal(outputs, b(images.to(next(b.parameters()).dtype)))
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize(
     ("make", "options"),
     [

@@ -188,6 +188,7 @@ CASES = [("vit", stage) for stage in STAGES] + [
 ]
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize(("name", "stage"), CASES)
 def test_a_saved_quantised_model_of_any_stage_comes_back(name, stage, tmp_path):
     spec = STAGES[stage](spec_of(name))

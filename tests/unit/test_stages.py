@@ -123,6 +123,7 @@ def test_with_true_norms_the_cost_is_that_of_the_truly_largest_experts(chain, mo
     assert row["experts"] == pytest.approx(truly.item(), rel=1e-3)
 
 
+@pytest.mark.workflow
 def test_a_tuned_model_is_better_where_it_was_tuned_and_its_routers_learn_by_their_loss_alone(
     chain, monkeypatch
 ):

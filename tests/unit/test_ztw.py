@@ -220,6 +220,7 @@ def head_flops(heads: int) -> int:
     return 2 * CLASSES * (heads * D + (heads - 1) * CLASSES)
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("name", SPLITS)
 def test_an_exit_costs_the_blocks_before_it_and_the_heads_passed(name):
     model, spec = with_exits(name)
@@ -279,6 +280,7 @@ def test_cost_falls_with_the_threshold(trained):
     assert costs == sorted(costs) and len(set(costs)) >= 4
 
 
+@pytest.mark.workflow
 def test_points_are_what_samples_achieve_and_cost_that_really_stop(trained):
     """One sample after the other, exit after exit, none of them padded."""
     blocks = blocks_with_exits(trained.model, trained.spec)
@@ -356,6 +358,7 @@ def test_the_validation_columns_are_the_last_exits(trained):
     assert last["validation_loss"] == pytest.approx(loss, rel=1e-4)
 
 
+@pytest.mark.workflow
 def test_the_same_seed_gives_the_same_bytes(trained, tmp_path):
     for epochs in (TRAINING["epochs"], 1):
         model, spec, _ = train(trained.name, trained.dense, epochs=epochs)
