@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from d2dmoe.config.sources import HUB, Forms, check_form, described
-from d2dmoe.config.strict import Strict
+from d2dmoe.config.strict import Strict, distinct
 from d2dmoe.errors import DataError
 
 BOOLQ_FORMS: Forms = {
@@ -22,27 +22,24 @@ class BoolQConfig(Strict):
     source: str = Field(
         "hub:google/boolq", description="Where the questions come from: " + described(BOOLQ_FORMS)
     )
-    budgets: list[Budget] = Field(
-        [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.25, 0.1],
-        min_length=1,
-        description="FLOPs relative to the dense model, kept on validation data",
-    )
-    variants: list[str] = Field(
-        min_length=1, description="Variants to evaluate, beside the dense models"
-    )
+    budgets: Annotated[
+        list[Budget],
+        Field(
+            min_length=1, description="FLOPs relative to the dense model, kept on validation data"
+        ),
+        distinct("a value"),
+    ] = [1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.25, 0.1]
+    variants: Annotated[
+        list[str],
+        Field(min_length=1, description="Variants to evaluate, beside the dense models"),
+        distinct("a value"),
+    ]
     limit: int | None = Field(None, ge=2, description="Ask the first so many questions only")
 
     @field_validator("source")
     @classmethod
     def _has_a_known_form(cls, source: str) -> str:
         return check_form(source, BOOLQ_FORMS, "BoolQ set")
-
-    @field_validator("budgets", "variants")
-    @classmethod
-    def _distinct(cls, values: list) -> list:
-        if len(set(values)) != len(values):
-            raise ValueError("must not repeat a value")
-        return values
 
 
 def check_boolq(cfg: BoolQConfig, root: Path) -> None:

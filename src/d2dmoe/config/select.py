@@ -2,9 +2,9 @@
 
 from typing import Annotated, Any
 
-from pydantic import Field, create_model, field_validator
+from pydantic import Field, create_model
 
-from d2dmoe.config.strict import Strict
+from d2dmoe.config.strict import Strict, distinct
 from d2dmoe.methods import CONVERSION_KNOBS, METHODS, Knob
 from d2dmoe.selection_rules import RULES, Rule
 
@@ -12,20 +12,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(gt=0)]
 
 
-class _Select(Strict):
-    """Operating points: those of each selection rule, and of each method's own knob."""
-
-    @field_validator("*")
-    @classmethod
-    def _distinct(cls, values: list) -> list:
-        if len(set(values)) != len(values):
-            raise ValueError("must not repeat an operating point")
-        return values
-
-
 def _values(knob: Rule | Knob) -> Any:
     kind = list[Count] if knob.whole else list[Share]
-    return kind, Field([], description=knob.description)
+    how = Field(description=knob.description), distinct("an operating point")
+    return Annotated[kind, *how], []
 
 
 _KNOBS: list[Rule | Knob] = [
@@ -36,7 +26,7 @@ _KNOBS: list[Rule | Knob] = [
 
 SelectConfig = create_model(
     "SelectConfig",
-    __base__=_Select,
-    __doc__=_Select.__doc__,
+    __base__=Strict,
+    __doc__="Operating points: those of each selection rule, and of each method's own knob.",
     **{knob.name: _values(knob) for knob in _KNOBS},
 )

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from d2dmoe.config.model import ModelConfig
 from d2dmoe.config.named import OneOf
-from d2dmoe.config.strict import COMPLETED, Strict
+from d2dmoe.config.strict import COMPLETED, Strict, distinct
 from d2dmoe.config.training import TaskTrainingConfig, TrainingConfig
 from d2dmoe.router_kinds import ROUTER_KINDS
 
@@ -41,22 +41,17 @@ class SparsifyConfig(TaskTrainingConfig):
 class ProjectionsConfig(TrainingConfig):
     """Attention projections into MLPs, by imitation (section 3.5)."""
 
-    maps: list[ProjectionRole] = Field(
-        ["q", "k", "v", "o"], min_length=1, description="Which projections are replaced"
-    )
+    maps: Annotated[
+        list[ProjectionRole],
+        Field(min_length=1, description="Which projections are replaced"),
+        distinct("a projection"),
+    ] = ["q", "k", "v", "o"]
     factor: float = Field(1.0, gt=0, description="Cost of an MLP relative to its projection")
     multiple: int = Field(
         8, gt=0, description="Hidden widths are rounded to a multiple of it: expert sizes divide it"
     )
     alpha: float = Field(0.001, ge=0, description="Weight of the sparsity penalty, rising linearly")
     dropout: float = Field(0.05, ge=0, lt=1, description="Dropout rate of the hidden neurons")
-
-    @field_validator("maps")
-    @classmethod
-    def _distinct(cls, maps: list[str]) -> list[str]:
-        if len(set(maps)) != len(maps):
-            raise ValueError("must not repeat a projection")
-        return maps
 
 
 class ClusteringConfig(Strict):

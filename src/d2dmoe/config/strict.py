@@ -4,7 +4,14 @@ import re
 from types import NoneType, UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    model_validator,
+)
 from pydantic_core import CoreSchema
 
 LONGEST = 64  # characters of a name
@@ -22,6 +29,17 @@ INTEGER = re.compile(r"[-+]?[0-9]{1,18}")
 NUMBER = re.compile(r"[-+]?([0-9]{1,18}(\.[0-9]{0,18})?|\.[0-9]{1,18})([eE][-+]?[0-9]{1,3})?")
 WORDS = {"true": True, "false": False}
 NULLS = ("null", "~")
+
+
+def distinct(thing: str) -> AfterValidator:
+    """Annotates, behind its `Field`, a list that must not repeat anything; `thing` is one of it."""
+
+    def check(values: list) -> list:
+        if len(set(values)) != len(values):
+            raise ValueError(f"must not repeat {thing}")
+        return values
+
+    return AfterValidator(check)
 
 
 class Strict(BaseModel):

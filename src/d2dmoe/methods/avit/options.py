@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
+from d2dmoe.config.strict import distinct
 from d2dmoe.config.training import TaskTrainingConfig
 from d2dmoe.config.variant import Variant
 
@@ -31,13 +32,11 @@ class AViTVariant(Variant):
     """A-ViT: the dense model with tokens that halt; a training for every target depth."""
 
     method: Literal["avit"] = Field(description="A-ViT: tokens halt by accumulated scores")
-    depths: list[Annotated[float, Field(gt=0)]] = Field(
-        min_length=1, description="Target depths of the prior, in blocks; an operating point each"
-    )
-
-    @field_validator("depths")
-    @classmethod
-    def _distinct(cls, depths: list[float]) -> list[float]:
-        if len(set(depths)) != len(depths):
-            raise ValueError("must not repeat a depth")
-        return depths
+    depths: Annotated[
+        list[Annotated[float, Field(gt=0)]],
+        Field(
+            min_length=1,
+            description="Target depths of the prior, in blocks; an operating point each",
+        ),
+        distinct("a depth"),
+    ]

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
+from d2dmoe.config.strict import distinct
 from d2dmoe.config.variant import Variant
 
 
@@ -12,13 +13,8 @@ class NarrowVariant(Variant):
     together; an operating point for every width."""
 
     method: Literal["narrow"] = Field(description="A control: dense models that cost as little")
-    widths: list[Annotated[int, Field(gt=0)]] = Field(
-        min_length=1, description="Hidden neurons of an FFN; an operating point each"
-    )
-
-    @field_validator("widths")
-    @classmethod
-    def _distinct(cls, widths: list[int]) -> list[int]:
-        if len(set(widths)) != len(widths):
-            raise ValueError("must not repeat a width")
-        return widths
+    widths: Annotated[
+        list[Annotated[int, Field(gt=0)]],
+        Field(min_length=1, description="Hidden neurons of an FFN; an operating point each"),
+        distinct("a width"),
+    ]
