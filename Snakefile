@@ -24,6 +24,11 @@ include: "rules/figures.smk"
 include: "rules/benchmarks.smk"
 
 
+onstart:
+    if workflow.local_exec:
+        start_forkserver(Path.cwd())
+
+
 report: "report/workflow.rst"
 
 

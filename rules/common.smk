@@ -13,6 +13,7 @@ from d2dmoe.config.sources import find_vendored
 from d2dmoe.config.task import SUITES
 from d2dmoe.figures import FIGURES, WALL_CLOCK
 from d2dmoe.jobs.console import Console
+from d2dmoe.jobs.forkserver import start_forkserver
 from d2dmoe.jobs.machine import limit_threads, link_interpreter, stop_jobs_with_the_workflow
 from d2dmoe.jobs.names import variants_by_folder
 from d2dmoe.lookup import resolve
