@@ -206,7 +206,7 @@ WRONG = [  # key, value, what the message must hold
         ["tasks.tiny.variants.moefication", "no penalty"],
         id="moefication with a penalty",
     ),
-    pytest.param("seeds", [0, 1, 0], ["seeds = [0, 1, 0]", "given once"], id="repeated seeds"),
+    pytest.param("seeds", [0, 1, 0], ["seeds = [0, 1, 0]", "repeat a seed"], id="repeated seeds"),
     pytest.param("seeds", [], ["seeds = []", "at least 1"], id="no seeds"),
     pytest.param(
         "tasks.tiny.dense.lr",

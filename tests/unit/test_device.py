@@ -56,6 +56,13 @@ def test_jobs_that_see_the_same_card_take_turns(sees, never_waits, tmp_path):
         claim(tmp_path)
 
 
+def test_jobs_that_share_cards_are_spread_over_them(sees, never_waits, tmp_path):
+    sees("aaaa", "bbbb")
+    assert [claim(tmp_path, jobs_per_gpu=2) for _ in range(4)] == [0, 1, 0, 1]
+    with pytest.raises(BlockingIOError):
+        claim(tmp_path, jobs_per_gpu=2)
+
+
 def test_a_card_that_gets_free_is_taken(sees, tmp_path, monkeypatch):
     sees("aaaa")
     claim(tmp_path)

@@ -11,6 +11,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shipped import SHIPPED, shipped
 from small_config import RATES, with_everything
 
 from d2dmoe.config.data import data_config
@@ -36,7 +37,6 @@ from d2dmoe.plan.variants import bases_of, labels, rate, variants_of
 from d2dmoe.stages import STAGES
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = [ROOT / "config.yaml", *ROOT.glob("configs/*.yaml"), ROOT / "tests/workflow/tiny.yaml"]
 CONVERSION = ["dense", "sparsify", "clustering", "router"]
 drawn = settings(deadline=None, derandomize=True)
 
@@ -352,10 +352,10 @@ def result_paths(plan: Plan) -> Iterator[str]:
         yield from (f(line.folder, f"load_maps_{line.knob}") for f in (job_log, job_record))
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
-def test_every_result_of_a_shipped_configuration_has_a_short_and_safe_path(path):
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_result_of_a_shipped_configuration_has_a_short_and_safe_path(name):
     """At most 160 characters below the working directory: some systems allow 260 in all."""
-    plan = load_plan(yaml.safe_load(path.read_text()), ROOT)
+    plan = load_plan(shipped(name), ROOT)
     found = list(result_paths(plan))
     assert len(found) > 100
     for result in found:
@@ -393,6 +393,12 @@ def test_folders_differ_just_where_what_they_hold_differs(everything):
         assert contents[step.folder] == content(step, everything)
     assert len(set(contents.values())) == len(contents) > 50
     assert contents.keys() == all_steps(everything).keys()
+
+
+def test_a_task_may_have_seeds_of_its_own(raw, root):
+    raw["tasks"]["other"] = copy.deepcopy(raw["tasks"]["tiny"]) | {"seeds": [7]}
+    seeds = {(line.task, line.seed) for line in lineages(parse_config(raw))}
+    assert seeds == {("tiny", 0), ("tiny", 1), ("other", 7)}
 
 
 def test_seeds_share_no_folder(everything):

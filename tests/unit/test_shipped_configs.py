@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
-import yaml
+from shipped import SHIPPED, shipped
 
 from d2dmoe.config.schema import schema_text
 from d2dmoe.config.task import TaskConfig
@@ -16,17 +16,16 @@ from d2dmoe.plan.plan import Plan, load_plan, options_of
 from d2dmoe.plan.variants import chains, rate
 
 ROOT = Path(__file__).parents[2]
-SHIPPED = [ROOT / "config.yaml", *ROOT.glob("configs/*.yaml"), ROOT / "tests/workflow/tiny.yaml"]
 
 
 @cache
-def plan_of(path: Path) -> Plan:
-    return load_plan(yaml.safe_load(path.read_text()), ROOT)
+def plan_of(name: str) -> Plan:
+    return load_plan(shipped(name), ROOT)
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda p: p.name)
-def test_a_shipped_configuration_is_valid(path):
-    assert plan_of(path).config.tasks and plan_of(path).steps
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_configuration_is_valid(name):
+    assert plan_of(name).config.tasks and plan_of(name).steps
 
 
 def test_the_schema_equals_the_models():
@@ -36,7 +35,7 @@ def test_the_schema_equals_the_models():
 
 def shipped_tasks() -> list[tuple[str, TaskConfig]]:
     """Every task of every configuration, and what it is called in messages."""
-    configs = {path.name: plan_of(path).config for path in SHIPPED}
+    configs = {name: plan_of(name).config for name in SHIPPED}
     return [(f"{file} {name}", t) for file, c in configs.items() for name, t in c.tasks.items()]
 
 
@@ -91,8 +90,8 @@ def test_where_rates_are_tuned_every_method_of_figure_4_has_as_many_tries():
 
 
 def test_no_two_shipped_results_share_a_folder_nor_lie_equal_ones_in_two():
-    for path in SHIPPED:
-        plan, contents = plan_of(path), {}
+    for name in SHIPPED:
+        plan, contents = plan_of(name), {}
         lines = [*chain.from_iterable(plan.lineages.values()), *(line for _, line in plan.trials)]
         for step in (step for line in lines for step in line.steps):
             content = [step.task, step.seed, *((s.stage.name, options_of(s)) for s in step.steps)]

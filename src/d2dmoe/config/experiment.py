@@ -1,13 +1,13 @@
 """The whole configuration: tasks, variants, seeds, benchmarks; each value by itself checked."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from d2dmoe.config.benchmarks import BenchmarksConfig
 from d2dmoe.config.explain import explain_all, shown
-from d2dmoe.config.strict import Name, Strict
+from d2dmoe.config.strict import Name, Seeds, Strict
 from d2dmoe.config.task import TaskConfig
 from d2dmoe.errors import ConfigError
 
@@ -26,12 +26,18 @@ class RuntimeConfig(Strict):
         "time; 0: after every step, whatever it takes",
     )
     log_every_s: float = Field(10.0, ge=0, description="Seconds between progress lines")
+    jobs_per_gpu: int = Field(
+        1,
+        gt=0,
+        description="Jobs that share a GPU, which small models leave idle most of the time; "
+        "`--resources device=` then says how many run on all GPUs together",
+    )
 
 
 class Config(Strict):
     """The experiment that `snakemake all` runs."""
 
-    seeds: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="One run each")
+    seeds: Seeds = Field(description="One run each")
     extensions: list[str] = Field(
         [], description="Modules that add records to the tables; imported before all else is read"
     )
@@ -39,11 +45,9 @@ class Config(Strict):
     tasks: dict[Name, TaskConfig] = Field(min_length=1)
     benchmarks: BenchmarksConfig = BenchmarksConfig()
 
-    @model_validator(mode="after")
-    def _distinct_seeds(self):
-        if len(set(self.seeds)) != len(self.seeds):
-            raise ValueError(f"seeds = {self.seeds} has repetitions; each must be given once")
-        return self
+    def seeds_of(self, task: str) -> list[int]:
+        """The task's own, or those of all."""
+        return self.tasks[task].seeds or self.seeds
 
 
 def parse_config(raw: Mapping[str, Any]) -> Config:

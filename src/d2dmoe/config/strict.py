@@ -42,6 +42,9 @@ def distinct(thing: str) -> AfterValidator:
     return AfterValidator(check)
 
 
+Seeds = Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1), distinct("a seed")]
+
+
 class Strict(BaseModel):
     """No coercion (2.0 is no integer), no unknown keys, no infinities, frozen once validated.
 

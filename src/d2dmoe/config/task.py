@@ -20,7 +20,7 @@ from d2dmoe.config.stages import (
     SparsifyConfig,
     TuneConfig,
 )
-from d2dmoe.config.strict import COMPLETED, Label, Name, Strict
+from d2dmoe.config.strict import COMPLETED, Label, Name, Seeds, Strict
 from d2dmoe.config.training import TaskTrainingConfig
 from d2dmoe.config.variant import Variant
 from d2dmoe.lookup import resolve
@@ -55,6 +55,7 @@ class _Task(Strict):
     title: Label | None = Field(
         None, description="What figures call it, as ViT on Fashion-MNIST; null: by the task's name"
     )
+    seeds: Seeds | None = Field(None, description="One run each; null: those of all tasks")
     data: DataConfig
     model: ModelConfig
     dense: Annotated[TaskTrainingConfig, COMPLETED]

@@ -1,4 +1,4 @@
-"""Where a job computes: one GPU that no other job of this host uses, or the CPU."""
+"""Where a job computes: one GPU, with no more jobs than may share one, or the CPU."""
 
 import fcntl
 import os
@@ -14,20 +14,27 @@ from d2dmoe.jobs.progress import logger
 _held: list[TextIO] = []  # open lock files; the system releases them when the process ends
 
 
-def claim_device(locks: Path, wants_gpu: bool, poll_s: float = 1.0) -> torch.device:
-    """A free GPU, waited for if all are taken, or the CPU when there is none.
+def claim_device(
+    locks: Path, wants_gpu: bool, jobs_per_gpu: int = 1, poll_s: float = 1.0
+) -> torch.device:
+    """The GPU with fewest jobs, waited for if all are taken, or the CPU when there is none.
 
     Args:
-        locks: folder with a lock file per GPU; hosts may share it.
+        locks: folder with a lock file per GPU, or several; hosts may share it.
         wants_gpu: whether the job was given a GPU.
+        jobs_per_gpu: how many may share one.
         poll_s: seconds between looks at the locks.
     """
     if not wants_gpu or not torch.cuda.is_available():
         return torch.device("cpu")
-    files = [locks / f"{socket.gethostname()}-{name}.lock" for name in _visible_gpus()]
+    places = [  # the first of each GPU, then the second of each
+        (index, locks / f"{socket.gethostname()}-{name}{place or ''}.lock")
+        for place in range(jobs_per_gpu)
+        for index, name in enumerate(_visible_gpus())
+    ]
     locks.mkdir(parents=True, exist_ok=True)
     while True:
-        for index, file in enumerate(files):
+        for index, file in places:
             lock = open(file, "w")
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -31,6 +31,9 @@ from typing import NoReturn
 from d2dmoe.jobs.job import QUIET
 
 SOCKET = "socket"
+NO_GPU = {
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1"
+}  # imports that look for one must not start its driver
 LAUNCHER = Path(".snakemake/python")  # what the workflow calls instead of the interpreter
 
 
@@ -48,7 +51,7 @@ def start_forkserver(folder: Path) -> None:
     home = tempfile.mkdtemp(prefix="d2dmoe-")  # not here: a socket's path is at most 100 long
     subprocess.Popen(
         [sys.executable, "-m", __name__, home],
-        env=os.environ | QUIET,
+        env=os.environ | QUIET | NO_GPU,
         stdin=subprocess.PIPE,  # closes when the workflow ends, in whatever way
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,

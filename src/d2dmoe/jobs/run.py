@@ -73,7 +73,9 @@ def _make_run(snakemake: Any, identity: str) -> Run:
     data = snakemake.input.get("data")
     return Run(
         seed=int(seed),
-        device=claim_device(LOCKS, bool(snakemake.resources.get("device", 0))),
+        device=claim_device(
+            LOCKS, bool(snakemake.resources.get("device", 0)), runtime.get("jobs_per_gpu", 1)
+        ),
         data=Path(data[0]).parent if data else Path(),
         state=TrainingState(STATES / f"{identity}.safetensors", runtime.get("save_every_s", 60.0)),
         log_every_s=runtime.get("log_every_s", 10.0),

@@ -118,7 +118,7 @@ def lineages(config: Config, suite: Suite = SUITES[0]) -> Iterator[Lineage]:
     """Dense, its fine-tuned reference and every variant of a suite, of each task and seed, and the
     compressed models that variants convert."""
     for name, task in config.tasks.items():
-        for seed in config.seeds if variants_of(task, suite) else []:
+        for seed in config.seeds_of(name) if variants_of(task, suite) else []:
             make = _Maker(name, task, seed)
             yield from make.with_finetuned(DENSE, DENSE, [task.dense_step])
             for base in bases_of(task, suite):
@@ -133,7 +133,7 @@ def trials(config: Config) -> Iterator[tuple[float, Lineage]]:
     """Every learning rate tried and its lineage, of each task and seed, and the dense models, which
     have none (0). The trials of a variant at all its rates bear its name."""
     for name, task in config.tasks.items():
-        for seed in config.seeds if task.tuning else []:
+        for seed in config.seeds_of(name) if task.tuning else []:
             make = _Maker(name, task, seed)
             yield 0.0, make.lineage(DENSE, DENSE, [task.dense_step])
             for variant, rates in task.tuning.items():

@@ -77,7 +77,7 @@ class Plan:
 
     def line(self, suite: Suite, task: str, variant: str) -> Lineage:
         """A variant's lineage, of the first seed."""
-        seed = self.config.seeds[0]
+        seed = self.config.seeds_of(task)[0]
         found = self.lines(suite, task)
         return next(x for x in found if (x.variant, x.seed) == (variant, seed))
 
