@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable
 from importlib import import_module
+from typing import Any
 
 import pytest
 import torch
@@ -125,7 +126,7 @@ def read_from(samples: Split, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "open_split", lambda _folder, _name: samples)
 
 
-def others_later(names: Iterable[str], first: Collection[str]) -> list:
+def others_later(values: Iterable[Any], first: Collection[Any]) -> list:
     """Parameters of which the fast tests take the first; the others go with the workflow's."""
     marks = pytest.mark.workflow
-    return [name if name in first else pytest.param(name, marks=marks) for name in names]
+    return [value if value in first else pytest.param(value, marks=marks) for value in values]

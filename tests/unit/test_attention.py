@@ -301,7 +301,7 @@ def parents(monkeypatch, tmp_path) -> Callable[..., Path]:
     return save
 
 
-@pytest.fixture(scope="module", params=others_later(ARCHITECTURES, ["vit", "gemma"]))
+@pytest.fixture(scope="module", params=others_later(ARCHITECTURES, ["vit"]))
 def chain(request, tmp_path_factory) -> SimpleNamespace:
     """A conversion with attention projections, from a dense model to the routers."""
     name, folder = request.param, tmp_path_factory.mktemp(request.param)

@@ -6,6 +6,7 @@ from functools import cache
 import pytest
 from families import FAMILIES, REFUSED
 from family_checks import COLUMNS, TRACES, Subject, reload_all, save_all
+from small import others_later
 
 from d2dmoe.errors import UserError
 
@@ -36,6 +37,7 @@ TESTED = (  # of each form one or two; tools/families.py makes the table of all
     "nn.TransformerEncoder",
     "a GPT in 40 lines",
 )
+FIRST = ("ViT (timm)", "DINOv2, SwiGLU", "BERT", "GPT-2", "Llama", "T5", "a GPT in 40 lines")
 TRACED = ("DINOv2, SwiGLU", "ModernBERT", "GPT-2", "BLOOM", "Gemma 3", "T5")  # a second or two each
 
 
@@ -45,7 +47,7 @@ def subject(name: str) -> Subject:
 
 
 @pytest.mark.parametrize("column", [column for column in COLUMNS if column not in TRACES])
-@pytest.mark.parametrize("name", TESTED)
+@pytest.mark.parametrize("name", others_later(TESTED, FIRST))
 def test_a_family(name, column):
     COLUMNS[column](subject(name))
 

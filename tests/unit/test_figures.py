@@ -5,6 +5,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from pandas import DataFrame, concat
+from small import others_later
 
 from d2dmoe.errors import UserError
 from d2dmoe.figures import (
@@ -238,7 +239,7 @@ def test_panels_have_their_own_ranges_and_notes(tasks):
     assert accuracy.get_ylim()[0] == 85
 
 
-@pytest.mark.parametrize("count", [2, 3, 4, 5])
+@pytest.mark.parametrize("count", others_later([2, 3, 4, 5], first=[3]))
 def test_panels_stand_in_two_columns_without_empty_ones(table, count):
     figure = tradeoff.draw(table, [panel("t", ["a"])] * count, "Methods")
     assert len(figure.axes) == count

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small import others_later
 from small_kernels import (
     FORMS,
     SOME_FORMS,
@@ -69,11 +70,15 @@ def test_the_gpu_kernels_refuse_fp64():
 
 
 @pytest.mark.parametrize(
-    "tokens, n, density",
-    [(1, 1, 1.0), (200, 1, 0.3), (63, 3, 1.0), (64, 3, 1.0), (200, 5, 0.0)]
-    + [(260, 3, 0.3), (3, 66, 0.05)],
+    "case",
+    others_later(
+        [(1, 1, 1.0), (200, 1, 0.3), (63, 3, 1.0), (64, 3, 1.0), (200, 5, 0.0)]
+        + [(260, 3, 0.3), (3, 66, 0.05)],
+        first=[(1, 1, 1.0), (64, 3, 1.0), (3, 66, 0.05)],
+    ),
 )  # tiles are of 64 tokens, superblocks of 128, and a mask is read 64 experts at a time
-def test_each_chosen_pair_of_token_and_expert_runs_once(tokens, n, density):
+def test_each_chosen_pair_of_token_and_expert_runs_once(case):
+    tokens, n, density = case
     z, mask = make_tokens(tokens, 16, DEVICE), random_mask(tokens, n, density)
     for launch in (LAUNCH, DETERMINISTIC):
         assert torch.equal(run(z, mask, tellers(n, 16), launch), mask.float())
@@ -251,7 +256,7 @@ def test_the_fused_layer_is_router_and_experts(tokens):
         assert relative_error(found, masked_sum(z, mask, weights)) < 1e-5
 
 
-@pytest.mark.parametrize("tokens", [2, 17])
+@pytest.mark.parametrize("tokens", others_later([2, 17], first=[2]))
 def test_more_experts_than_the_fused_router_knows_are_routed_before(tokens):
     n = gpu.WIDEST_ROUTER + 4
     router, z = make_exact_router(n, n, "regression", DEVICE), random_mask(tokens, n, 0.02).float()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import make_dense, make_ffn, make_inputs, make_routed, make_split
+from small import make_dense, make_ffn, make_inputs, make_routed, make_split, others_later
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -439,10 +439,14 @@ def test_a_pickled_layer_can_be_compiled_in_another_process(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "rule, value, backend",
-    [("dynamic_k", 0.5, "auto"), ("top_k", 2, "dense"), ("coverage", 0.8, "dynamic_k")],
+    "case",
+    others_later(
+        [("dynamic_k", 0.5, "auto"), ("top_k", 2, "dense"), ("coverage", 0.8, "dynamic_k")],
+        first=[("dynamic_k", 0.5, "auto")],
+    ),
 )
-def test_a_layer_is_compiled_without_a_break_for_any_number_of_tokens(rule, value, backend):
+def test_a_layer_is_compiled_without_a_break_for_any_number_of_tokens(case):
+    rule, value, backend = case
     _, moe = routed_ffn("gelu_tanh", "classification", gated=True)
     set_selection(moe, rule, value)
     moe.backend.name = backend
