@@ -25,6 +25,7 @@ include: "rules/benchmarks.smk"
 
 
 onstart:
+    end_gracefully(workflow.scheduler)
     if workflow.local_exec:
         start_forkserver(Path.cwd())
 

@@ -14,7 +14,12 @@ from d2dmoe.config.task import SUITES
 from d2dmoe.figures import FIGURES, WALL_CLOCK
 from d2dmoe.jobs.console import Console
 from d2dmoe.jobs.forkserver import start_forkserver
-from d2dmoe.jobs.machine import limit_threads, link_interpreter, stop_jobs_with_the_workflow
+from d2dmoe.jobs.machine import (
+    end_gracefully,
+    limit_threads,
+    link_interpreter,
+    stop_jobs_with_the_workflow,
+)
 from d2dmoe.jobs.names import variants_by_folder
 from d2dmoe.lookup import resolve
 from d2dmoe.methods import EVALUATIONS
@@ -27,6 +32,9 @@ from d2dmoe.selection_rules import RULES
 from d2dmoe.stages import STAGES
 
 PLAN = load_plan(config, ROOT, Path.cwd())  # ends the run with one message if anything is wrong
+
+# Jobs read it as it is checked, not as it may be written after --config.
+config["runtime"] = PLAN.config.runtime.model_dump()
 
 # Jobs that share a CPU take longer than one after the other, so --cores counts up to the CPUs there are.
 CPUS = available_cpu_count()

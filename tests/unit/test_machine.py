@@ -5,11 +5,18 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
-from d2dmoe.jobs.machine import AROUND_JOBS, SINGLE, limit_threads, link_interpreter
+from d2dmoe.jobs.machine import (
+    AROUND_JOBS,
+    SINGLE,
+    end_gracefully,
+    limit_threads,
+    link_interpreter,
+)
 
 
 @pytest.fixture
@@ -77,3 +84,30 @@ def test_the_shell_around_a_job_waits_until_its_state_is_saved(tmp_path):
     assert process.stdout.readline() == b"ready\n"
     os.killpg(process.pid, signal.SIGTERM)
     assert process.wait(30) != 0 and (tmp_path / "saved").exists()
+
+
+class Scheduler:
+    """As Snakemake's: the handler and the loop take one lock, in one thread."""
+
+    def __init__(self):
+        self.lock, self.told = threading.Lock(), threading.Event()
+
+    def exit_gracefully(self, *_arguments):
+        with self.lock:
+            self.told.set()
+
+
+def test_a_workflow_that_is_told_to_end_while_it_chooses_jobs_does_not_wait_for_itself():
+    scheduler, before = Scheduler(), signal.getsignal(signal.SIGTERM)
+    try:
+        signal.signal(signal.SIGTERM, scheduler.exit_gracefully)
+        end_gracefully(scheduler)
+        with scheduler.lock:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert not scheduler.told.wait(0.1)
+        assert scheduler.told.wait(10)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        end_gracefully(scheduler)  # it has set none
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGTERM, before)

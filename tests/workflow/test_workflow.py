@@ -370,7 +370,8 @@ def test_a_killed_training_resumes_to_the_same_bytes(finished, tmp_path):
     state.with_name(f".{state.name}.part").touch()  # as if it was killed while it saved
 
     workspace.make("--unlock")
-    workspace.make(workspace.plan.line("main", "tiny", "d2dmoe").step_of("sparsify").model)
+    model = workspace.plan.line("main", "tiny", "d2dmoe").step_of("sparsify").model
+    workspace.make(model, "--config", "runtime={log_every_s: 2}")  # comes as text
     (log,) = workspace.find("logs/models/tiny/seed-0/dense-*/dense.log")
     assert "dense continues after step" in log.read_text()
     (record,) = workspace.find("benchmarks/jobs/models/tiny/seed-0/dense-*/dense.json")

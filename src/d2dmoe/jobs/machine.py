@@ -4,7 +4,9 @@ import os
 import shlex
 import signal
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -59,3 +61,17 @@ def stop_jobs_with_the_workflow() -> None:
 
     shell.prefix(AROUND_JOBS)
     signal.signal(signal.SIGINT, stop)
+
+
+def end_gracefully(scheduler: Any) -> None:
+    """On SIGTERM the workflow ends when the jobs that run have ended.
+
+    Snakemake's own handler takes a lock that the thread it interrupts may hold, for seconds where
+    hundreds of jobs wait, and would then wait for ever. A thread of its own waits for its turn.
+
+    Args:
+        scheduler: Snakemake's, whose handler is exchanged where it has set one.
+    """
+    end = scheduler.exit_gracefully
+    if signal.getsignal(signal.SIGTERM) == end:
+        signal.signal(signal.SIGTERM, lambda *_: threading.Thread(target=end).start())
