@@ -147,7 +147,7 @@ rule draw_figure_5:
         name="cpu|layer",
     localrule: True
     params:
-        cfg=lambda w: {"layers": "first" if w.name == "layer" else "all"},
+        cfg=lambda w: benchmarks.DRAWN[w.name],
         draw=WALL_CLOCK.draw,
         code=PLAN.figure_code(WALL_CLOCK),
     script:
@@ -163,7 +163,7 @@ use rule draw_figure_5 as draw_figure_11 with:
     wildcard_constraints:
         name="layer",
     params:
-        cfg={"layers": "others", "subject": "Other layers"},
+        cfg=lambda w: benchmarks.DRAWN[f"{w.name}_appendix"],
         draw=WALL_CLOCK.draw,
         code=PLAN.figure_code(WALL_CLOCK),
 
@@ -175,6 +175,6 @@ use rule draw_figure_5 as draw_wall_clock with:
     wildcard_constraints:
         name="model|decode",
     params:
-        cfg=lambda w: {"subject": {"model": "Whole models", "decode": "Decoding"}[w.name]},
+        cfg=lambda w: benchmarks.DRAWN[w.name],
         draw=WALL_CLOCK.draw,
         code=PLAN.figure_code(WALL_CLOCK),

@@ -23,7 +23,7 @@ from d2dmoe.jobs.machine import (
 from d2dmoe.jobs.names import variants_by_folder
 from d2dmoe.lookup import resolve
 from d2dmoe.methods import EVALUATIONS
-from d2dmoe.plan import benchmarks, claims, cluster, tables
+from d2dmoe.plan import benchmarks, claims, cluster, publishing, tables
 from d2dmoe.plan.figures import folder_of
 from d2dmoe.plan.folders import plain
 from d2dmoe.plan.plan import SPLITS, lineage_of, load_plan, options_of
@@ -60,6 +60,7 @@ FOLDER = "results/models/{task}/seed-{seed}/{folder}"  # of a stage, for one var
 # the main one's. The wildcard `suite` is that folder with its slash, or empty.
 TABLES = "results/tables/{suite}"
 FIGURE_FOLDER = "results/figures/{suite}"
+REFERENCE = Path(os.path.relpath(ROOT / "results/reference"))  # which comes with the project
 
 
 wildcard_constraints:

@@ -49,3 +49,36 @@ for figure in FIGURES.values():
                 **drawing(figure, request_of(figure, SUITES[0])),
             script:
                 "../scripts/figure.py"
+
+
+rule figures:
+    # All figures of what is published, drawn anew from its tables.
+    input:
+        lambda w: [p for p in REFERENCE.rglob("*.*") if p.suffix in (".csv", ".yaml")],
+    output:
+        directory("results/figures/reference"),
+    log:
+        "results/logs/figures/reference.log",
+    localrule: True
+    params:
+        reference=str(REFERENCE),
+        code=PLAN.published_code(),
+    script:
+        "../scripts/published.py"
+
+
+rule publish:
+    # What results/reference holds of a miniature, to be moved there: tables and configuration.
+    input:
+        lambda w: list(publishing.files(PLAN)),
+    output:
+        directory("results/published"),
+    log:
+        "results/logs/publish.log",
+    localrule: True
+    params:
+        files=lambda w: publishing.files(PLAN),
+        config=lambda w: publishing.config_text(PLAN),
+        code=PLAN.code("publish"),
+    script:
+        "../scripts/publish.py"

@@ -18,26 +18,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from d2dmoe.ffn import FFN
+from d2dmoe.formulas import ffn_flops, router_flops
 from d2dmoe.inputs import Inputs
 from d2dmoe.moe import MoE, watch_selections
 from d2dmoe.surgery import find, watch
-
-
-def ffn_flops(d_model: int, d_ff: int, gated: bool = False, d_out: int | None = None) -> int:
-    """An FFN, or an expert of d_ff neurons, per token: two maps, or three if gated."""
-    return 2 * d_ff * ((2 if gated else 1) * d_model + (d_model if d_out is None else d_out))
-
-
-def router_flops(d_model: int, width: int, num_experts: int) -> int:
-    """A router Linear(d_model, h), Linear(h, n), per token."""
-    return 2 * width * (d_model + num_experts)
-
-
-def layer_ratio(d_model: int, d_ff: int, num_experts: int, width: int, k: float) -> float:
-    """Cost of a dynamic-k layer that runs k of n experts on average, relative to the FFN it
-    replaces (figure 10)."""
-    experts = k * ffn_flops(d_model, d_ff // num_experts)
-    return (router_flops(d_model, width, num_experts) + experts) / ffn_flops(d_model, d_ff)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,8 @@ from d2dmoe.errors import CheckpointError
 from d2dmoe.evaluation import evaluate_dense, evaluate_routed
 from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
-from d2dmoe.flops import ffn_flops, model_cost, router_flops
+from d2dmoe.flops import model_cost
+from d2dmoe.formulas import ffn_flops, router_flops
 from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.run import Run
 from d2dmoe.models.build import separate_projections

@@ -18,7 +18,7 @@ from d2dmoe.figures import (
     tradeoff,
     wall_clock,
 )
-from d2dmoe.flops import layer_ratio
+from d2dmoe.formulas import layer_ratio
 from d2dmoe.selection_rules import RULES
 
 LABELS = {"a": "D2DMoE", "b": "MoEf."}

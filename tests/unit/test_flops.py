@@ -31,7 +31,8 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from d2dmoe.evaluation import count_executed
-from d2dmoe.flops import count, layer_ratio, mean_cost, model_cost
+from d2dmoe.flops import count, mean_cost, model_cost
+from d2dmoe.formulas import layer_ratio
 from d2dmoe.inputs import Inputs
 from d2dmoe.kernels.cpu import grouped
 from d2dmoe.moe import MoE, set_selection, split_ffn

@@ -27,7 +27,7 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     + ["fairness", "text_references"],
     "modules": ["inputs", "surgery", "padding"],
     "the paper": ["ffn", "sparsity", "activity", "attention", "balanced_kmeans", "experts"]
-    + ["weights", "router", "selection", "backend", "moe", "flops"],
+    + ["weights", "router", "selection", "backend", "moe", "formulas", "flops"],
     "architectures": ["models.*"],
     "saved models": ["spec", "checkpoint", "conversion", "layers"],
     "transformers": ["huggingface", "huggingface.*"],

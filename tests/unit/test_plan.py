@@ -128,10 +128,11 @@ def test_the_plan_needs_neither_torch_nor_figures_nor_snakemake():
     """So that a call of the workflow begins in a second."""
     code = (
         "import sys, yaml; from pathlib import Path\n"
-        "from d2dmoe.plan import benchmarks, claims, tables\n"
+        "from d2dmoe.plan import benchmarks, claims, publishing, tables\n"
         "from d2dmoe.plan.plan import load_plan\n"
         f"root = Path({str(ROOT)!r})\n"
         "plan = load_plan(yaml.safe_load((root / 'tests/workflow/tiny.yaml').read_text()), root)\n"
+        "publishing.files(plan), publishing.config_text(plan), plan.published_code()\n"
         "tables.all_results(plan), claims.claim_options(plan, 'main'), benchmarks.results(plan)\n"
         "[plan.stage_code(step) for step in plan.steps.values()], plan.claims_code()\n"
         "lines = plan.lineages['main']\n"
@@ -468,8 +469,8 @@ def test_load_maps_are_drawn_of_a_models_own_file(plan):
     folder = plan.line(MAIN, "tiny", "sparse").folder
     assert request == Request(
         {
-            "tensors": f"{folder}/load_maps/dynamic_k.safetensors",
-            "about": f"{plan.data_folder('tiny')}/dataset.json",
+            "load_maps": f"{folder}/load_maps/dynamic_k.safetensors",
+            "dataset": f"{plan.data_folder('tiny')}/dataset.json",
         }
     )
 
@@ -708,7 +709,7 @@ DATA |= files("data/", "text_files text_sources text_splits tokenizer vendored")
 DATASET = DATA | files("data/", "image_sources images pictures prepare tokens")
 TOKENIZER = DATA - files("io/", "header tensors") - files("jobs/", "device run state")
 NEVER = ("kernels/", "figures/", "claims/", "benchmark/", "plan/", "downstream.py", "evaluation.py")
-NEVER += ("activity.py", "flops.py", "methods/__init__.py")
+NEVER += ("activity.py", "flops.py", "formulas.py", "methods/__init__.py")
 
 
 class Watched(Plan):
@@ -863,7 +864,7 @@ def test_a_students_and_its_teachers_activations_both_count(raw, root):
 
 TIMED = ("benchmark_layer", "benchmark_model", "benchmark_decode")
 GATHERED = ("gather", "tradeoff", "summary", "reference", "fairness", "wall_times", "tuning")
-GATHERED += ("models",)
+GATHERED += ("models", "publish")
 MEASURED = {*EVALUATIONS, "load_maps", "boolq", "benchmark_masks"}  # what runs models with kernels
 CLAIMED = ("claims", "benchmark_claims")
 DRAWINGS = (*FIGURES, WALL_CLOCK.name)
@@ -936,8 +937,10 @@ def test_these_are_all_jobs_that_the_rules_know():
     known |= {"benchmark_claims", *TIMED, *GATHERED}
     assert asked == known
     kinds = ("", "model_", "stage_", "evaluation_", "figure_", "claims_", "benchmark_")
+    kinds += ("published_",)
     assert set(re.findall(r"PLAN\.(\w*)code\(", rules)) == {*kinds}
     known |= {"train", "convert", "evaluate", "figure", "claims", "unused", "verify"}
+    known |= {"published"}  # which reads the whole plan
     assert {path.stem for path in ROOT.glob("scripts/*.py")} == known
 
 
@@ -1063,7 +1066,8 @@ def test_an_edit_of_a_kernel_repeats_just_what_measures_models_and_layers(code, 
         ("data/tokenizer.py", ("dataset", "tokenizer")),
         ("experts.py", ("clustering",)),
         ("balanced_kmeans.py", ("clustering",)),
-        ("flops.py", ("figure_10", *MEASURED - {"benchmark_masks"})),
+        ("flops.py", MEASURED - {"benchmark_masks"}),
+        ("formulas.py", {"figure_10", *MEASURED - {"benchmark_masks"}}),
         ("figures/style.py", DRAWINGS),
         ("models/vit.py", (*STAGES, "activity", *MEASURED)),
     ],
@@ -1083,6 +1087,17 @@ def test_an_edit_of_a_figures_module_redraws_its_own_figures(code, module):
     own = [name for name, figure in FIGURES.items() if module_of(figure.draw) == module]
     path = f"{module.removeprefix('d2dmoe.').replace('.', '/')}.py"
     assert code.repeated(path) == code.of_rules(*own)
+
+
+@pytest.mark.parametrize(
+    "file", ["figures/tradeoff.py", "figures/wall_clock.py", "plan/figures.py"]
+)
+def test_an_edit_of_a_figure_or_of_what_it_is_drawn_of_redraws_the_published_ones(code, file):
+    forget()
+    before = replace(code.plan).published_code()
+    with code.edited(file, lambda text: f"{text}\nEDIT = 1\n"):
+        forget()
+        assert replace(code.plan).published_code() != before
 
 
 def test_an_edit_of_the_wall_clock_redraws_the_benchmarks_figures(code):

@@ -26,7 +26,8 @@ from d2dmoe.data.splits import Batch
 from d2dmoe.errors import CheckpointError
 from d2dmoe.evaluation import evaluate_routed
 from d2dmoe.ffn import FFN
-from d2dmoe.flops import count, ffn_flops
+from d2dmoe.flops import count
+from d2dmoe.formulas import ffn_flops
 from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.run import Run
 from d2dmoe.models.build import count_heads, separate_projections

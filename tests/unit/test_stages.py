@@ -21,7 +21,7 @@ from d2dmoe.config.stages import (
 )
 from d2dmoe.errors import CheckpointError
 from d2dmoe.ffn import FFN
-from d2dmoe.flops import router_flops
+from d2dmoe.formulas import router_flops
 from d2dmoe.inputs import real_tokens
 from d2dmoe.jobs.run import Run
 from d2dmoe.lookup import resolve

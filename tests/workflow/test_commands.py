@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from d2dmoe.io.files import copy_into
+from d2dmoe.plan import publishing
 from d2dmoe.plan.checks import rule_names
 from workflow.conftest import ROOT, SUITES
 
@@ -50,6 +52,9 @@ def moved(finished, tmp_path_factory) -> Path:
     for name in ("config.yaml", "my.yaml"):  # the default one, and a user's own
         (folder / name).write_text(yaml.safe_dump(finished.config, sort_keys=False))
     (folder / "environment").symlink_to(sys.prefix)
+    files, reference = publishing.files(finished.plan), folder / "results/reference/tiny"
+    copy_into(reference, {str(folder / source): place for source, place in files.items()})
+    (reference / "config.yaml").write_text(publishing.config_text(finished.plan))
     return folder
 
 

@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from d2dmoe.errors import UserError
 from d2dmoe.figures import style
 from d2dmoe.figures.style import Look
-from d2dmoe.flops import layer_ratio
+from d2dmoe.formulas import layer_ratio
 
 SHARES = (0.05, 0.1, 0.25, 0.5, 1.0)  # k/n, at router width WIDTH
 WIDTHS = (8, 32, 128, 512)  # h, at the share SHARE

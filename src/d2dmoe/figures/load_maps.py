@@ -19,18 +19,18 @@ OPACITY = 0.75  # of the map over the image
 
 
 @style.styled
-def draw(tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Figure:
+def draw(load_maps: Mapping[str, np.ndarray], dataset: Mapping[str, Any]) -> Figure:
     """Images and their load maps, in pairs, on one colour scale.
 
     Args:
-        tensors: images, uint8 [N, 3, H, W]; loads, float [N, grid, grid], the share (0 to 1) of
+        load_maps: images, uint8 [N, 3, H, W]; loads, float [N, grid, grid], the share (0 to 1) of
             experts that the patch's token executes, mean over layers; labels, int [N].
-        about: the dataset's description, with `classes`: names by label.
+        dataset: the dataset's description, with `classes`: names by label.
 
     Raises:
         UserError: there are no images.
     """
-    images, loads = tensors["images"], 100 * tensors["loads"]
+    images, loads = load_maps["images"], 100 * load_maps["loads"]
     if not len(images):
         raise UserError("no images to draw load maps of: set figures.load_maps.images above 0")
     pairs = min(len(images), 2 if len(images) <= 8 else 3)  # a line
@@ -44,7 +44,7 @@ def draw(tensors: Mapping[str, np.ndarray], about: Mapping[str, Any]) -> Figure:
     for index, (axes, beside) in enumerate(panels.reshape(-1, 2)[: len(images)]):
         pixels = images[index].transpose(1, 2, 0)  # [H, W, 3]
         axes.imshow(pixels)
-        name = about["classes"][int(tensors["labels"][index])]
+        name = dataset["classes"][int(load_maps["labels"][index])]
         axes.set_title(name, fontsize=7, pad=2, parse_math=False)
         scale = _overlay(beside, pixels, loads[index], limits)
     bar: Any = figure.colorbar(scale, ax=panels, location="bottom", aspect=40, shrink=0.9, pad=0.02)

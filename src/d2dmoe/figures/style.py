@@ -84,5 +84,6 @@ def save(figure: Figure, png: Path, pdf: Path) -> None:
     for path in (png, pdf):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(png, format="png", metadata={"Software": None})
+    figure.set_layout_engine("none")  # what was laid out once
     undated = {"CreationDate": None, "Creator": None, "Producer": None}
     figure.savefig(pdf, format="pdf", metadata=undated)

@@ -3,8 +3,9 @@
 import errno
 import hashlib
 import os
+import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -42,6 +43,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     finally:
         if temporary:
             temporary.unlink(missing_ok=True)
+
+
+def copy_into(folder: Path, files: Mapping[str, str]) -> None:
+    """Copy files, by the names that they get in a folder."""
+    for source, name in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, folder / name)
 
 
 def _explain(path: Path, error: Exception) -> str:

@@ -1,5 +1,6 @@
 """What tables and figures are made of, by the ending of its file."""
 
+import csv
 import json
 import re
 from collections.abc import Callable, Collection
@@ -56,6 +57,12 @@ def read_table(path: Path, columns: Collection[str] = ()) -> pd.DataFrame:
     for column in columns:
         _check(path, column, table[column])
     return table
+
+
+def columns_of(path: Path) -> list[str]:
+    """The names in the first line of a CSV file."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return next(csv.reader(file), [])
 
 
 def _check(path: Path, name: str, column: pd.Series) -> None:

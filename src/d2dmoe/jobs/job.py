@@ -70,6 +70,7 @@ def _traced(snakemake: Any) -> Iterator[str]:
             save_record(Path(record), snakemake.rule, params["code"], attempts())
     else:
         yield identity
-    for path in snakemake.output:
-        write_checksums(Path(path), sources)
+    for path in map(Path, snakemake.output):
+        if path.is_file():  # no job reads a folder
+            write_checksums(path, sources)
     notes.unlink(missing_ok=True)

@@ -9,6 +9,14 @@ from d2dmoe.plan.lineage import Lineage
 from d2dmoe.plan.plan import Plan
 
 LAYERS = ("cpu", "layer")  # tables of single layers, by which claim C9 is decided
+APPENDIX = "_appendix"  # of a figure of the other layers of a table
+DRAWN: dict[str, dict[str, str]] = {  # by the figure's name, which begins with its table's: how
+    "cpu": {},
+    "layer": {"layers": "first"},
+    f"layer{APPENDIX}": {"layers": "others", "subject": "Other layers"},
+    "model": {"subject": "Whole models"},
+    "decode": {"subject": "Decoding"},
+}
 
 
 def tables(plan: Plan) -> dict[str, Mapping[str, Any]]:
@@ -55,7 +63,7 @@ def layer_figures(plan: Plan) -> dict[str, list[str]]:
     """The paper's figures of layers, 5 and, where layers differ in shape, 11."""
     names = [name for name in timed_here(plan) if name in LAYERS]
     shapes = {tuple(entry.shape.values()) for entry in tables(plan)["layer"].values()}
-    found = {"figure_5": names, "figure_11": ["layer_appendix"] if "layer" in names else []}
+    found = {"figure_5": names, "figure_11": [f"layer{APPENDIX}"] if "layer" in names else []}
     if len(shapes) < 2:
         del found["figure_11"]
     return {figure: _drawn(own) for figure, own in found.items() if own}

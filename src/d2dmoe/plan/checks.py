@@ -32,7 +32,7 @@ OTHER_RULES = (
     *("layers_table", "activity_table", "patch_load_table", "load_maps", "tradeoff", "summary"),
     *("claims", "reference", "fairness", "boolq", "table_1"),
     *("benchmark_cpu", "benchmark_gpu", "benchmark_model", "benchmark_decode", "benchmark_table"),
-    *("benchmark_masks", "benchmark_claims", "verify", "wall_times"),
+    *("benchmark_masks", "benchmark_claims", "verify", "wall_times", "publish", "figures"),
 )
 
 

@@ -67,8 +67,8 @@ def load_maps(plan: "Plan", suite: Suite, task: str, figure: Figure) -> Request:
     """Images and where in them the experts run."""
     options = _options(plan, suite, task, figure)
     line = plan.line(suite, task, options.variant)
-    inputs = {"tensors": f"{line.folder}/load_maps/{line.knob}.safetensors"}
-    return Request(inputs | {"about": f"{line.last.data}/dataset.json"})
+    inputs = {"load_maps": f"{line.folder}/load_maps/{line.knob}.safetensors"}
+    return Request(inputs | {"dataset": f"{line.last.data}/dataset.json"})
 
 
 def nothing(plan: "Plan", suite: Suite, task: str | None, figure: Figure) -> Request:

@@ -11,7 +11,7 @@ from d2dmoe.claims import CLAIMS
 from d2dmoe.config.experiment import Config, parse_config
 from d2dmoe.config.task import SUITES, Suite, TaskConfig
 from d2dmoe.errors import ConfigError
-from d2dmoe.figures import Figure
+from d2dmoe.figures import FIGURES, WALL_CLOCK, Figure
 from d2dmoe.methods import METHODS, Evaluation, rule_of
 from d2dmoe.models import ARCHITECTURES
 from d2dmoe.plan.checks import check
@@ -136,6 +136,11 @@ class Plan:
     def figure_code(self, figure: Figure) -> str:
         """Digest of what draws a figure; its axes may name any selection rule's values."""
         return self.code("figure", [Use(figure, ("draw",)), *map(Use, RULES.values())])
+
+    def published_code(self) -> str:
+        """Digest of what draws all figures of published results."""
+        drawn = [Use(figure, ("draw", "request")) for figure in (*FIGURES.values(), WALL_CLOCK)]
+        return self.code("published", [*drawn, *map(Use, RULES.values())])
 
     def claims_code(self) -> str:
         """Digest of what decides the claims; methods' records say which of them are compared."""

@@ -1,0 +1,11 @@
+from pathlib import Path
+
+from d2dmoe.figures.drawing import draw_files
+from d2dmoe.jobs.job import job
+from d2dmoe.plan.published import drawings
+
+with job(snakemake):
+    for drawing in drawings(Path(snakemake.params.reference)):
+        path = f"{snakemake.output[0]}/{drawing.name}"
+        files = Path(f"{path}.png"), Path(f"{path}.pdf")
+        draw_files(drawing.draw, drawing.inputs, drawing.arguments, *files)

@@ -1,0 +1,68 @@
+"""What of a workflow's results is published, so that figures are drawn of it without a training.
+
+results/published/                    what `snakemake publish` makes
+results/reference/NAME/config.yaml    … and where it then lies: the configuration,
+results/reference/NAME/tables/        its `results/tables`, with what figure 8b shows
+results/reference/NAME/TABLE.csv      or a table of the benchmarks
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from d2dmoe.config.task import SUITES, Suite
+from d2dmoe.figures import FIGURES, Figure
+from d2dmoe.lookup import resolve
+from d2dmoe.plan.figures import Request
+from d2dmoe.plan.plan import Plan
+from d2dmoe.plan.tables import MAIN, suite_results, task_figures
+
+TABLES = "results/tables/"
+
+
+class Asked(NamedTuple):
+    """A figure of a suite and a task, or of all tasks, and what it is drawn of."""
+
+    figure: Figure
+    suite: Suite
+    task: str | None
+    request: Request
+
+
+def files(plan: Plan) -> dict[str, str]:
+    """What is published of a plan's results: each file, and where it lies in the folder."""
+    made = [path for suite in SUITES for path in suite_results(plan, suite)]
+    published = {path: place(path) for path in made if path.startswith(TABLES)}
+    for _figure, _suite, task, request in requests(plan):
+        for name, path in request.inputs.items():
+            published[path] = place(path, name, task)
+    return published
+
+
+def config_text(plan: Plan) -> str:
+    """The configuration as it is published, as YAML."""
+    options = plan.config.model_dump(mode="json", exclude_unset=True)
+    return yaml.safe_dump(options, allow_unicode=True, sort_keys=False)
+
+
+def requests(plan: Plan) -> Iterator[Asked]:
+    """Every figure that is drawn."""
+    overall = [(figure, MAIN, None) for figure in FIGURES.values() if figure.overall]
+    of_tasks = [
+        (FIGURES[name], suite, task)
+        for suite in SUITES
+        for task in plan.tasks_of(suite)
+        for name in task_figures(plan, suite, task)
+    ]
+    for figure, suite, task in (*overall, *of_tasks):
+        yield Asked(figure, suite, task, resolve(figure.request)(plan, suite, task, figure))
+
+
+def place(path: str, name: str = "", task: str | None = None) -> str:
+    """Where a file of `results/` lies in the folder: tables as they do there; others, whose folders
+    differ between configurations, by the name that their figure gives them."""
+    if path.startswith(TABLES):
+        return f"tables/{path.removeprefix(TABLES)}"
+    return f"tables/{task}/{name}{Path(path).suffix}"

@@ -1,0 +1,131 @@
+"""Laws of what is published: figures are drawn of it alone, as the workflow drew them."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from pandas import DataFrame
+from small_config import with_everything
+
+from d2dmoe.config.experiment import parse_config
+from d2dmoe.errors import ConfigError, DataError
+from d2dmoe.plan import publishing
+from d2dmoe.plan.plan import Plan, load_plan
+from d2dmoe.plan.published import drawings
+from d2dmoe.tables import COLUMNS, LAYER
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def plan(raw, root) -> Plan:
+    raw = with_everything(raw)
+    raw["tasks"]["tiny"]["title"] = "ViT on noise"
+    return load_plan(raw, root)
+
+
+@pytest.fixture
+def reference(plan, tmp_path) -> Path:
+    """A published miniature, whose tables have no rows."""
+    folder = tmp_path / "reference" / "miniature"
+    for place in publishing.files(plan).values():
+        path = folder / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(",".join(COLUMNS.get(path.stem, ["any"])) + "\n")
+    (folder / "config.yaml").write_text(publishing.config_text(plan))
+    return tmp_path / "reference"
+
+
+def test_drawing_imports_no_torch():
+    code = (
+        "import sys\n"
+        "import d2dmoe.plan.published, d2dmoe.figures.drawing, d2dmoe.jobs.job\n"
+        "from d2dmoe.figures import FIGURES, WALL_CLOCK\n"
+        "from d2dmoe.lookup import resolve\n"
+        "for figure in (*FIGURES.values(), WALL_CLOCK):\n"
+        "    resolve(figure.draw), resolve(figure.request)\n"
+        "heavy = ('torch', 'transformers', 'triton', 'd2dmoe.moe')\n"
+        "print([name for name in heavy if name in sys.modules])\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.stdout == "[]\n", result.stderr
+
+
+def test_the_published_configuration_asks_for_the_same_figures(plan):
+    back = Plan(parse_config(yaml.safe_load(publishing.config_text(plan))), plan.root)
+    asked = [list(publishing.requests(x)) for x in (plan, back)]
+    assert asked[0] == asked[1] and len(asked[0]) > 10
+
+
+def test_every_table_and_all_that_figures_read_is_published_under_a_name_of_its_own(plan):
+    files = publishing.files(plan)
+    assert len({*files.values()}) == len(files)
+    read = {path for x in publishing.requests(plan) for path in x.request.inputs.values()}
+    assert read <= files.keys()
+    tables = {source: place for source, place in files.items() if source.endswith(".csv")}
+    assert all(source == f"results/{place}" for source, place in tables.items())
+    assert {"tables/tiny/load_maps.safetensors", "tables/tiny/dataset.json"} <= {*files.values()}
+
+
+def test_every_figure_is_drawn_of_the_published_files_with_the_workflows_arguments(plan, reference):
+    found = drawings(reference)
+    asked = list(publishing.requests(plan))
+    assert [x.arguments for x in found] == [x.request.arguments for x in asked]
+    assert [x.draw for x in found] == [x.figure.draw for x in asked]
+    folder = reference / "miniature"
+    for drawing, (_figure, _suite, task, request) in zip(found, asked, strict=True):
+        places = {x: publishing.place(path, x, task) for x, path in request.inputs.items()}
+        assert drawing.inputs == {x: folder / place for x, place in places.items()}
+    names = [x.name for x in found]
+    assert len({*names}) == len(names)
+    assert {"miniature/figure_4", "miniature/tiny/figure_4"} <= {*names}
+    assert "miniature/compatibility/tiny/figure_6" in names
+    (panel,) = next(x for x in found if x.name.endswith("tiny/figure_4")).arguments["panels"]
+    assert panel["title"] == "ViT on noise" and panel["looks"]["sparse"] == 0
+
+
+def layer_rows(*tokens: int) -> str:
+    """Timed layers."""
+    columns = [*LAYER, *(name for name in COLUMNS["table"] if name not in LAYER)]
+    texts = ("activation", "device", "dtype", "mask", "backend")
+    rows = [{name: "x" if name in texts else 1 for name in columns} | {"tokens": n} for n in tokens]
+    return DataFrame(rows).to_csv(index=False)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "names"), [((9, 9), ["layer"]), ((9, 99), ["layer", "layer_appendix"])]
+)
+def test_benchmarks_are_drawn_where_their_tables_are_published(tmp_path, tokens, names):
+    (tmp_path / "gpu").mkdir()
+    (tmp_path / "gpu/layer.csv").write_text(layer_rows(*tokens))
+    assert [x.name for x in drawings(tmp_path)] == [f"gpu/{name}" for name in names]
+
+
+def test_one_message_names_all_that_is_missing(reference):
+    folder = reference / "miniature/tables"
+    (folder / "tiny/layers.csv").unlink()
+    (folder / "tiny/tradeoff.csv").write_text("task,model,variant\n")
+    with pytest.raises(DataError) as caught:
+        drawings(reference)
+    message = str(caught.value)
+    assert f"{folder}/tiny/layers.csv is missing" in message
+    assert f"{folder}/tiny/tradeoff.csv has no column dataset, method, seed" in message
+    assert message.count("tradeoff.csv") == 1 and "snakemake publish" in message
+
+
+def test_tables_without_their_configuration_are_refused(reference):
+    config = reference / "miniature/config.yaml"
+    for text in ("{", "- a", "tasks: {x: {}}"):
+        config.write_text(text)
+        with pytest.raises(ConfigError, match=r"(?s)config\.yaml is no configuration of .*publish"):
+            drawings(reference)
+    config.unlink()
+    with pytest.raises(ConfigError, match=r"config\.yaml, .*is missing\. .*publish"):
+        drawings(reference)
+
+
+def test_where_nothing_is_published_nothing_is_drawn(tmp_path):
+    with pytest.raises(DataError, match="holds no published results"):
+        drawings(tmp_path)
