@@ -14,6 +14,7 @@ from d2dmoe.figures import (
     layers,
     load_maps,
     projections,
+    saved_share,
     style,
     tradeoff,
     wall_clock,
@@ -370,6 +371,68 @@ def test_layers_number_as_many_as_fit(executed, count):
 def test_layers_reject_an_unknown_operating_point(executed):
     with pytest.raises(UserError, match=r"'a' has no operating point 0.3 .*it has: 0.1, 0.5"):
         layers.draw(executed, "t", "t", ["a"], **NAMED, values=[0.3])
+
+
+def costs(variant: str, roles: dict[str, float], knobs=(0.0, 0.2, 0.4, 0.6, 0.8, 1.0)):
+    """Operating points of two seeds and their experts: 8 in each role's layer, each of this share
+    of the cost; routers cost 0.02."""
+    points, executed = [], []
+    for seed, knob in [(seed, knob) for seed in (0, 1) for knob in knobs]:
+        about = {"task": "t", "variant": variant, "seed": seed, "knob_value": knob}
+        counts = {role: 8 - 7 * knob ** (place + 1 + seed) for place, role in enumerate(roles)}
+        rest = 1 - 8 * sum(roles.values())
+        ratio = 0.02 + rest + sum(roles[role] * count for role, count in counts.items())
+        points.append(about | {"metric": "accuracy", "flops_ratio": ratio})
+        layer = {"layer": 0, "num_experts": 8}
+        executed += [about | layer | {"role": x, "experts": count} for x, count in counts.items()]
+    return DataFrame(points), DataFrame(executed)
+
+
+FFNS = {"ffn": 0.08}
+WITH_ATTENTION = FFNS | {"q": 0.01, "k": 0.005, "v": 0.005, "o": 0.01}
+
+
+@pytest.mark.parametrize(("roles", "saved"), [(FFNS, 0.62), (WITH_ATTENTION, 0.86)])
+def test_the_bound_of_a_saving_is_what_no_expert_accounts_for(roles, saved):
+    found = saved_share.bounds(*costs("a", roles))
+    assert found == pytest.approx((0.64, saved))
+
+
+def test_a_bound_needs_operating_points():
+    assert np.isnan(saved_share.bounds(*costs("a", FFNS, knobs=(0.3,)))).sum() == 0  # of two seeds
+    points, executed = costs("a", FFNS, knobs=(0.0,))
+    assert np.isnan(saved_share.bounds(points, executed)).all()
+
+
+def test_saved_share_has_a_line_for_each_task_and_original():
+    tables = [costs("a", FFNS), costs("b", WITH_ATTENTION)]
+    points, executed = (concat(both, ignore_index=True) for both in zip(*tables, strict=True))
+    kept = {
+        f"flops_ratio_at_99{end}": x for end, x in {"": 0.7, "_low": 0.6, "_high": 0.75}.items()
+    }
+    summary = DataFrame([{"variant": "a"} | kept, {"variant": "b"} | dict.fromkeys(kept, np.nan)])
+    summary = summary.assign(task="t", metric="accuracy")
+    row = {"task": "t", "metric": "accuracy", "title": "ViT on $noise", "variants": ["a", "b"]}
+    figure = saved_share.draw([row | NAMED], summary, points, executed)
+    (axes,) = figure.axes
+    names = [label.get_text() for label in axes.get_yticklabels()]
+    assert names[0] == "ViT on $noise" and names[3] == "GPT2-base, 1,024 tokens"
+    assert len(names) == 1 + len(saved_share.ORIGINALS)
+    shares = [patch.get_width() for patch in axes.patches]
+    assert shares[:2] == pytest.approx([64, 63.5], abs=0.05)
+    lines = {(line.get_color(), line.get_marker()): list(line.get_xdata()) for line in axes.lines}
+    looks = {name: style.look(NAMED["looks"][name]) for name in "ab"}
+    assert lines[looks["a"].colour, looks["a"].marker] == pytest.approx([30])
+    assert lines[looks["a"].colour, "|"] == pytest.approx([62])
+    assert lines[looks["b"].colour, "|"] == pytest.approx([86])
+    assert lines[looks["b"].colour, "x"] == [0]  # never at 99 %
+    assert (looks["b"].colour, looks["b"].marker) not in lines
+    assert lines[looks["a"].colour, "None"] == pytest.approx([25, 40])  # its interval
+
+
+def test_saved_share_draws_the_originals_where_nothing_is_converted():
+    (axes,) = saved_share.draw([]).axes
+    assert len(axes.patches) == len(saved_share.ORIGINALS) == len(axes.get_yticks())
 
 
 @pytest.mark.parametrize("count", [1, 3, 9])

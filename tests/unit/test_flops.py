@@ -32,7 +32,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from d2dmoe.evaluation import count_executed
 from d2dmoe.flops import count, mean_cost, model_cost
-from d2dmoe.formulas import layer_ratio
+from d2dmoe.formulas import Transformer, layer_ratio
 from d2dmoe.inputs import Inputs
 from d2dmoe.kernels.cpu import grouped
 from d2dmoe.moe import MoE, set_selection, split_ffn
@@ -114,6 +114,21 @@ def test_the_dense_cost_of_language_models_is_that_of_the_dimensions_at_every_st
         cost = model_cost(model, texts(length=7))
         assert cost.fixed == fixed and cost.dense == fixed + ffns and cost.tokens == 7
     assert count(make_language(name), texts(length=7)) == fixed + ffns
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_cost_by_sizes_alone_is_the_counted_one(name):
+    fixed, ffns = analytic_language(name, 7)
+    sizes = {key: SIZES[key] for key in ("layers", "d_model", "d_ff")}
+    if name == "gemma":
+        sizes |= {"gated": True, "d_kv": 8}
+    if name == "bert":  # pooler and classifier see the first token only
+        sizes["outside"] = 2 * 16 * (16 + len(TEXTS["classes"]))
+    else:
+        sizes["classes"] = VOCABULARY
+    model = Transformer(tokens=7, **sizes)
+    assert (model.flops, model.ffns) == (fixed + ffns, ffns)
+    assert model.ffn_share == ffns / (fixed + ffns)
 
 
 @pytest.mark.parametrize("name", ["vit", *TINY])

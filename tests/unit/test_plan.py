@@ -358,7 +358,7 @@ def test_all_makes_the_main_suite_the_list_of_models_and_the_figures_of_all_task
     found = tables.all_results(tiny)
     expected = tables_and_figures(MAIN, TABLES | {"claims"})
     expected |= tables_and_figures(MAIN, TABLES, "tiny") | {"results/models.csv"}
-    for figure in ("figure_3", "figure_4", "figure_10"):
+    for figure in ("figure_3", "figure_4", "figure_10", "saved_share"):
         expected |= {f"results/figures/{figure}.{end}" for end in ("png", "pdf")}
     assert set(found) == expected and len(found) == len(expected)
 

@@ -55,7 +55,7 @@ def test_every_task_has_its_tables_and_the_figures_that_are_configured(finished_
     assert finished_language.tables() == {
         f"{name}.csv" for name in TABLES | {"reference", "claims"}
     }
-    assert finished_language.figures() == {"figure_3", "figure_4", "figure_10"}
+    assert finished_language.figures() == {"figure_3", "figure_4", "figure_10", "saved_share"}
 
 
 @pytest.mark.parametrize("name", sorted({*TABLES, "reference"}))

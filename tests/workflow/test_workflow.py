@@ -58,7 +58,7 @@ def test_all_makes_every_table_and_every_figure_that_is_configured(finished):
     assert finished.tables("tiny") == {f"{name}.csv" for name in MAIN_TABLES}
     drawn = {*FROM_TRADEOFF, "figure_2b", "figure_8a", "figure_8b"}
     assert finished.figures("tiny") == drawn
-    assert finished.figures() == {"figure_3", "figure_4", "figure_10"}
+    assert finished.figures() == {"figure_3", "figure_4", "figure_10", "saved_share"}
 
 
 @pytest.mark.parametrize("suite", DRAWN)

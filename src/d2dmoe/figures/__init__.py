@@ -146,6 +146,12 @@ FIGURES = table_of(
             main_only=True,
         ),
         Figure(
+            "saved_share",
+            draw="d2dmoe.figures.saved_share:draw",
+            request="d2dmoe.plan.figures:saved_share",
+            overall=True,
+        ),
+        Figure(
             "figure_3",
             draw="d2dmoe.figures.projections:draw",
             request="d2dmoe.plan.figures:nothing",

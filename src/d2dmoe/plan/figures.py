@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from d2dmoe.config.figure_options import LayersConfig, LoadMapsConfig
 from d2dmoe.config.task import SUITES, Suite, TaskConfig
 from d2dmoe.config.variant import FINETUNED
-from d2dmoe.figures import Figure, by_key
+from d2dmoe.figures import FIGURES, Figure, by_key
 from d2dmoe.methods import CONVERSION_KNOBS
 from d2dmoe.methods.conversion.plan import conversion
 from d2dmoe.plan.variants import has_experts, knob_of, labels
@@ -47,6 +47,19 @@ def tradeoff(plan: "Plan", suite: Suite, task: str | None, figure: Figure) -> Re
     ]
     inputs = {"tradeoff": table_path(suite, "tradeoff", task)}
     return Request(inputs, {"panels": panels, "title": figure.title})
+
+
+def saved_share(plan: "Plan", suite: Suite, task: None, figure: Figure) -> Request:
+    """What the conversions of figure 4 save, of all tasks that have some; without inputs if none
+    has."""
+    figure_4, rows = FIGURES["figure_4"], []
+    for name in plan.tasks_of(suite):
+        drawn = _options(plan, suite, name, figure_4)
+        converted = [variant for variant in drawn if has_experts(plan.task(name), variant)]
+        if converted:
+            rows.append(_panel(plan, suite, name, figure_4, converted))
+    tables = ("summary", "tradeoff", "layers") if rows else ()
+    return Request({table: table_path(suite, table) for table in tables}, {"rows": rows})
 
 
 def layers(plan: "Plan", suite: Suite, task: str, figure: Figure) -> Request:
