@@ -471,7 +471,8 @@ def test_load_maps_are_drawn_of_a_models_own_file(plan):
         {
             "load_maps": f"{folder}/load_maps/dynamic_k.safetensors",
             "dataset": f"{plan.data_folder('tiny')}/dataset.json",
-        }
+        },
+        {"title": "tiny", "point": "D2DMoE, τ = 0.5"},
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from pandas import DataFrame
 
@@ -43,7 +44,7 @@ def draw(
     """
     chosen = by_variant(activity, TABLE, task, variants)
     layers = sorted(set().union(*(rows["layer"] for rows in chosen.values())))
-    columns = 1 if len(layers) <= 2 else 2 if len(layers) <= 8 else 3
+    columns = 3 if len(layers) in (3, 5, 6) or len(layers) > 8 else min(len(layers), 2)
     lines = -(-len(layers) // columns)
     figure = Figure(figsize=(style.WIDTH, 0.8 + 1.1 * lines), layout="constrained")
     panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
@@ -61,7 +62,9 @@ def draw(
     panels[0].set_xlim(left=0)
     panels[0].set_ylim(bottom=0)
     figure.suptitle(f"Active neurons per token\n{title}, {count_seeds(chosen)}", fontsize=8)
-    style.legend(figure, [_handle(labels.get(v, v), style.look(looks[v])) for v in chosen])
+    means = Line2D([], [], color=style.FAINT, marker="o", label="mean over tokens")
+    entries = [_handle(labels.get(v, v), style.look(looks[v])) for v in chosen]
+    style.legend(figure, [*entries, means])
     return figure
 
 

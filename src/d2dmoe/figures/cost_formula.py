@@ -34,7 +34,7 @@ def draw(d_model: int = 768, d_ff: int = 3072) -> Figure:
     experts = [2**i for i in range(1, d_ff.bit_length()) if d_ff % 2**i == 0]
     if not experts:
         raise UserError(f"d_ff = {d_ff} is odd: figure 10 needs a width that splits into halves")
-    figure = Figure(figsize=(style.WIDTH, 2.9), layout="constrained")
+    figure = Figure(figsize=(style.WIDTH, 3.0), layout="constrained")
     left, right = figure.subplots(1, 2, sharex=True, sharey=True)
     for axes, lines in ((left, _by_share()), (right, _by_width())):
         handles = [
@@ -43,6 +43,8 @@ def draw(d_model: int = 768, d_ff: int = 3072) -> Figure:
         ]
         axes.axhline(1, color=style.FAINT, linestyle="--", linewidth=0.9, zorder=0)
         axes.set_xscale("log", base=2)
+        axes.set_xticks(experts[::2], [str(n) for n in experts[::2]])
+        axes.minorticks_off()
         below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.27), "ncols": 2}
         axes.legend(handles=handles, columnspacing=0.8, handlelength=2.2, **below)
         axes.set_xlabel("experts n")
@@ -50,7 +52,8 @@ def draw(d_model: int = 768, d_ff: int = 3072) -> Figure:
     left.set_ylabel("FLOPs relative to the FFN")
     left.set_title(f"router width h = {WIDTH}")
     right.set_title(f"executed share k/n = {SHARE:g}")
-    figure.suptitle(f"d_model = {d_model}, d_ff = {d_ff}", fontsize=8)
+    sizes = f"d_model = {d_model:,}, d_ff = {d_ff:,}"
+    figure.suptitle(f"Cost of a dynamic-k layer, {sizes}", fontsize=8)
     return figure
 
 

@@ -7,6 +7,7 @@ The differences between layers, and the spread between tokens, are what dynamic-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from pandas import DataFrame
 
 from d2dmoe.errors import UserError
@@ -18,6 +19,11 @@ from d2dmoe.selection_rules import RULES
 
 TABLE = "results/tables/layers.csv"
 TICKS = 13  # at most: more numbers of layers would touch
+FEW = 6  # layers: as many panels as there are beside each other are readable
+SPREADS = (  # how they are drawn in the legend
+    Line2D([], [], color=style.FAINT, alpha=0.4, linewidth=4, label="± deviation of tokens"),
+    Line2D([], [], color=style.FAINT, linewidth=0.9, label="± deviation of seeds"),
+)
 
 
 @style.styled
@@ -30,7 +36,8 @@ def draw(
     looks: dict[str, int],
     values: list[float],
 ) -> Figure:
-    """Mean share of executed experts per layer, one panel per operating point.
+    """Mean share of executed experts per layer, one panel per operating point; beside each other
+    where layers are few.
 
     Args:
         layers: rows of `results/tables/layers.csv`; those of FFNs are drawn.
@@ -48,10 +55,16 @@ def draw(
         raise UserError(f"no operating points of task '{task}' to draw from {TABLE}")
     ffns = layers[layers["role"] == "ffn"]
     chosen = by_variant(ffns, TABLE, task, variants)
-    figure = Figure(figsize=(style.WIDTH, 0.8 + 1.15 * len(values)), layout="constrained")
-    panels = figure.subplots(len(values), 1, sharex=True, sharey=True, squeeze=False).ravel()
+    numbers = sorted(set().union(*(rows["layer"] for rows in chosen.values())))
+    columns = min(len(values), 3 if len(numbers) <= FEW else 1)
+    lines = -(-len(values) // columns)
+    height = 0.8 + (1.7 if columns > 1 else 1.15) * lines
+    figure = Figure(figsize=(style.WIDTH, height), layout="constrained")
+    panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
+    for axes in panels[len(values) :]:
+        axes.remove()
     offsets = (np.arange(len(chosen)) - (len(chosen) - 1) / 2) * min(0.2, 0.6 / len(chosen))
-    for axes, value in zip(panels, values, strict=True):
+    for axes, value in zip(panels, values, strict=False):
         for index, (variant, rows) in enumerate(chosen.items()):
             at = _at(rows, variant, value)
             _profile(axes, per_layer(at), offsets[index], style.look(looks[variant]))
@@ -59,14 +72,15 @@ def draw(
         knobs = sorted({look_up(RULES, rule, "selection rule").symbol for rule in rules})
         axes.set_title(f"{', '.join(knobs)} = {value:g}")
         axes.grid(axis="y", linewidth=0.4, color="#dddddd")
-    numbers = sorted(set().union(*(rows["layer"] for rows in chosen.values())))
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel("layer" if columns > 1 or value == values[-1] else "")
     axes.set_xticks(numbers[:: -(-len(numbers) // TICKS)])
-    axes.set_ylim(bottom=0)
-    axes.set_xlabel("layer (0 is nearest to the input)")
+    axes.set_xlim(numbers[0] - 0.5, numbers[-1] + 0.5)
+    axes.set_ylim(0, 102)
     figure.supylabel("executed experts (%)", fontsize=8)
     figure.suptitle(f"Executed experts per layer\n{title}, {count_seeds(chosen)}", fontsize=8)
     handles = [style.handle(labels.get(v, v), style.look(looks[v])) for v in chosen]
-    style.legend(figure, handles)
+    style.legend(figure, [*handles, *SPREADS])
     return figure
 
 

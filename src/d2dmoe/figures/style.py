@@ -12,11 +12,15 @@ from typing import Any
 import matplotlib.style
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
+from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
+from matplotlib.textpath import text_to_path
 
 WIDTH = 3.6  # inches: one column of a paper
 WIDE = 7.1  # inches: both columns
-RC = {
+POINTS = 72  # in an inch
+RC: dict[str, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
     "axes.labelsize": 8,
@@ -38,9 +42,13 @@ RC = {
 
 INK = "#000000"  # the dense models
 FAINT = "#767676"  # reference lines and notes
-# Okabe and Ito's colours, which colour-blind readers tell apart; black is the dense models'.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P", "<")  # one more than colours: no pair comes back soon
+# Okabe and Ito's colours, which colour-blind readers tell apart, then darker ones of Tol's, for a
+# task's main variants are about ten; black is the dense models'.
+COLOURS = (
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
+    *("#882255", "#999933", "#332288", "#8C564B"),
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">", "p")  # one less: no pair comes back soon
 LINES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (2.5, 1)))
 
 styled = matplotlib.style.context(["default", RC])  # a decorator for functions that draw
@@ -69,13 +77,32 @@ def handle(label: str, look: Look) -> Line2D:
 
 def legend(figure: Figure, handles: Sequence[Artist]) -> None:
     """A legend below the panels, where it hides nothing; the figure grows by its height."""
-    longest = max(len(str(entry.get_label())) for entry in handles)
-    columns = (2 if longest <= 24 else 1) * round(figure.get_figwidth() / WIDTH)
+    columns = _columns([str(entry.get_label()) for entry in handles], figure.get_figwidth())
     lines = -(-len(handles) // columns)
     figure.set_figheight(figure.get_figheight() + 0.15 * lines)
-    entries = figure.legend(handles=handles, loc="outside lower center", ncols=columns)
-    for text in entries.get_texts():
-        text.set_parse_math(False)  # a user's label may hold $
+    plain(figure.legend(handles=handles, loc="outside lower center", ncols=columns))
+
+
+def plain(legend: Legend) -> None:
+    """A user's label may hold $."""
+    for text in legend.get_texts():
+        text.set_parse_math(False)
+
+
+def _columns(labels: Sequence[str], width: float) -> int:
+    """As many as fit into a figure's width in inches, up to two for each of the page's columns;
+    entries stand one below the other."""
+    size = RC["legend.fontsize"]
+    # In points: a handle, the space between it and its text, and that to the next column.
+    beside = size * (RC["legend.handlelength"] + 0.8 + 2.0)
+    font = FontProperties(size=size)
+    widths = [text_to_path.get_text_width_height_descent(x, font, False)[0] for x in labels]
+    for columns in range(min(len(labels), 2 * round(width / WIDTH)), 1, -1):
+        lines = -(-len(labels) // columns)
+        widest = [max(widths[i : i + lines]) for i in range(0, len(labels), lines)]
+        if sum(widest) + columns * beside - size <= POINTS * width:
+            return columns
+    return 1
 
 
 @styled

@@ -23,7 +23,8 @@ from d2dmoe.figures.select import by_variant, count_seeds
 from d2dmoe.figures.style import Look
 
 TABLE = "results/tables/tradeoff.csv"
-OUTLINE = {"markeredgecolor": "white", "markeredgewidth": 0.4}  # single points stand out
+OUTLINE = {"markeredgecolor": "white", "markeredgewidth": 0.4}  # dense models stand out
+HOLLOW = {"markerfacecolor": "none", "markeredgewidth": 1.2}  # single points hide nothing
 DENSE = dict(  # the two dense models, which every panel shows
     zip(
         DENSE_VARIANTS,
@@ -38,7 +39,10 @@ REFERENCES: dict[int, dict[str, Any]] = {  # %: how the line is drawn
 }
 UNITS = {"TFLOPs": 1e12, "GFLOPs": 1e9, "MFLOPs": 1e6, "kFLOPs": 1e3, "FLOPs": 1.0}
 GRID = 200  # costs between the ends of a mean curve, besides the measured ones
-LOWEST = 85.0  # %: cheap points that collapse must not flatten the rest
+LOWEST = 95.0  # %: cheap points that collapse must not flatten the rest
+LOWEST_INVERTED = 85.0  # %: of these metrics, which fall more slowly
+NEAR = 2.0  # %: a variant whose best is not this far above the axis moves its end down
+BELOW = 5.0  # %: to this much below that best
 COLLAPSED = 25.0  # %: a variant whose best is this much below the best of all lies below the axis
 
 
@@ -230,7 +234,7 @@ def _marker(look: Look) -> dict[str, Any]:
 
 
 def _single_marker(look: Look) -> dict[str, Any]:
-    return _marker(look) | OUTLINE | {"markersize": 5.5, "zorder": 3}
+    return _marker(look) | HOLLOW | {"markersize": 7, "zorder": 5}
 
 
 def _dense_marker(name: str) -> dict[str, Any]:
@@ -262,11 +266,14 @@ def _limit(axes: Axes, tables: dict[str, DataFrame], panel: Panel) -> str:
     highest = max(best.values())
     collapsed = {name: q for name, q in best.items() if q < highest - COLLAPSED}
     worst = min(q.min() for q in quality.values())
-    bottom = max(worst - 0.5, min(LOWEST, min(best[n] for n in best.keys() - collapsed) - 5))
+    poorest = min(best[name] for name in best.keys() - collapsed)
+    lowest = LOWEST_INVERTED if panel["metric"] in INVERTED else LOWEST
+    bottom = max(worst - 0.5, lowest if poorest >= lowest + NEAR else poorest - BELOW)
     axes.set_ylim(bottom, max(100, highest) + 0.8)
     visible = [rows["flops_ratio"][quality[name] >= bottom] for name, rows in tables.items()]
     left, right = min(x.min() for x in visible), max(x.max() for x in visible)
-    axes.set_xlim(left - 0.03 * (right - left), right + 0.03 * (right - left))
+    margin = 0.03 * (right - left) or 0.03  # where the dense models alone are visible
+    axes.set_xlim(left - margin, right + margin)
     axes.yaxis.set_major_locator(MaxNLocator(integer=True))
     below = sum(int((100 * _points(r)["relative_value"] < bottom).sum()) for r in tables.values())
     lines = [f"{below} operating point{'s' * (below > 1)} below the axis"] if below else []

@@ -26,6 +26,13 @@ BACKENDS = {  # names in the legend, and looks
     "dynamic_k_deterministic": ("dynamic-k, deterministic", style.look(3)),
 }
 
+MASKS = {  # which experts run, in words
+    "bernoulli": "tokens choose independently",
+    "clustered": "neighbours choose alike",
+    "converted": "as a trained model chooses",
+    "router": "as the router chooses",
+}
+
 
 @style.styled
 def draw(table: pd.DataFrame, subject: str = "One layer", layers: str = "all") -> Figure:
@@ -51,11 +58,14 @@ def draw(table: pd.DataFrame, subject: str = "One layer", layers: str = "all") -
     for axes, (shape, group) in zip(panels, groups, strict=False):
         _panel(axes, group)
         axes.set_title(_title(dict(zip(shapes, shape, strict=True))))
-    for axes in panels[len(groups) :]:
-        axes.set_axis_off()
-    figure.suptitle(f"{subject} on {rows['device'].iloc[0]}")
+    figure.suptitle(f"{subject} on {rows['device'].iloc[0]}", fontsize=9)
     timed = set(rows["backend"])
-    style.legend(figure, [style.handle(*sign) for name, sign in BACKENDS.items() if name in timed])
+    handles = [style.handle(*sign) for name, sign in BACKENDS.items() if name in timed]
+    if spare := panels[len(groups) :]:
+        spare[0].set_axis_off()
+        style.plain(spare[0].legend(handles=handles, loc="center"))
+    else:
+        style.legend(figure, handles)
     return figure
 
 
@@ -75,7 +85,7 @@ def _panel(axes: Axes, rows: pd.DataFrame) -> None:
     top = rows.loc[rows["backend"] != "dynamic_k_deterministic", "p80_ms"].max()
     axes.set_ylim(0, 1.1 * top)
     axes.set_xlabel("executed experts (%)")
-    axes.set_ylabel("ms")
+    axes.set_ylabel("time (ms)")
 
 
 def _title(shape: dict) -> str:
@@ -83,6 +93,10 @@ def _title(shape: dict) -> str:
     if "model" in shape:
         context = f" after {shape['context']} tokens" if shape.get("context") else ""
         called = f"{shape['model']}, batch {shape['batch']}{context}, experts {experts}"
-        return f"{called}\n{shape['dtype']}, {shape['mask']} mask"
-    layer = f"{shape['tokens']} tokens, d_model {shape['d_model']}, experts {experts}"
-    return f"{layer}\n{shape['activation']}, {shape['dtype']}, {shape['mask']} mask"
+        return f"{called}\n{shape['dtype']}, {_masks(shape)}"
+    layer = f"{shape['tokens']:,} tokens, d_model {shape['d_model']:,}, experts {experts}"
+    return f"{layer}\n{shape['activation']}, {shape['dtype']}, {_masks(shape)}"
+
+
+def _masks(shape: dict) -> str:
+    return MASKS.get(shape["mask"], f"{shape['mask']} masks")

@@ -81,7 +81,11 @@ def load_maps(plan: "Plan", suite: Suite, task: str, figure: Figure) -> Request:
     options = _options(plan, suite, task, figure)
     line = plan.line(suite, task, options.variant)
     inputs = {"load_maps": f"{line.folder}/load_maps/{line.knob}.safetensors"}
-    return Request(inputs | {"dataset": f"{line.last.data}/dataset.json"})
+    point = (
+        f"{labels(plan.task(task))[options.variant]}, {RULES[line.knob].symbol} = {options.value:g}"
+    )
+    names = {"title": plan.task(task).title or task, "point": point}
+    return Request(inputs | {"dataset": f"{line.last.data}/dataset.json"}, names)
 
 
 def nothing(plan: "Plan", suite: Suite, task: str | None, figure: Figure) -> Request:
