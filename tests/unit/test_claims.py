@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from d2dmoe.claims import CLAIMS
-from d2dmoe.claims.evidence import evidence_of
+from d2dmoe.claims.evidence import Evidence, evidence_of
 from d2dmoe.claims.findings import CONTRADICTED, NOT_TESTED, SUPPORTED, UNDECIDED, Finding
 from d2dmoe.claims.ledger import COLUMNS, ledger, wall_clock_ledger
 from d2dmoe.config.figures import FiguresConfig
@@ -157,8 +157,8 @@ def complete(**options: Any) -> dict[str, pd.DataFrame]:
     return {name: table.copy() for name, table in _complete(**options).items()}
 
 
-def verdicts(tables: dict, metric: str = "accuracy", more=None, **figures) -> dict[str, dict]:
-    """The ledger's rows of one task, by the claim; `more` are further options of `evidence_of`."""
+def verdicts(tables: dict, metric: str = "accuracy", more=None, **figures) -> "Verdicts":
+    """The ledger's rows; `more` are further options of `evidence_of`."""
     cfg = FiguresConfig(**({"tradeoff": ["sparse", "moefication"]} | figures))
     options = {"projections": PROJECTIONS} | (more or {})
     if "summary" not in tables:
@@ -167,11 +167,25 @@ def verdicts(tables: dict, metric: str = "accuracy", more=None, **figures) -> di
         points = tables["tradeoff"]
         tables = tables | statistics(points[points["variant"].isin(names)])
     evidence = evidence_of("t", tables, cfg.model_dump(mode="json"), metric, **options)
-    return {row["claim"]: row for row in ledger([evidence])}
+    return Verdicts(evidence)
+
+
+class Verdicts(dict):
+    """The ledger's rows of one task by the claim, each made when it is asked for."""
+
+    def __init__(self, evidence: Evidence):
+        self.evidence = evidence
+
+    def __missing__(self, claim: str) -> dict[str, str]:
+        self[claim] = ledger([self.evidence], [CLAIMS[claim]])[-1]
+        return self[claim]
+
+    def of_all(self) -> dict[str, dict[str, str]]:
+        return {row["claim"]: row for row in ledger([self.evidence])}
 
 
 def test_every_claim_has_a_row_and_those_without_an_experiment_say_so():
-    rows = verdicts(tables())
+    rows = verdicts(tables()).of_all()
     assert list(rows) == list(CLAIMS) == [f"C{i}" for i in range(1, 12)]
     assert all(row["paper_says"] == CLAIMS[claim].paper_says for claim, row in rows.items())
     others = {"C9": "snakemake benchmarks tests it"}
@@ -212,7 +226,7 @@ def test_a_suite_whose_figures_lack_what_claims_need_tests_nothing(without):
     missing = {name: t for name, t in found.items() if name not in names}
     for some in (found | dense, missing):
         rows = verdicts(some, tradeoff=[])
-        assert {row["verdict"] for row in rows.values()} == {NOT_TESTED}
+        assert {row["verdict"] for row in rows.of_all().values()} == {NOT_TESTED}
 
 
 def test_a_claim_that_another_suite_tests_says_which_target_does():
@@ -241,7 +255,7 @@ def test_verdicts_are_by_the_main_metric_alone(metric):
     contrary = found["tradeoff"].assign(metric=other, relative_value=0.1)
     both = found | {"tradeoff": pd.concat([contrary, found["tradeoff"]])}
     figures = {"base_sparsity": ["denser", "sparse"], "expert_sizes": ["sparse", "larger"]}
-    assert verdicts(both, metric, **figures) == verdicts(found, metric, **figures)
+    assert verdicts(both, metric, **figures).of_all() == verdicts(found, metric, **figures).of_all()
     assert verdicts(both, metric, **figures)["C1"]["verdict"] == SUPPORTED
     assert verdicts(both, other, **figures)["C1"]["verdict"] == CONTRADICTED
     assert verdicts(both, metric, **figures)["C3"]["verdict"] == SUPPORTED

@@ -151,5 +151,5 @@ def contents(workspace: Workspace) -> dict[str, bytes]:
     return {
         str(path.relative_to(workspace.folder)): path.read_bytes()
         for path in files
-        if path.name != "fairness.csv"
+        if path.name != "wall_times.csv"
     }

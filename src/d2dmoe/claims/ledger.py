@@ -4,6 +4,8 @@ A ledger belongs to one suite of variants. What another suite tests is said to b
 benchmarks have a ledger of their own.
 """
 
+from collections.abc import Iterable
+
 import pandas as pd
 
 from d2dmoe.claims import CLAIMS, Claim
@@ -19,11 +21,13 @@ OWN = "data or weights of one's own, no experiment of the paper; claims: true in
 TARGETS = {"main": "all"}  # what makes a suite, where it is not called like it
 
 
-def ledger(evidence: list[Evidence]) -> list[dict[str, str]]:
-    """Rows of `COLUMNS` for all claims: one or more per task; claims without any experiment have
+def ledger(
+    evidence: list[Evidence], claims: Iterable[Claim] = CLAIMS.values()
+) -> list[dict[str, str]]:
+    """Rows of `COLUMNS` for the claims: one or more per task; claims without any experiment have
     one row."""
     rows = []
-    for claim in CLAIMS.values():
+    for claim in claims:
         found = [(e.task, f) for e in evidence for f in _findings(claim, e)]
         rows += [_row(claim, *place) for place in found or [("-", untested(claim.untested))]]
     return rows
