@@ -554,6 +554,7 @@ def test_a_legend_has_as_many_columns_as_fit(lengths, width, columns):
 def test_the_variants_of_a_task_differ_in_colour():
     assert len({style.look(i).colour for i in range(10)}) == 10
     assert len({style.look(i).marker for i in range(9)}) == 9
+    assert len({(style.look(i).colour, style.look(i).line) for i in range(40)}) == 40
 
 
 def overlapping(figure) -> list[tuple[str, str]]:

@@ -42,13 +42,14 @@ RC: dict[str, Any] = {
 
 INK = "#000000"  # the dense models
 FAINT = "#767676"  # reference lines and notes
-# Okabe and Ito's colours, which colour-blind readers tell apart, then darker ones of Tol's, for a
-# task's main variants are about ten; black is the dense models'.
+# Colours of Okabe, Ito and Tol, which colour-blind readers tell apart; as many as a task's main
+# variants, of which there are about ten; black is the dense models'.
 COLOURS = (
-    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9"),
-    *("#882255", "#999933", "#332288", "#8C564B"),
+    *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#882255"),
+    *("#56B4E9", "#999933", "#332288", "#8C564B", "#117733"),
 )
-MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">", "p")  # one less: no pair comes back soon
+# Numbers without a common divisor: no two signs come back together soon.
+MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">", "p")
 LINES = ("-", (0, (5, 1.5)), (0, (1, 1.2)), (0, (5, 1.5, 1, 1.5)), (0, (2.5, 1)))
 
 styled = matplotlib.style.context(["default", RC])  # a decorator for functions that draw
@@ -111,6 +112,6 @@ def save(figure: Figure, png: Path, pdf: Path) -> None:
     for path in (png, pdf):
         Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(png, format="png", metadata={"Software": None})
-    figure.set_layout_engine("none")  # what was laid out once
+    figure.set_layout_engine(None)  # it is laid out
     undated = {"CreationDate": None, "Creator": None, "Producer": None}
     figure.savefig(pdf, format="pdf", metadata=undated)
