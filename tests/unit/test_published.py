@@ -13,7 +13,7 @@ from d2dmoe.config.experiment import parse_config
 from d2dmoe.errors import ConfigError, DataError
 from d2dmoe.plan import publishing
 from d2dmoe.plan.plan import Plan, load_plan
-from d2dmoe.plan.published import drawings
+from d2dmoe.plan.published import SHOWN, drawings
 from d2dmoe.tables import COLUMNS, LAYER
 
 ROOT = Path(__file__).parents[2]
@@ -113,6 +113,14 @@ def test_one_message_names_all_that_is_missing(reference):
     assert f"{folder}/tiny/layers.csv is missing" in message
     assert f"{folder}/tiny/tradeoff.csv has no column dataset, method, seed" in message
     assert message.count("tradeoff.csv") == 1 and "snakemake publish" in message
+
+
+def test_a_message_has_an_end(reference):
+    for table in (reference / "miniature").rglob("*.csv"):
+        table.unlink()
+    with pytest.raises(DataError, match=r"\n  and \d+ more\n.*snakemake publish") as caught:
+        drawings(reference)
+    assert str(caught.value).count(" is missing") == SHOWN
 
 
 def test_tables_without_their_configuration_are_refused(reference):

@@ -19,6 +19,7 @@ from d2dmoe.plan.tables import figure_path
 from d2dmoe.tables import COLUMNS, LAYER, of_first_layer
 
 CONFIG = "config.yaml"
+SHOWN = 6  # faults in a message
 REMEDY = (
     "Make it anew with this version (`snakemake publish` fills results/published), or draw it with "
     "the version that made it."
@@ -41,7 +42,7 @@ def drawings(reference: Path) -> list[Drawing]:
     Raises:
         ConfigError: tables lie there without their configuration, or it is none of this version.
         DataError: nothing is published; or files or columns that figures need are missing, all of
-            which one message names.
+            which one message names, the first of them at least.
     """
     found = [
         drawing
@@ -53,7 +54,8 @@ def drawings(reference: Path) -> list[Drawing]:
     needed = {path: COLUMNS.get(x, ()) for drawing in found for x, path in drawing.inputs.items()}
     faults = [fault for path, columns in needed.items() if (fault := _fault(path, columns))]
     if faults:
-        lines = "\n  ".join(faults)
+        more = [f"and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
+        lines = "\n  ".join([*faults[:SHOWN], *more])
         raise DataError(f"{reference} lacks what figures are drawn of:\n  {lines}\n{REMEDY}")
     return found
 

@@ -20,6 +20,7 @@ from d2dmoe.plan.plan import Plan
 from d2dmoe.plan.tables import MAIN, suite_results, task_figures
 
 TABLES = "results/tables/"
+KINDS = (".csv", ".json", ".safetensors", ".yaml")  # of files
 
 
 class Asked(NamedTuple):
