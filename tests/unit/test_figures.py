@@ -421,6 +421,10 @@ def test_a_bound_needs_operating_points():
     assert np.isnan(saved_share.bounds(*costs("a", FFNS, knobs=(0.3,)))).sum() == 0  # of two seeds
     points, executed = costs("a", FFNS, knobs=(0.0,))
     assert np.isnan(saved_share.bounds(points, executed)).all()
+    row = {"task": "t", "metric": "accuracy", "title": "t", "variants": ["a"]} | NAMED
+    kept = dict.fromkeys([f"flops_ratio_at_99{end}" for end in ("", "_low", "_high")], 0.7)
+    summary = DataFrame([{"variant": "a", "task": "t", "metric": "accuracy"} | kept])
+    FigureCanvasAgg(saved_share.draw([row], summary, points, executed)).draw()
 
 
 def test_saved_share_has_a_line_for_each_task_and_original():

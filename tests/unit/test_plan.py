@@ -38,7 +38,7 @@ from d2dmoe.plan.digest import Use, imported_modules
 from d2dmoe.plan.figures import Request, folder_of, table_path, task_figures
 from d2dmoe.plan.lineage import Lineage, Step
 from d2dmoe.plan.plan import Plan, load_plan, model_uses, routed_uses
-from d2dmoe.plan.variants import rate
+from d2dmoe.plan.variants import has_experts, rate
 from d2dmoe.router_kinds import ROUTER_KINDS
 from d2dmoe.selection_rules import RULES
 from d2dmoe.significance import statistics
@@ -441,6 +441,22 @@ def test_the_figure_of_all_tasks_has_a_panel_for_each(of_language):
     assert request.inputs == {"tradeoff": "results/tables/tradeoff.csv"}
     panels = [(panel["task"], panel["metric"]) for panel in request.arguments["panels"]]
     assert panels == [("tiny", "accuracy"), ("text", "loss")]
+
+
+def test_what_is_saved_is_drawn_of_the_conversions_of_figure_4(of_language, raw, root):
+    figure = FIGURES["saved_share"]
+    request = resolve(figure.request)(of_language, MAIN, None, figure)
+    tables_ = ("summary", "tradeoff", "layers")
+    assert request.inputs == {name: f"results/tables/{name}.csv" for name in tables_}
+    drawn = {row["task"]: row["variants"] for row in request.arguments["rows"]}
+    for task, variants in drawn.items():
+        compared = of_language.task(task).figures.tradeoff
+        assert variants == [x for x in compared if has_experts(of_language.task(task), x)]
+    assert drawn.keys() == of_language.config.tasks.keys()
+    raw["tasks"] = {"tiny": with_everything(raw)["tasks"]["tiny"]}
+    raw["tasks"]["tiny"]["figures"]["tradeoff"] = ["ztw"]
+    request = resolve(figure.request)(load_plan(raw, root), MAIN, None, figure)
+    assert request == Request({}, {"rows": []})
 
 
 def test_figures_of_a_suite_read_its_own_tables(plan):

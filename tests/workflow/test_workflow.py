@@ -35,7 +35,7 @@ DRAWN = {  # by suite
 }
 AFTER_POINTS = {
     *("tradeoff", "summary", "all_tasks", "claims"),
-    *(*FROM_TRADEOFF, "figure_4_all_tasks"),
+    *(*FROM_TRADEOFF, "figure_4_all_tasks", "saved_share"),
 }
 AFTER_EXPERTS = AFTER_POINTS | {"layers_table", "figure_8a"}
 LOAD_MAPS = {"load_maps", "patch_load_table", "figure_8b"}

@@ -114,9 +114,9 @@ def bounds(points: DataFrame, layers: DataFrame) -> Bounds:
     for role in (layers["role"], layers["role"].eq("ffn").map({True: "ffn", False: "projection"})):
         sums = layers.assign(role=role).groupby([*keys, "role"])[["experts", "num_experts"]].sum()
         executed = sums["experts"].unstack("role")
-        design = executed.reindex(cost.index).assign(remaining=1.0)
+        design = executed.reindex(cost.index).assign(remaining=1.0).dropna()
         if np.linalg.matrix_rank(design) == design.shape[1]:
-            found = np.linalg.lstsq(design, cost, rcond=None)[0]
+            found = np.linalg.lstsq(design, cost[design.index], rcond=None)[0]
             each = dict(zip(design, found, strict=True))
             experts = sums["num_experts"].unstack("role")["ffn"].iloc[0]
             return Bounds(each["ffn"] * experts, 1 - each["remaining"])

@@ -19,7 +19,7 @@ from d2dmoe.plan.tables import figure_path
 from d2dmoe.tables import COLUMNS, LAYER, of_first_layer
 
 CONFIG = "config.yaml"
-SHOWN = 6  # faults in a message
+SHOWN, FEW = 6, 3  # faults in a message, columns in a fault
 REMEDY = (
     "Make it anew with this version (`snakemake publish` fills results/published), or draw it with "
     "the version that made it."
@@ -103,4 +103,5 @@ def _fault(path: Path, columns: Collection[str]) -> str | None:
     if not path.is_file():
         return f"{path} is missing"
     missing = [column for column in columns if column not in columns_of(path)] if columns else []
-    return f"{path} has no column {', '.join(missing)}" if missing else None
+    names = ", ".join(missing[:FEW]) + (f" and {len(missing) - FEW} more" if missing[FEW:] else "")
+    return f"{path} has no column {names}" if missing else None
