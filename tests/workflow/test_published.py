@@ -44,7 +44,7 @@ def test_nothing_is_drawn_again_until_a_published_table_changes(redrawn):
 
 
 def test_a_reference_without_a_column_is_told_in_one_message(redrawn):
-    table = redrawn.folder / "results/reference/tiny/tables/tiny/summary.csv"
+    table = redrawn.folder / "results/reference/tiny/tables/summary.csv"
     table.write_text(table.read_text().replace("flops_ratio_at_99,", "other,", 1))
     output = redrawn.run("figures").stdout
     assert output.count("summary.csv has no column flops_ratio_at_99") == 1
