@@ -46,7 +46,7 @@ FAINT = "#767676"  # reference lines and notes
 # variants, of which there are about ten; black is the dense models'.
 COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#882255"),
-    *("#56B4E9", "#999933", "#332288", "#8C564B", "#117733"),
+    *("#999933", "#8C564B", "#117733", "#56B4E9", "#332288"),
 )
 # Numbers without a common divisor: no two signs come back together soon.
 MARKERS = ("o", "s", "^", "D", "v", "P", "<", ">", "p")
