@@ -150,6 +150,16 @@ def test_files_that_are_no_results_need_no_checksum(made, tmp_path):
     }
 
 
+def test_published_results_need_no_checksum(made):
+    for name in ("reference/x/tables/a.csv", "published/tables/a.csv", "figures/reference/x/a.png"):
+        path = Path("results") / name
+        path.parent.mkdir(parents=True)
+        path.write_text("a\n1\n")
+    reference = Path("results/reference/x/tables/a.csv")
+    assert check_all([str(reference)]) == {str(reference): sha256(reference)}
+    assert verify(Path("results"))[1] == []
+
+
 def test_absolute_paths_inside_of_the_working_directory_are_the_same_files(made, tmp_path):
     assert check_all([str(tmp_path / TABLE)]) == check_all([TABLE])
 

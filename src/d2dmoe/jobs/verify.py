@@ -11,7 +11,8 @@ from d2dmoe.jobs.attempts import load_attempts
 from d2dmoe.jobs.progress import logger
 
 SHOWN = 6  # faults in the message, which is cut where it is long
-OTHERS = {".state", ".locks", "logs", "reference"}  # folders of what is no result of a job
+# Folders of what is no result of a job, or copied or drawn of results.
+OTHERS = {".state", ".locks", "logs", "published", "reference"}
 
 
 def verify(results: Path) -> tuple[int, list[str]]:
