@@ -22,8 +22,8 @@ from d2dmoe.data.image_sources import load_images
 from d2dmoe.data.images import prepare_images
 from d2dmoe.data.text_splits import split_labelled
 from d2dmoe.errors import DataError, UserError
-from d2dmoe.figures import load_maps
-from d2dmoe.figures.style import handle, legend, look
+from d2dmoe.figures import activity, load_maps, saved_share
+from d2dmoe.figures.style import handle, legend, look, styled
 from d2dmoe.io.csvfile import write_rows
 from d2dmoe.io.read import read_table
 from d2dmoe.methods.checks import divisors
@@ -318,6 +318,7 @@ def test_a_stem_has_channels(raw, root):
 # What is drawn.
 
 
+@styled
 def test_a_label_or_class_may_hold_what_matplotlib_reads_as_mathematics():
     label = r"$\frac{$"
     figure = Figure(layout="constrained")
@@ -325,7 +326,12 @@ def test_a_label_or_class_may_hold_what_matplotlib_reads_as_mathematics():
     figure.draw_without_rendering()
     tensors = {"images": np.zeros((1, 3, 8, 8), np.uint8), "loads": np.zeros((1, 2, 2))}
     tensors["labels"] = np.zeros(1, int)
-    load_maps.draw(tensors, {"classes": [label]}).draw_without_rendering()
+    load_maps.draw(tensors, {"classes": [label]}, label, label).draw_without_rendering()
+    counts = {"task": "t", "variant": "a", "seed": 0, "layer": 0, "active": 1, "d_ff": 4}
+    panel = {"task": "t", "title": label, "variants": ["a"], "labels": {"a": label}}
+    rows = pd.DataFrame([counts | {"tokens": 1}])
+    activity.draw(rows, **panel, looks={"a": 0}).draw_without_rendering()
+    saved_share.draw([]).draw_without_rendering()
 
 
 def test_a_suite_of_variants_without_experts_has_no_tables_of_them(raw, root):

@@ -41,7 +41,7 @@ def draw(
     lines = -(-len(images) // pairs)
     side = style.WIDTH / (2 * pairs)  # inches of an image
     figure = Figure(figsize=(style.WIDTH, lines * (side + 0.08) + 0.9), layout="constrained")
-    figure.suptitle(f"Executed experts per patch\n{title}, {point}", fontsize=8, parse_math=False)
+    figure.suptitle(f"Executed experts per patch\n{title}, {point}", fontsize=8)
     panels = figure.subplots(lines, 2 * pairs, squeeze=False)
     for axes in panels.flat:
         axes.set_axis_off()
@@ -50,7 +50,7 @@ def draw(
         pixels = images[index].transpose(1, 2, 0)  # [H, W, 3]
         axes.imshow(pixels)
         name = dataset["classes"][int(load_maps["labels"][index])]
-        axes.set_title(name, fontsize=7, pad=2, parse_math=False)
+        axes.set_title(name, fontsize=7, pad=2)
         scale = _overlay(beside, pixels, loads[index], limits)
     bar: Any = figure.colorbar(scale, ax=panels, location="bottom", aspect=40, shrink=0.9, pad=0.02)
     bar.set_label("executed experts (%), mean over layers")

@@ -86,7 +86,7 @@ def draw(
         _share(axes, model.ffn_share, top + ROW / 2, LANE)
     names = [f"{name}, {model.tokens:,} tokens" for name, model in ORIGINALS.items()]
     centres = (edges[:-1] + edges[1:]) / 2
-    axes.set_yticks(centres, [*(row["title"] for row in rows), *names], parse_math=False)
+    axes.set_yticks(centres, [*(row["title"] for row in rows), *names])
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(edges[-1], 0)
     axes.set_xlim(-4, 100)  # routers may cost more than is saved

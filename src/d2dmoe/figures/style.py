@@ -13,7 +13,6 @@ import matplotlib.style
 from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
-from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 from matplotlib.textpath import text_to_path
 
@@ -38,6 +37,7 @@ RC: dict[str, Any] = {
     "lines.markersize": 3.5,
     "savefig.dpi": 300,
     "pdf.fonttype": 42,  # TrueType: text stays text
+    "text.parse_math": False,  # a user's label may hold $
 }
 
 INK = "#000000"  # the dense models
@@ -81,13 +81,7 @@ def legend(figure: Figure, handles: Sequence[Artist]) -> None:
     columns = _columns([str(entry.get_label()) for entry in handles], figure.get_figwidth())
     lines = -(-len(handles) // columns)
     figure.set_figheight(figure.get_figheight() + 0.15 * lines)
-    plain(figure.legend(handles=handles, loc="outside lower center", ncols=columns))
-
-
-def plain(legend: Legend) -> None:
-    """A user's label may hold $."""
-    for text in legend.get_texts():
-        text.set_parse_math(False)
+    figure.legend(handles=handles, loc="outside lower center", ncols=columns)
 
 
 def _columns(labels: Sequence[str], width: float) -> int:

@@ -165,7 +165,7 @@ def _panel(axes: Axes, tradeoff: DataFrame, panel: Panel, looks: dict[str, Look]
         axes.axhline(quality, color=style.FAINT, zorder=0, **line)
     note = _limit(axes, chosen | dense, panel)
     x_label = "FLOPs relative to the dense model (multiply–add = 2)" + note
-    axes.set_xlabel(x_label, parse_math=False)
+    axes.set_xlabel(x_label)
     axes.set_ylabel(_shown(panel["metric"]))
     _absolute(axes, concat(dense.values()), panel["metric"])
     return count_seeds(chosen | dense)

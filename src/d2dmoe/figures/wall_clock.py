@@ -63,7 +63,7 @@ def draw(table: pd.DataFrame, subject: str = "One layer", layers: str = "all") -
     handles = [style.handle(*sign) for name, sign in BACKENDS.items() if name in timed]
     if spare := panels[len(groups) :]:
         spare[0].set_axis_off()
-        style.plain(spare[0].legend(handles=handles, loc="center"))
+        spare[0].legend(handles=handles, loc="center")
     else:
         style.legend(figure, handles)
     return figure
