@@ -46,7 +46,7 @@ from d2dmoe.sparsity import PENALTIES
 from d2dmoe.stages import STAGES
 
 ROOT = Path(__file__).parents[2]
-MAIN, ABLATIONS, COMPATIBILITY = SUITES
+MAIN, ABLATIONS, COMPATIBILITY, NEIGHBOURS = SUITES
 CONVERTED = {
     "sparse",
     "sparser",
