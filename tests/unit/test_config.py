@@ -640,7 +640,7 @@ def everything(raw) -> dict:
 
 def test_a_configuration_of_everything_is_valid(everything, root):
     task = load(everything, root).tasks["tiny"]
-    assert list(task.suites) == ["ablations", "compatibility"]
+    assert list(task.suites) == ["ablations", "compatibility", "neighbours"]
     assert len(task.all_variants) == len(task.variants) + 5 + 4
     attention = stages(task, "attention")
     assert (attention.projections.epochs, attention.sparsify.epochs) == (1, 2)

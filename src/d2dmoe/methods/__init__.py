@@ -59,6 +59,7 @@ class Method:
     section: str | None = None  # the model of the task's section that is called like the method
     knob: Knob | None = None
     experts: bool = False  # whether its models have experts
+    training_free: bool = False  # whether its models have all training from the one they begin with
     rival: str = ""  # of a baseline: its name, and what it is made for
 
 
@@ -103,6 +104,7 @@ METHODS = table_of(
             role="reference",
             plan="d2dmoe.methods.quantized.plan",
             options="d2dmoe.methods.quantized.options:QuantizedVariant",
+            training_free=True,
         ),
         Method(
             "d2dmoe",

@@ -74,10 +74,11 @@ def layers(plan: Plan, suite: Suite, task: str) -> list[Entry]:
 
 
 def activity(plan: Plan, suite: Suite, task: str) -> list[Entry]:
-    """Every histogram of active neurons."""
+    """Every histogram of active neurons, of the models that were fine-tuned for their sparsity."""
     return [
         {"path": f"{line.step_of('sparsify').folder}/activity/test.csv"} | line.labels
         for line in conversions(plan, suite, task)
+        if any(step.stage.name == "sparsify" for step in line.steps)
     ]
 
 
@@ -143,7 +144,9 @@ def task_tables(plan: Plan, suite: Suite, task: str) -> list[str]:
     if pairs(plan, suite, task):
         names.append("comparisons")
     if conversions(plan, suite, task):
-        names += ["layers", "activity"]
+        names.append("layers")
+    if activity(plan, suite, task):
+        names.append("activity")
     if cfg.figures_of(suite).load_maps:
         names.append("patch_load")
     small = cfg.data.kind != "images" and not getattr(cfg.data, "streaming", False)
