@@ -682,7 +682,7 @@ OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier s
     "finetune": TRAINING | {"config/stages.py", "stages/dense.py"},
     "prune": TRAINING
     | COMPRESSION
-    | {"stages/prune.py"}
+    | {"stages/prune.py", "stages/drawn.py"}
     | files("compression/", "importance prune"),
     "distill": TRAINING | COMPRESSION | {"stages/distill.py", "compression/distill.py"},
     "projections": SPARSE | {"stages/projections.py"},
