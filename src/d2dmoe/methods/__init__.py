@@ -53,7 +53,7 @@ class Method:
     """
 
     name: str
-    role: str  # ours, extension (of ours), baseline, control, or reference
+    role: str  # ours, extension (of ours), baseline (of the paper), neighbour, control, reference
     plan: str = ""  # empty: no variant has the method
     options: str | None = None  # the model of a variant's options
     section: str | None = None  # the model of the task's section that is called like the method
@@ -75,6 +75,13 @@ HALTING = Evaluation(
     layers=True,
 )
 
+DENSITY = Evaluation(
+    "evaluate_density",
+    "d2dmoe.methods.thresholds.evaluation:evaluate_density",
+    knobs=("density",),
+    layers=True,
+)
+
 CALIBRATED = Evaluation(
     "evaluate_budgets",
     "d2dmoe.stages.calibrate:evaluate_budgets",
@@ -92,7 +99,22 @@ TRUE_NORMS = Evaluation(
     rule="dynamic_k",
 )
 
-EVALUATIONS = table_of([DENSE, ROUTED, EXITS, HALTING, CALIBRATED, TRUE_NORMS])
+EVALUATIONS = table_of([DENSE, ROUTED, EXITS, HALTING, DENSITY, CALIBRATED, TRUE_NORMS])
+
+TARGET_DENSITY = Knob("density", "CATS, CHESS, TEAL: target share of channels, or inputs, that run")
+
+
+def _thresholds(name: str, options: str) -> Method:
+    """A method that skips what is below thresholds."""
+    return Method(
+        name,
+        role="neighbour",
+        plan="d2dmoe.methods.thresholds.plan",
+        options=f"d2dmoe.methods.thresholds.options:{options}",
+        knob=TARGET_DENSITY,
+        training_free=True,
+    )
+
 
 METHODS = table_of(
     [
@@ -151,6 +173,9 @@ METHODS = table_of(
             section="d2dmoe.methods.avit.options:AViTTrainingConfig",
             rival="A-ViT (for images)",
         ),
+        _thresholds("cats", "CATSVariant"),
+        _thresholds("chess", "CHESSVariant"),
+        _thresholds("teal", "TEALVariant"),
     ]
 )
 

@@ -18,7 +18,7 @@ def need_epochs(task: TaskConfig, name: str, epochs: float, key: str) -> None:
 def trained_steps(task: TaskConfig, variant: TrainedVariant) -> Chain:
     """The stages, after the dense model's, of the model that a variant begins with."""
     starts = {"finetuned": task.finetune_step, "sparsified": ("sparsify", task.sparsify)}
-    return [starts[variant.on]]
+    return [starts[variant.start]]
 
 
 def need_section(task: TaskConfig, name: str, section: str):
