@@ -43,7 +43,7 @@ def calibrate_hidden(parent: Path, cfg: ThresholdsConfig, run: Run) -> Trained:
     model, spec = load_dense_model(parent)
     if cfg.expert_size is not None:
         _sort_into_experts(model, cfg.expert_size, cfg.clustering, run.seed)
-    part = {"group": cfg.expert_size or 1, "attention": cfg.attention}
+    part: dict[str, Any] = {"group": cfg.expert_size or 1, "attention": cfg.attention}
     rebuild_hidden(model, spec, **part).to(run.device)
     inputs = _inputs(cfg, run)
     if cfg.score == "contextual":

@@ -82,6 +82,7 @@ class ThresholdedLinear(nn.Linear):
     """A linear map to which small inputs are 0; the names of its weights are Linear's."""
 
     role: str
+    threshold: Threshold
 
     @classmethod
     def of(cls, linear: nn.Linear, role: str) -> "ThresholdedLinear":
@@ -105,7 +106,7 @@ def projection_roles(model: nn.Module) -> dict[str, str]:
 
 def linear_roles(model: nn.Module) -> dict[str, str]:
     """The roles of all linear maps of the blocks: of the FFNs up, gate and down too."""
-    found = {}
+    found: dict[str, str] = {}
     for name, ffn in find(model, FFN).items():
         maps: dict[str, Any] = {"up": ffn.up, "gate": ffn.gate, "down": ffn.down}
         found |= {f"{name}.{role}": role for role, layer in maps.items() if layer is not None}

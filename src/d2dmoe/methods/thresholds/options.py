@@ -48,10 +48,9 @@ class _ThresholdsVariant(TrainedVariant):
     batch_size: BatchSize = BATCH_SIZE
 
 
-class CATSVariant(_ThresholdsVariant):
-    """A threshold for each layer's hidden channels."""
+class HiddenVariant(_ThresholdsVariant):
+    """Thresholds of hidden channels."""
 
-    method: Literal["cats"] = Field(description="CATS: one threshold for a layer's channels")
     expert_size: int | None = Field(
         None,
         gt=0,
@@ -59,7 +58,13 @@ class CATSVariant(_ThresholdsVariant):
     )
 
 
-class CHESSVariant(CATSVariant):
+class CATSVariant(HiddenVariant):
+    """A threshold for each layer's hidden channels."""
+
+    method: Literal["cats"] = Field(description="CATS: one threshold for a layer's channels")
+
+
+class CHESSVariant(HiddenVariant):
     """A threshold for each hidden channel."""
 
     method: Literal["chess"] = Field(description="CHESS: a threshold for each channel")
