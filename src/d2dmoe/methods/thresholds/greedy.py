@@ -92,14 +92,11 @@ def find_paths(
     """
     blocks = {name: Block.of(maps) for name, maps in maps_of_blocks(model).items()}
     errors = _BlockErrors(model, [*blocks], inputs)
-    progress = Progress("searching densities", round(1 / step))
-    done = 0
+    progress = Progress("searching densities, %", 100)
     while any(block.open for block in blocks.values()):
-        chosen = _best_steps(blocks, errors, step)
-        for name, index in chosen.items():
+        for name, index in _best_steps(blocks, errors, step).items():
             blocks[name].take(index, step)
-        done += 1
-        progress.update(min(done, round(1 / step)))
+        progress.update(round(100 * min(block.path[-1][0] for block in blocks.values())))
     for block in blocks.values():
         block.use(torch.zeros_like(block.sparsity))
     return [pair for block in blocks.values() for pair in block.densities(targets)]
