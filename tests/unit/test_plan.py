@@ -679,7 +679,7 @@ EXPERTS = files("", "backend conversion moe router selection selection_rules wei
 COMPRESSION, METHOD = {"config/compression.py"}, {"config/variant.py"}  # their options
 THRESHOLDS = MODEL | METHOD | {"config/stages.py", "config/trained.py", "stages/drawn.py"}
 THRESHOLDS |= files("data/", "augment image_sources pictures splits vendored")
-THRESHOLDS |= files("methods/thresholds/", "calibration greedy layers options")
+THRESHOLDS |= files("methods/thresholds/", "calibration layers options")
 THRESHOLDS |= files("", "inputs padding seeding") | {"config/sources.py"}
 OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier stages left
     "dense": TRAINING | {"config/stages.py", "stages/dense.py"},
@@ -699,8 +699,10 @@ OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier s
     "tune": TRAINING | EXPERTS | {"config/stages.py", "stages/tune.py"},
     "ztw": TRAINING | METHOD | files("methods/ztw/", "exits options training"),
     "avit": TRAINING | METHOD | files("methods/avit/", "halting options training"),
-    "thresholds": THRESHOLDS | {"balanced_kmeans.py", "experts.py"},
-    "input_thresholds": THRESHOLDS | {"balanced_kmeans.py", "experts.py"},
+    "thresholds": THRESHOLDS
+    | files("", "balanced_kmeans experts")
+    | {"methods/thresholds/hidden.py"},
+    "input_thresholds": THRESHOLDS | files("methods/thresholds/", "greedy inputs"),
     "quantize": MODEL
     | EXPERTS - {"conversion.py"}
     | COMPRESSION
@@ -1054,6 +1056,9 @@ def test_an_edit_of_a_kernel_repeats_just_what_measures_models_and_layers(code, 
         ("methods/avit/*.py", ("avit", "evaluate_halting")),
         ("methods/ztw/evaluation.py", ("evaluate_exits",)),
         ("methods/avit/evaluation.py", ("evaluate_halting",)),
+        ("methods/thresholds/hidden.py", ("thresholds",)),
+        ("methods/thresholds/greedy.py", ("input_thresholds",)),
+        ("methods/thresholds/evaluation.py", ("evaluate_density",)),
         ("methods/*/plan.py", ()),
         ("methods/checks.py", ()),
         ("methods/quantized/*.py", ()),
@@ -1077,8 +1082,8 @@ def test_an_edit_of_a_kernel_repeats_just_what_measures_models_and_layers(code, 
         ("stages/reference.py", ("reference",)),
         ("fairness.py", ("fairness", "wall_times", "tuning")),
         ("data/tokenizer.py", ("dataset", "tokenizer")),
-        ("experts.py", ("clustering",)),
-        ("balanced_kmeans.py", ("clustering",)),
+        ("experts.py", ("clustering", "thresholds")),
+        ("balanced_kmeans.py", ("clustering", "thresholds")),
         ("flops.py", ("figure_10", *MEASURED - {"benchmark_masks"})),
         ("figures/style.py", DRAWINGS),
         ("models/vit.py", (*STAGES, "activity", *MEASURED)),
