@@ -241,6 +241,17 @@ def test_layers_and_activity_are_of_models_with_experts(plan, suite):
         assert of_activity["path"] == f"{sparsified}/activity/test.csv"
 
 
+def test_the_table_of_neighbours_is_of_the_variants_that_their_figure_compares(plan):
+    entries = tables.neighbours(plan, NEIGHBOURS, "tiny")
+    assert [e["variant"] for e in entries] == plan.task("tiny").neighbours.figures.neighbours
+    found = {e["variant"]: (e["label"], e["training_free"], e["epochs"]) for e in entries}
+    total = plan.task("tiny").epochs
+    assert found["sparse"] == ("D2DMoE", False, total)
+    assert found["cats"] == ("CATS", True, total)  # as the model has that it begins with
+    assert found["chess"] == ("CHESS", True, plan.task("tiny").sparsify.epochs)
+    assert tables.neighbours(plan, MAIN, "tiny") == []
+
+
 def test_the_load_of_patches_is_of_the_variant_that_is_drawn(plan):
     line = plan.line(MAIN, "tiny", "sparse")
     (entry,) = tables.patch_load(plan, MAIN, "tiny")
@@ -366,7 +377,7 @@ def test_all_makes_the_main_suite_the_list_of_models_and_the_figures_of_all_task
 @pytest.mark.parametrize("suite", SUITES)
 def test_a_suite_makes_its_tables_figures_and_claims(tiny, suite):
     found = tables.suite_results(tiny, suite)
-    names = TABLES if suite == MAIN else OF_SUITES
+    names = TABLES if suite == MAIN else OF_SUITES | ({"neighbours"} & {suite})
     expected = tables_and_figures(suite, names | {"claims"})
     expected |= tables_and_figures(suite, names, "tiny")
     assert set(found) == expected and len(found) == len(expected)
@@ -881,7 +892,7 @@ def test_a_students_and_its_teachers_activations_both_count(raw, root):
 
 TIMED = ("benchmark_layer", "benchmark_model", "benchmark_decode")
 GATHERED = ("gather", "tradeoff", "summary", "reference", "fairness", "wall_times", "tuning")
-GATHERED += ("models",)
+GATHERED += ("models", "neighbours")
 MEASURED = {*EVALUATIONS, "load_maps", "boolq", "benchmark_masks"}  # what runs models with kernels
 CLAIMED = ("claims", "benchmark_claims")
 DRAWINGS = (*FIGURES, WALL_CLOCK.name)
@@ -935,8 +946,8 @@ def jobs(plan: Plan) -> dict[Job, Asked]:
         of = line.last, line.knob
         ask(line.how.name, plan.evaluation_code(line.how, *of), *of)
         if line.method.experts:
-            sparse = line.step_of("sparsify")
-            ask("activity", plan.model_code("activity", sparse), sparse)
+            for sparse in (step for step in line.steps if step.stage.name == "sparsify"):
+                ask("activity", plan.model_code("activity", sparse), sparse)
             for script in ("load_maps", "boolq", "benchmark_masks"):
                 ask(script, plan.model_code(script, *of), *of)
     for script in ("dataset", "tokenizer", "benchmark_claims", *TIMED, *GATHERED):
