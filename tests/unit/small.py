@@ -108,14 +108,15 @@ def make_inputs(count: int = 5, seed: int = 1) -> torch.Tensor:
 
 READERS = [  # the modules of stages and evaluations that open data
     "methods.avit.evaluation",
+    "methods.thresholds.evaluation",
     "methods.ztw.evaluation",
     "stages.activity",
     "stages.calibrate",
     "stages.dense",
     "stages.distill",
+    "stages.drawn",
     "stages.evaluate",
     "stages.fitting",
-    "stages.prune",
 ]
 
 

@@ -55,6 +55,20 @@ def with_everything(raw: dict[str, Any]) -> dict[str, Any]:
             "quantized": ["int8", "sparse_int8"],
         },
     }
+    task["select"]["density"] = [1.0, 0.5]
+    task["neighbours"] = {
+        "variants": {
+            "cats": {"method": "cats", "label": "CATS", "expert_size": 4},
+            "chess": {
+                "method": "chess",
+                "label": "CHESS",
+                "start": "sparsified",
+                "attention": True,
+            },
+            "teal": {"method": "teal", "label": "TEAL"},
+        },
+        "figures": {"neighbours": ["sparse", "cats", "chess", "teal"]},
+    }
     tuned = ["dense_finetuned", *task["figures"]["tradeoff"]]
     task["tuning"] = {name: list(RATES) for name in tuned}
     return raw

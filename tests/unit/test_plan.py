@@ -43,10 +43,10 @@ from d2dmoe.router_kinds import ROUTER_KINDS
 from d2dmoe.selection_rules import RULES
 from d2dmoe.significance import statistics
 from d2dmoe.sparsity import PENALTIES
-from d2dmoe.stages import STAGES
+from d2dmoe.stages import STAGES, Stage
 
 ROOT = Path(__file__).parents[2]
-MAIN, ABLATIONS, COMPATIBILITY = SUITES
+MAIN, ABLATIONS, COMPATIBILITY, NEIGHBOURS = SUITES
 CONVERTED = {
     "sparse",
     "sparser",
@@ -242,6 +242,17 @@ def test_layers_and_activity_are_of_models_with_experts(plan, suite):
         assert of_activity["path"] == f"{sparsified}/activity/test.csv"
 
 
+def test_the_table_of_neighbours_is_of_the_variants_that_their_figure_compares(plan):
+    entries = tables.neighbours(plan, NEIGHBOURS, "tiny")
+    assert [e["variant"] for e in entries] == plan.task("tiny").neighbours.figures.neighbours
+    found = {e["variant"]: (e["label"], e["training_free"], e["epochs"]) for e in entries}
+    total = plan.task("tiny").epochs
+    assert found["sparse"] == ("D2DMoE", False, total)
+    assert found["cats"] == ("CATS", True, total)  # as the model has that it begins with
+    assert found["chess"] == ("CHESS", True, plan.task("tiny").sparsify.epochs)
+    assert tables.neighbours(plan, MAIN, "tiny") == []
+
+
 def test_the_load_of_patches_is_of_the_variant_that_is_drawn(plan):
     line = plan.line(MAIN, "tiny", "sparse")
     (entry,) = tables.patch_load(plan, MAIN, "tiny")
@@ -343,6 +354,7 @@ DRAWN = {  # of tiny.yaml, by suite
         *("ablation_extended", "figure_9d"),
     },
     COMPATIBILITY: {"figure_6", "figure_7", "figure_12"},
+    NEIGHBOURS: {"neighbours_cost"},
 }
 
 
@@ -366,7 +378,7 @@ def test_all_makes_the_main_suite_the_list_of_models_and_the_figures_of_all_task
 @pytest.mark.parametrize("suite", SUITES)
 def test_a_suite_makes_its_tables_figures_and_claims(tiny, suite):
     found = tables.suite_results(tiny, suite)
-    names = TABLES if suite == MAIN else OF_SUITES
+    names = TABLES if suite == MAIN else OF_SUITES | ({"neighbours"} & {suite})
     expected = tables_and_figures(suite, names | {"claims"})
     expected |= tables_and_figures(suite, names, "tiny")
     assert set(found) == expected and len(found) == len(expected)
@@ -430,9 +442,17 @@ def test_a_curve_is_of_the_variants_that_the_task_names_in_the_tasks_words(raw, 
         "title": "tiny",
         "metric": "accuracy",
         "task": "tiny",
+        "training_free": [],
         "variants": ["sparse", "sparser"],
     }
     assert request.arguments == {"panels": [panel], "title": "Sparsity of the base model"}
+
+
+def test_a_panel_says_which_of_its_variants_train_nothing(plan):
+    figure = FIGURES["figure_7"]
+    request = resolve(figure.request)(plan, COMPATIBILITY, "tiny", figure)
+    (panel,) = request.arguments["panels"]
+    assert panel["variants"] == ["int8", "sparse_int8"] and panel["training_free"] == ["int8"]
 
 
 def test_the_figure_of_all_tasks_has_a_panel_for_each(of_language):
@@ -502,7 +522,8 @@ def test_a_task_draws_the_figures_that_it_describes_in_the_tables_order(plan):
 def test_tables_of_suites_lie_apart():
     assert table_path(MAIN, "layers") == "results/tables/layers.csv"
     assert table_path(ABLATIONS, "layers", "tiny") == "results/tables/ablations/tiny/layers.csv"
-    assert len({table_path(suite, "layers", task) for suite in SUITES for task in ("", "x")}) == 6
+    paths = [table_path(suite, "layers", task) for suite in SUITES for task in ("", "x")]
+    assert len({*paths}) == len(paths)
 
 
 # Claims.
@@ -529,12 +550,12 @@ def test_claims_get_what_makes_their_evidence(plan):
 
 def test_claims_know_the_variants_that_convert_attention_projections(plan):
     found = {suite: claims.claim_options(plan, suite)["tiny"]["projections"] for suite in SUITES}
-    assert found == {MAIN: ["attention"], ABLATIONS: [], COMPATIBILITY: []}
+    assert found == {MAIN: ["attention"], ABLATIONS: [], COMPATIBILITY: [], NEIGHBOURS: []}
 
 
 def test_a_compressed_model_stands_beside_its_conversion(plan):
     bases = {suite: claims.claim_options(plan, suite)["tiny"]["bases"] for suite in SUITES}
-    assert bases[MAIN] == bases[ABLATIONS] == {}
+    assert bases[MAIN] == bases[ABLATIONS] == bases[NEIGHBOURS] == {}
     assert bases[COMPATIBILITY] == {
         "pruned": {"converted": "pruned_sparse", "references": ["pruned", "pruned_finetuned"]},
         "student": {"converted": "student_sparse", "references": ["student", "student_finetuned"]},
@@ -552,7 +573,7 @@ def test_only_the_papers_method_is_what_a_compressed_model_is_converted_by(raw, 
 
 def test_claims_know_what_other_suites_draw(plan):
     elsewhere = claims.claim_options(plan, ABLATIONS)["tiny"]["elsewhere"]
-    assert elsewhere.keys() == {MAIN, COMPATIBILITY}
+    assert elsewhere.keys() == {MAIN, COMPATIBILITY, NEIGHBOURS}
     assert elsewhere[COMPATIBILITY] == ["distilled", "pruned", "quantized"]
     assert elsewhere[MAIN] == sorted(plan.task("tiny").figures.of_figures())
 
@@ -685,12 +706,16 @@ TRAINING |= {"config/sources.py"}
 SPARSE = TRAINING | {"config/stages.py", "sparsity.py"}
 EXPERTS = files("", "backend conversion moe router selection selection_rules weights")
 COMPRESSION, METHOD = {"config/compression.py"}, {"config/variant.py"}  # their options
+THRESHOLDS = MODEL | METHOD | {"config/stages.py", "config/trained.py", "stages/drawn.py"}
+THRESHOLDS |= files("data/", "augment image_sources pictures splits vendored")
+THRESHOLDS |= files("methods/thresholds/", "calibration layers options")
+THRESHOLDS |= files("", "inputs padding seeding") | {"config/sources.py"}
 OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier stages left
     "dense": TRAINING | {"config/stages.py", "stages/dense.py"},
     "finetune": TRAINING | {"config/stages.py", "stages/dense.py"},
     "prune": TRAINING
     | COMPRESSION
-    | {"stages/prune.py"}
+    | {"stages/prune.py", "stages/drawn.py"}
     | files("compression/", "importance prune"),
     "distill": TRAINING | COMPRESSION | {"stages/distill.py", "compression/distill.py"},
     "projections": SPARSE | {"stages/projections.py"},
@@ -703,6 +728,10 @@ OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier s
     "tune": TRAINING | EXPERTS | {"config/stages.py", "stages/tune.py"},
     "ztw": TRAINING | METHOD | files("methods/ztw/", "exits options training"),
     "avit": TRAINING | METHOD | files("methods/avit/", "halting options training"),
+    "thresholds": THRESHOLDS
+    | files("", "balanced_kmeans experts")
+    | {"methods/thresholds/hidden.py"},
+    "input_thresholds": THRESHOLDS | files("methods/thresholds/", "greedy inputs"),
     "quantize": MODEL
     | EXPERTS - {"conversion.py"}
     | COMPRESSION
@@ -769,16 +798,16 @@ def test_a_stage_depends_on_its_own_function_and_on_what_rebuilds_its_parents(wa
         assert {f"{name.replace('.', '/')}.py"[7:] for name in modules} <= watched.stage_code(step)
 
 
-def others(method: str) -> tuple[str, ...]:
-    """Where the code of other methods lies."""
+def others(stage: Stage) -> tuple[str, ...]:
+    """Where the code of methods lies that have not this stage."""
     packages = {path.parent.name for path in (ROOT / "src/d2dmoe/methods").glob("*/plan.py")}
-    return tuple(f"methods/{name}/" for name in packages - {method})
+    return tuple(f"methods/{x}/" for x in packages if f".methods.{x}." not in stage.make)
 
 
 def test_no_training_depends_on_kernels_figures_claims_the_plan_or_another_method(watched):
     for step in watched.steps.values():
         code = watched.stage_code(step)
-        found = {x for x in code if x.startswith(NEVER + others(step.stage.name))}
+        found = {x for x in code if x.startswith(NEVER + others(step.stage))}
         assert not found, f"{step.folder}: {sorted(found)}"
         assert not code & files("config/", "experiment task figures select explain")  # of all tasks
 
@@ -803,7 +832,7 @@ def test_an_evaluation_depends_on_its_own_methods_code_alone(watched):
     for line in lines_of(watched):
         code = watched.evaluation_code(line.how, line.last, line.knob)
         found = {x for x in code if x.startswith(("figures/", "claims/", "benchmark/", "plan/"))}
-        found |= {x for x in code if x.startswith(others(line.last.stage.name))}
+        found |= {x for x in code if x.startswith(others(line.last.stage))}
         assert not found, f"{line.variant}: {sorted(found)}"
         assert f"{module_of(line.how.measure).replace('.', '/')}.py"[7:] in code
         assert ("methods/moefication.py" in code) is False  # a loss measures nothing
@@ -881,7 +910,7 @@ def test_a_students_and_its_teachers_activations_both_count(raw, root):
 
 TIMED = ("benchmark_layer", "benchmark_model", "benchmark_decode")
 GATHERED = ("gather", "tradeoff", "summary", "reference", "fairness", "wall_times", "tuning")
-GATHERED += ("models", "publish")
+GATHERED += ("models", "neighbours", "publish")
 MEASURED = {*EVALUATIONS, "load_maps", "boolq", "benchmark_masks"}  # what runs models with kernels
 CLAIMED = ("claims", "benchmark_claims")
 DRAWINGS = (*FIGURES, WALL_CLOCK.name)
@@ -935,8 +964,8 @@ def jobs(plan: Plan) -> dict[Job, Asked]:
         of = line.last, line.knob
         ask(line.how.name, plan.evaluation_code(line.how, *of), *of)
         if line.method.experts:
-            sparse = line.step_of("sparsify")
-            ask("activity", plan.model_code("activity", sparse), sparse)
+            for sparse in (step for step in line.steps if step.stage.name == "sparsify"):
+                ask("activity", plan.model_code("activity", sparse), sparse)
             for script in ("load_maps", "boolq", "benchmark_masks"):
                 ask(script, plan.model_code(script, *of), *of)
     for script in ("dataset", "tokenizer", "benchmark_claims", *TIMED, *GATHERED):
@@ -1058,6 +1087,9 @@ def test_an_edit_of_a_kernel_repeats_just_what_measures_models_and_layers(code, 
         ("methods/avit/*.py", ("avit", "evaluate_halting")),
         ("methods/ztw/evaluation.py", ("evaluate_exits",)),
         ("methods/avit/evaluation.py", ("evaluate_halting",)),
+        ("methods/thresholds/hidden.py", ("thresholds",)),
+        ("methods/thresholds/greedy.py", ("input_thresholds",)),
+        ("methods/thresholds/evaluation.py", ("evaluate_density",)),
         ("methods/*/plan.py", ()),
         ("methods/checks.py", ()),
         ("methods/quantized/*.py", ()),
@@ -1081,8 +1113,8 @@ def test_an_edit_of_a_kernel_repeats_just_what_measures_models_and_layers(code, 
         ("stages/reference.py", ("reference",)),
         ("fairness.py", ("fairness", "wall_times", "tuning")),
         ("data/tokenizer.py", ("dataset", "tokenizer")),
-        ("experts.py", ("clustering",)),
-        ("balanced_kmeans.py", ("clustering",)),
+        ("experts.py", ("clustering", "thresholds")),
+        ("balanced_kmeans.py", ("clustering", "thresholds")),
         ("flops.py", MEASURED - {"benchmark_masks"}),
         ("formulas.py", {"figure_10", *MEASURED - {"benchmark_masks"}}),
         ("figures/style.py", DRAWINGS),

@@ -69,6 +69,12 @@ def test_every_table_and_all_that_figures_read_is_published_under_a_name_of_its_
     assert {"tables/tiny/load_maps.safetensors", "tables/tiny/dataset.json"} <= {*files.values()}
 
 
+def test_a_suite_that_no_task_has_is_not_published(raw, root):
+    places = publishing.files(load_plan(raw, root)).values()
+    assert "tables/claims.csv" in places
+    assert not any(place.startswith("tables/ablations/") for place in places)
+
+
 def test_every_figure_is_drawn_of_the_published_files_with_the_workflows_arguments(plan, reference):
     found = drawings(reference)
     asked = list(publishing.requests(plan))

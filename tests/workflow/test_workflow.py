@@ -13,6 +13,7 @@ import pytest
 import yaml
 from safetensors import safe_open
 
+from d2dmoe.claims import CLAIMS
 from d2dmoe.config.task import SUITES as PLANNED_SUITES
 from d2dmoe.plan import tables
 from d2dmoe.tables import TRADEOFF_COLUMNS
@@ -32,6 +33,7 @@ DRAWN = {  # by suite
         "figure_9d",
     ],
     "compatibility": ["figure_7", "figure_12"],
+    "neighbours": ["neighbours_cost"],
 }
 AFTER_POINTS = {
     *("tradeoff", "summary", "all_tasks", "claims"),
@@ -42,7 +44,7 @@ LOAD_MAPS = {"load_maps", "patch_load_table", "figure_8b"}
 ACTIVITY = {"activity", "activity_table", "figure_2b"}
 ABOUT_MODELS = {"wall_times", "models"}  # what tells of all trainings, and of all folders
 EVALUATIONS = {"evaluate", "evaluate_dense", "evaluate_exits", "evaluate_halting"}
-EVALUATIONS |= {"evaluate_budgets", "evaluate_true_norms"}
+EVALUATIONS |= {"evaluate_budgets", "evaluate_true_norms", "evaluate_density"}
 DECIDED = ("supported", "contradicted", "undecided")
 
 
@@ -63,8 +65,9 @@ def test_all_makes_every_table_and_every_figure_that_is_configured(finished):
 
 @pytest.mark.parametrize("suite", DRAWN)
 def test_a_suite_makes_its_tables_and_figures_in_folders_of_its_own(finished, suite):
-    assert finished.tables(suite) == {f"{name}.csv" for name in (*TABLES, "claims")}
-    assert finished.tables(f"{suite}/tiny") == {f"{name}.csv" for name in TABLES}
+    own = {*TABLES, *({"neighbours"} & {suite})}
+    assert finished.tables(suite) == {f"{name}.csv" for name in (*own, "claims")}
+    assert finished.tables(f"{suite}/tiny") == {f"{name}.csv" for name in own}
     assert finished.figures(f"{suite}/tiny") == set(DRAWN[suite])
 
 
@@ -76,7 +79,7 @@ def test_all_results_of_the_plan_are_there(finished):
     assert [path for path in sorted(results) if not (finished.folder / path).exists()] == []
 
 
-@pytest.mark.parametrize("suite", ["main", "ablations", "compatibility"])
+@pytest.mark.parametrize("suite", ["main", *DRAWN])
 def test_the_tradeoff_table_has_every_operating_point(finished, suite):
     task = finished.config["tasks"]["tiny"]
     variants = task["variants"] | (task[suite]["variants"] if suite != "main" else {})
@@ -105,6 +108,7 @@ def _operating_points(variant: dict, select: dict) -> tuple[str, list]:
     if method == "quantized":
         return "none", []
     rules = {"ztw": "confidence", "moefication": "top_k", "d2dmoe": "dynamic_k"}
+    rules |= dict.fromkeys(("cats", "chess", "teal"), "density")
     rule = variant.get("select") or rules[method]
     return rule, select[rule]
 
@@ -127,15 +131,16 @@ def test_compressed_models_stand_beside_their_conversions(finished):
 
 
 def test_the_claims_cover_the_whole_paper(finished):
-    for suite in ("", "ablations/", "compatibility/"):
+    for suite in ("", *(f"{suite}/" for suite in DRAWN)):
         claims = table(finished, f"{suite}claims")
-        assert set(claims["claim"]) == {f"C{i}" for i in range(1, 12)}
+        assert set(claims["claim"]) == set(CLAIMS)
         assert set(claims["verdict"]) <= {*DECIDED, "not tested"}
 
 
 def test_each_suite_decides_its_claims_and_says_which_target_decides_the_others(finished):
     decided = {"": ["C2", "C4", "C6", "C7"], "ablations/": ["C5", "C8"]}
-    for suite, claims in (decided | {"compatibility/": ["C10"]}).items():
+    decided |= {"compatibility/": ["C10"], "neighbours/": ["N1"]}
+    for suite, claims in decided.items():
         rows = table(finished, f"{suite}claims").set_index("claim")
         assert rows.loc[claims, "verdict"].isin(DECIDED).all()
     claims = table(finished, "claims").set_index("claim")["evidence"]
@@ -326,9 +331,13 @@ def test_another_compressed_model_repeats_its_conversion_alone(configured):
 # Edits of the code; which stage depends on which module, tests/unit/test_plan.py says
 
 
-EVERY_FIGURE_OF_POINTS = {*FROM_TRADEOFF, *DRAWN["ablations"], *DRAWN["compatibility"]}
+EVERY_FIGURE_OF_POINTS = {*FROM_TRADEOFF, *(name for names in DRAWN.values() for name in names)}
 EDITED = {
-    "kernels/persistent.py": EVALUATIONS | AFTER_EXPERTS | LOAD_MAPS | EVERY_FIGURE_OF_POINTS,
+    "kernels/persistent.py": EVALUATIONS
+    | AFTER_EXPERTS
+    | LOAD_MAPS
+    | EVERY_FIGURE_OF_POINTS
+    | {"neighbours_table"},
     "figures/activity.py": {"figure_2b"},
     "methods/ztw/exits.py": {"ztw", "evaluate_exits", "wall_times"} | AFTER_POINTS,
 }

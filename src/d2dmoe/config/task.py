@@ -26,7 +26,7 @@ from d2dmoe.config.variant import Variant
 from d2dmoe.lookup import resolve
 from d2dmoe.methods import METHODS
 
-Suite = Literal["main", "ablations", "compatibility"]
+Suite = Literal["main", "ablations", "compatibility", "neighbours"]
 SUITES = get_args(Suite)
 """What can be asked for apart: `snakemake all` makes the first."""
 
@@ -75,6 +75,9 @@ class _Task(Strict):
     ablations: SuiteConfig | None = Field(None, description="Made by `snakemake ablations`")
     compatibility: SuiteConfig | None = Field(
         None, description="Made by `snakemake compatibility`: pruned, quantised, distilled models"
+    )
+    neighbours: SuiteConfig | None = Field(
+        None, description="Made by `snakemake neighbours`: methods that are close to D2DMoE"
     )
     tuning: dict[Name, list[Rate]] = Field(
         {}, description="Learning rates tried, by variant; `snakemake tuning` repeats the trials"

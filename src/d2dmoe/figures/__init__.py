@@ -108,6 +108,12 @@ FIGURES = table_of(
             "Our changes, one at a time",
             "What our changes bring, beside a dense model as narrow and the bound of any router",
         ),
+        _tradeoff(
+            "neighbours_cost",
+            "neighbours",
+            "Neighbouring methods",
+            "Methods that are close to D2DMoE, on the same base and axes",
+        ),
         Figure(
             "figure_8a",
             draw="d2dmoe.figures.layers:draw",

@@ -53,12 +53,13 @@ class Method:
     """
 
     name: str
-    role: str  # ours, extension (of ours), baseline, control, or reference
+    role: str  # ours, extension (of ours), baseline (of the paper), neighbour, control, reference
     plan: str = ""  # empty: no variant has the method
     options: str | None = None  # the model of a variant's options
     section: str | None = None  # the model of the task's section that is called like the method
     knob: Knob | None = None
     experts: bool = False  # whether its models have experts
+    training_free: bool = False  # whether its models have all training from the one they begin with
     rival: str = ""  # of a baseline: its name, and what it is made for
 
 
@@ -71,6 +72,13 @@ HALTING = Evaluation(
     "evaluate_halting",
     "d2dmoe.methods.avit.evaluation:evaluate_halting",
     knobs=("depth",),
+    layers=True,
+)
+
+DENSITY = Evaluation(
+    "evaluate_density",
+    "d2dmoe.methods.thresholds.evaluation:evaluate_density",
+    knobs=("density",),
     layers=True,
 )
 
@@ -91,7 +99,22 @@ TRUE_NORMS = Evaluation(
     rule="dynamic_k",
 )
 
-EVALUATIONS = table_of([DENSE, ROUTED, EXITS, HALTING, CALIBRATED, TRUE_NORMS])
+EVALUATIONS = table_of([DENSE, ROUTED, EXITS, HALTING, DENSITY, CALIBRATED, TRUE_NORMS])
+
+TARGET_DENSITY = Knob("density", "CATS, CHESS, TEAL: target share of channels, or inputs, that run")
+
+
+def _thresholds(name: str, options: str) -> Method:
+    """A method that skips what is below thresholds."""
+    return Method(
+        name,
+        role="neighbour",
+        plan="d2dmoe.methods.thresholds.plan",
+        options=f"d2dmoe.methods.thresholds.options:{options}",
+        knob=TARGET_DENSITY,
+        training_free=True,
+    )
+
 
 METHODS = table_of(
     [
@@ -103,6 +126,7 @@ METHODS = table_of(
             role="reference",
             plan="d2dmoe.methods.quantized.plan",
             options="d2dmoe.methods.quantized.options:QuantizedVariant",
+            training_free=True,
         ),
         Method(
             "d2dmoe",
@@ -149,6 +173,9 @@ METHODS = table_of(
             section="d2dmoe.methods.avit.options:AViTTrainingConfig",
             rival="A-ViT (for images)",
         ),
+        _thresholds("cats", "CATSVariant"),
+        _thresholds("chess", "CHESSVariant"),
+        _thresholds("teal", "TEALVariant"),
     ]
 )
 

@@ -34,7 +34,8 @@ class Asked(NamedTuple):
 
 def files(plan: Plan) -> dict[str, str]:
     """What is published of a plan's results: each file, and where it lies in the folder."""
-    made = [path for suite in SUITES for path in suite_results(plan, suite)]
+    suites = [suite for suite in SUITES if plan.tasks_of(suite)]
+    made = [path for suite in suites for path in suite_results(plan, suite)]
     published = {path: place(path) for path in made if path.startswith(TABLES)}
     for _figure, _suite, task, request in requests(plan):
         for name, path in request.inputs.items():

@@ -26,7 +26,8 @@ class Stage:
     make: str
     options: str  # the model of its options
     rebuild: str | None = None
-    trains: bool = True  # false: it has no data, no history and no learning rate
+    trains: bool = True  # false: it has no history and no learning rate, and, unless it
+    calibrates: bool = False  # by training samples, no data
     tuned: bool = False  # whether its learning rate is the variant's: its longest training
     dense: bool = True  # whether FFNs are dense and weights floats afterwards
     method: str = ""  # in the tables, of a compressed model that is a variant of its own
@@ -122,6 +123,26 @@ STAGES = table_of(
             tuned=True,
             dense=False,
             hint={"depth": "d"},
+        ),
+        Stage(
+            "thresholds",
+            make="d2dmoe.methods.thresholds.hidden:calibrate_hidden",
+            options="d2dmoe.methods.thresholds.options:ThresholdsConfig",
+            rebuild="d2dmoe.methods.thresholds.layers:rebuild_hidden",
+            trains=False,
+            calibrates=True,
+            dense=False,
+            hint={"score": ""},
+        ),
+        Stage(
+            "input_thresholds",
+            make="d2dmoe.methods.thresholds.inputs:calibrate_inputs",
+            options="d2dmoe.methods.thresholds.options:InputThresholdsConfig",
+            rebuild="d2dmoe.methods.thresholds.layers:rebuild_inputs",
+            trains=False,
+            calibrates=True,
+            dense=False,
+            hint={"step": "s"},
         ),
         Stage(
             "quantize",
