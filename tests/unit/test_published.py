@@ -1,5 +1,6 @@
 """Laws of what is published: figures are drawn of it alone, as the workflow drew them."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -127,6 +128,13 @@ def test_a_message_has_an_end(reference):
     with pytest.raises(DataError, match=r"\n  and \d+ more\n.*snakemake publish") as caught:
         drawings(reference)
     assert str(caught.value).count(" is missing") == SHOWN
+
+
+def test_a_suite_without_a_folder_is_not_drawn(reference):
+    before = {x.name for x in drawings(reference)}
+    shutil.rmtree(reference / "miniature/tables/compatibility")
+    left = {x.name for x in drawings(reference)}
+    assert left == {name for name in before if "/compatibility/" not in name} < before
 
 
 def test_tables_without_their_configuration_are_refused(reference):

@@ -13,6 +13,7 @@ from d2dmoe.extensions import import_extensions
 from d2dmoe.figures import WALL_CLOCK
 from d2dmoe.io.read import columns_of, read_table
 from d2dmoe.plan.benchmarks import APPENDIX, DRAWN
+from d2dmoe.plan.figures import folder_of
 from d2dmoe.plan.plan import Plan
 from d2dmoe.plan.publishing import place, requests
 from d2dmoe.plan.tables import figure_path
@@ -63,6 +64,8 @@ def drawings(reference: Path) -> list[Drawing]:
 def _of_tasks(folder: Path) -> Iterator[Drawing]:
     if (folder / "tables").is_dir():
         for figure, suite, task, request in requests(_plan(folder / CONFIG)):
+            if not (folder / "tables" / folder_of(suite)).is_dir():
+                continue  # a suite need not be published
             path = Path(figure_path(suite, figure.name, "png", task)).with_suffix("")
             name = f"{folder.name}/{path.relative_to('results/figures')}"
             inputs = {x: folder / place(file, x, task) for x, file in request.inputs.items()}
