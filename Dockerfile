@@ -19,8 +19,8 @@ RUN uv sync --no-install-project --no-cache
 COPY . .
 RUN uv sync --no-cache
 
-# A container may run as any user and, under Apptainer, read-only: nothing is written but in the working
-# folder and in the home folder that is given.
-ENV PATH=/opt/d2dmoe/.venv/bin:$PATH HOME=/tmp PYTHONDONTWRITEBYTECODE=1
+# A container may run as any user, whose number has no name here, and, under Apptainer, read-only: nothing
+# is written but in the working folder and in the home folder that is given.
+ENV PATH=/opt/d2dmoe/.venv/bin:$PATH HOME=/tmp LOGNAME=user PYTHONDONTWRITEBYTECODE=1
 WORKDIR /work
 CMD ["snakemake", "--snakefile", "/opt/d2dmoe/Snakefile", "all"]
