@@ -33,6 +33,11 @@ def router_flops(d_model: int, width: int, num_experts: int) -> int:
     return 2 * width * (d_model + num_experts)
 
 
+def maps_flops(module: nn.Module) -> int:
+    """All linear maps of a module, per token that passes each of them once."""
+    return sum(2 * m.in_features * m.out_features for m in find(module, nn.Linear).values())
+
+
 def layer_ratio(d_model: int, d_ff: int, num_experts: int, width: int, k: float) -> float:
     """Cost of a dynamic-k layer that runs k of n experts on average, relative to the FFN it
     replaces (figure 10)."""
@@ -179,10 +184,9 @@ def _layer_cost(layer: FFN | MoE, tokens: int) -> LayerCost:
     if isinstance(layer, FFN):
         expert = ffn_flops(layer.d_model, layer.d_ff, gated, layer.d_out)
         return LayerCost(tokens, 1, expert, router=0)
-    router = layer.router
     return LayerCost(
         tokens,
         layer.num_experts,
         expert=ffn_flops(layer.d_model, layer.expert_size, gated, layer.d_out),
-        router=router_flops(layer.d_model, router.width, layer.num_experts) if router else 0,
+        router=maps_flops(layer.router) if layer.router else 0,
     )

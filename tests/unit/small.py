@@ -115,7 +115,7 @@ READERS = [  # the modules of stages and evaluations that open data
     "stages.distill",
     "stages.evaluate",
     "stages.fitting",
-    "stages.prune",
+    "stages.samples",
 ]
 
 

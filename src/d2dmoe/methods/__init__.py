@@ -53,13 +53,14 @@ class Method:
     """
 
     name: str
-    role: str  # ours, extension (of ours), baseline, control, or reference
+    role: str  # ours, extension (of ours), baseline, neighbour, control, or reference
     plan: str = ""  # empty: no variant has the method
     options: str | None = None  # the model of a variant's options
     section: str | None = None  # the model of the task's section that is called like the method
     knob: Knob | None = None
     experts: bool = False  # whether its models have experts
     rival: str = ""  # of a baseline: its name, and what it is made for
+    training_free: bool = False  # whether it changes a trained model without training it
 
 
 DENSE = Evaluation("evaluate_dense", "d2dmoe.stages.evaluate:evaluate_dense", knobs=("dense",))
@@ -148,6 +149,22 @@ METHODS = table_of(
             options="d2dmoe.methods.avit.options:AViTVariant",
             section="d2dmoe.methods.avit.options:AViTTrainingConfig",
             rival="A-ViT (for images)",
+        ),
+        Method(
+            "cmoe",
+            role="neighbour",
+            plan="d2dmoe.methods.cmoe.plan",
+            options="d2dmoe.methods.cmoe.options:CMoEVariant",
+            section="d2dmoe.methods.cmoe.options:CMoESection",
+            experts=True,
+            training_free=True,
+        ),
+        Method(
+            "cmoe_tuned",
+            role="neighbour",
+            plan="d2dmoe.methods.cmoe.plan",
+            options="d2dmoe.methods.cmoe.options:TunedCMoEVariant",
+            experts=True,
         ),
     ]
 )

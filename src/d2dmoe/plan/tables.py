@@ -74,10 +74,11 @@ def layers(plan: Plan, suite: Suite, task: str) -> list[Entry]:
 
 
 def activity(plan: Plan, suite: Suite, task: str) -> list[Entry]:
-    """Every histogram of active neurons."""
+    """Every histogram of active neurons, of the sparsified models that became experts."""
     return [
         {"path": f"{line.step_of('sparsify').folder}/activity/test.csv"} | line.labels
         for line in conversions(plan, suite, task)
+        if any(step.stage.name == "sparsify" for step in line.steps)
     ]
 
 
@@ -142,8 +143,10 @@ def task_tables(plan: Plan, suite: Suite, task: str) -> list[str]:
     names = ["tradeoff", "summary"]
     if pairs(plan, suite, task):
         names.append("comparisons")
-    if conversions(plan, suite, task):
-        names += ["layers", "activity"]
+    if layers(plan, suite, task):
+        names.append("layers")
+    if activity(plan, suite, task):
+        names.append("activity")
     if cfg.figures_of(suite).load_maps:
         names.append("patch_load")
     small = cfg.data.kind != "images" and not getattr(cfg.data, "streaming", False)

@@ -124,6 +124,14 @@ STAGES = table_of(
             hint={"depth": "d"},
         ),
         Stage(
+            "cmoe",
+            make="d2dmoe.methods.cmoe.training:carve",
+            options="d2dmoe.methods.cmoe.options:CMoEConfig",
+            rebuild="d2dmoe.methods.cmoe.router:rebuild",
+            dense=False,
+            hint={"shared": "s", "epochs": "e"},
+        ),
+        Stage(
             "quantize",
             make="d2dmoe.stages.quantize:quantize",
             options="d2dmoe.config.compression:QuantizeConfig",

@@ -1,26 +1,23 @@
 """A pruned model in the dense model's place (claim C10): the dense one without its least important
 heads and neurons, trained on."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from d2dmoe.checkpoint import Trained, load_dense_model
 from d2dmoe.compression.importance import importance, most_important
 from d2dmoe.compression.prune import keep_units, unit_widths
 from d2dmoe.config.compression import PruneConfig, remaining
-from d2dmoe.data.splits import Batch, open_split
 from d2dmoe.errors import CheckpointError
 from d2dmoe.ffn import FFN
 from d2dmoe.jobs.progress import logger
 from d2dmoe.jobs.run import Run
 from d2dmoe.models.build import count_heads
-from d2dmoe.seeding import seed_for
 from d2dmoe.spec import ModelSpec
 from d2dmoe.stages.fitting import fit_task
+from d2dmoe.stages.samples import drawn_samples
 from d2dmoe.surgery import find
 
 
@@ -35,7 +32,9 @@ def prune(parent: Path, cfg: PruneConfig, run: Run) -> Trained:
     if spec.parts:
         raise CheckpointError(f"{parent} was pruned or converted already; prune the dense model")
     widths = unit_widths(spec.architecture, model, heads=cfg.heads > 0)
-    scores = importance(model.to(run.device), widths, _samples(cfg, run))
+    part = cfg.batch_size // cfg.accumulate
+    samples = drawn_samples(run, "importance", cfg.samples, part)
+    scores = importance(model.to(run.device), widths, samples)
     kept = _sizes(model, spec, cfg)
     logger.info("what stays of each layer: %s", kept)
     keep_units(
@@ -54,12 +53,3 @@ def _sizes(model: nn.Module, spec: ModelSpec, cfg: PruneConfig) -> dict[str, Any
     if cfg.heads == 0:
         return {"heads": None, "d_ff": d_ff}
     return {"heads": remaining(count_heads(spec.architecture, model), cfg.heads), "d_ff": d_ff}
-
-
-def _samples(cfg: PruneConfig, run: Run) -> Iterator[Batch]:
-    """Batches of `cfg.samples` training samples, drawn by the run's seed, as they are evaluated."""
-    train = open_split(run.data, "train")
-    generator = torch.Generator().manual_seed(seed_for("importance", run.seed))
-    chosen = torch.randperm(len(train), generator=generator)[: cfg.samples]
-    for indices in chosen.split(cfg.batch_size // cfg.accumulate):
-        yield train.batch(train.read(indices), run.device)
