@@ -142,11 +142,15 @@ def data_options(wildcards):
     return plain(PLAN.dataset(DATA.format(**wildcards)))
 
 
+def parent_of(wildcards):
+    """The parent's model, where there is one."""
+    parent = step_of(wildcards).parent
+    return {"model": parent.model} if parent else {}
+
+
 def stage_inputs(wildcards):
     """The parent's model, and the dataset."""
-    step = step_of(wildcards)
-    model = {"model": step.parent.model} if step.parent else {}
-    return model | {"data": PLAN.data_files(step.data)}
+    return parent_of(wildcards) | {"data": data_of(wildcards)}
 
 
 def measure_options(wildcards):
@@ -220,6 +224,11 @@ def measurement_of(*splits):
 def measurement(wildcards, input):
     """The same of the one split that a path names, or of the test split."""
     return measurement_of(wildcards.get("split", "test"))(wildcards, input)
+
+
+def calibration(wildcards, input):
+    """What a stage needs that trains nothing but reads training samples: as measuring them once."""
+    return measurement_of("train")(wildcards, input)
 
 
 def conversion(wildcards, input):

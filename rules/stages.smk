@@ -36,7 +36,7 @@ for stage in STAGES.values():
             name:
                 stage.name
             input:
-                model=lambda w: step_of(w).parent.model,
+                unpack(stage_inputs) if stage.calibrates else unpack(parent_of),
             output:
                 model=f"{FOLDER}/model.safetensors",
                 lineage=f"{FOLDER}/lineage.yaml",
@@ -46,7 +46,7 @@ for stage in STAGES.values():
             wildcard_constraints:
                 folder=rf"{stage.name}-[\w.-]+",
             resources:
-                **sized(conversion),
+                **(GPU | sized(calibration) if stage.calibrates else sized(conversion)),
             params:
                 cfg=options,
                 lineage=lambda w: lineage_of(step_of(w)),

@@ -24,7 +24,7 @@ import psutil
 
 ROOT = Path(__file__).parents[1]
 PARTS = ["Snakefile", "rules", "scripts", "src", "profiles", "report", "config.yaml", "resources"]
-TARGETS = ["all", "ablations", "compatibility"]
+TARGETS = ["all", "ablations", "compatibility", "neighbours"]
 TIMES = {"wall_times.csv"}  # differ from run to run
 WAIT_S = (4.0, 16.0)  # before a kill
 SIGNALS = (signal.SIGKILL, signal.SIGTERM)

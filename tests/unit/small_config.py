@@ -55,6 +55,11 @@ def with_everything(raw: dict[str, Any]) -> dict[str, Any]:
             "quantized": ["int8", "sparse_int8"],
         },
     }
+    covering = {"method": "moefication", "label": "by coverage", "select": "coverage"}
+    task["neighbours"] = {
+        "variants": {"covering": covering},
+        "figures": {"neighbours": ["sparse", "covering"]},
+    }
     tuned = ["dense_finetuned", *task["figures"]["tradeoff"]]
     task["tuning"] = {name: list(RATES) for name in tuned}
     return raw

@@ -46,7 +46,7 @@ def table() -> DataFrame:
 def panel(task: str, variants: list[str], metric: str = "accuracy", labels=LABELS):
     looks = {variant: place for place, variant in enumerate(variants)}
     shown = {"task": task, "title": task, "metric": metric, "variants": variants}
-    return shown | {"labels": labels, "looks": looks}
+    return shown | {"labels": labels, "looks": looks, "training_free": []}
 
 
 def draw(table: DataFrame, variants: list[str]):
@@ -145,6 +145,20 @@ def test_one_operating_point_is_a_marker_with_its_deviation(
     (ends,) = error.get_segments()
     assert list(ends[:, 1]) == pytest.approx([quality - deviation, quality + deviation])
     assert not [c for c in axes.collections if isinstance(c, PolyCollection)]
+
+
+def test_markers_of_what_trains_nothing_are_hollow_and_the_legend_says_so(compressed):
+    shown = panel("t", ["a", "same"]) | {"training_free": ["a", "same"]}
+    figure = tradeoff.draw(compressed, [shown, panel("t", ["b"])], "Methods")
+    hollow, filled = (
+        [line for line in axes.lines if line.get_marker() in style.MARKERS]
+        for axes in figure.axes[:2]
+    )
+    assert hollow and {line.get_markerfacecolor() for line in hollow} == {style.PAPER}
+    assert {line.get_markeredgecolor() for line in hollow} <= {*style.COLOURS}  # they are seen
+    assert {line.get_markerfacecolor() for line in filled} == {style.look(0).colour}
+    assert texts(figure.legends[0])[-1] == tradeoff.HOLLOW
+    assert tradeoff.HOLLOW not in texts(draw(compressed, ["a", "same"]).legends[0])
 
 
 def test_legend_shows_a_line_for_curves_alone(compressed):

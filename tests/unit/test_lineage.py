@@ -137,6 +137,7 @@ def test_a_suite_runs_its_own_variants_and_those_its_figures_compare_with(everyt
     bases = {"pruned", "pruned_finetuned", "student", "student_finetuned"}
     own = {"pruned_sparse", "student_sparse", "int8", "sparse_int8"}
     assert found["compatibility"] == dense | bases | own | {"sparse"}
+    assert found["neighbours"] == dense | {"sparse", "covering"}
 
 
 def test_a_suite_that_a_task_has_no_part_in_runs_nothing_of_it(config):

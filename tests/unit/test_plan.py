@@ -342,6 +342,7 @@ DRAWN = {  # of tiny.yaml, by suite
         *("ablation_extended", "figure_9d"),
     },
     COMPATIBILITY: {"figure_6", "figure_7", "figure_12"},
+    NEIGHBOURS: {"neighbours_cost"},
 }
 
 
@@ -429,9 +430,17 @@ def test_a_curve_is_of_the_variants_that_the_task_names_in_the_tasks_words(raw, 
         "title": "tiny",
         "metric": "accuracy",
         "task": "tiny",
+        "training_free": [],
         "variants": ["sparse", "sparser"],
     }
     assert request.arguments == {"panels": [panel], "title": "Sparsity of the base model"}
+
+
+def test_a_panel_says_which_of_its_variants_train_nothing(plan):
+    figure = FIGURES["figure_7"]
+    request = resolve(figure.request)(plan, COMPATIBILITY, "tiny", figure)
+    (panel,) = request.arguments["panels"]
+    assert panel["variants"] == ["int8", "sparse_int8"] and panel["training_free"] == ["int8"]
 
 
 def test_the_figure_of_all_tasks_has_a_panel_for_each(of_language):
@@ -484,7 +493,8 @@ def test_a_task_draws_the_figures_that_it_describes_in_the_tables_order(plan):
 def test_tables_of_suites_lie_apart():
     assert table_path(MAIN, "layers") == "results/tables/layers.csv"
     assert table_path(ABLATIONS, "layers", "tiny") == "results/tables/ablations/tiny/layers.csv"
-    assert len({table_path(suite, "layers", task) for suite in SUITES for task in ("", "x")}) == 6
+    paths = [table_path(suite, "layers", task) for suite in SUITES for task in ("", "x")]
+    assert len({*paths}) == len(paths)
 
 
 # Claims.
@@ -511,12 +521,12 @@ def test_claims_get_what_makes_their_evidence(plan):
 
 def test_claims_know_the_variants_that_convert_attention_projections(plan):
     found = {suite: claims.claim_options(plan, suite)["tiny"]["projections"] for suite in SUITES}
-    assert found == {MAIN: ["attention"], ABLATIONS: [], COMPATIBILITY: []}
+    assert found == {MAIN: ["attention"], ABLATIONS: [], COMPATIBILITY: [], NEIGHBOURS: []}
 
 
 def test_a_compressed_model_stands_beside_its_conversion(plan):
     bases = {suite: claims.claim_options(plan, suite)["tiny"]["bases"] for suite in SUITES}
-    assert bases[MAIN] == bases[ABLATIONS] == {}
+    assert bases[MAIN] == bases[ABLATIONS] == bases[NEIGHBOURS] == {}
     assert bases[COMPATIBILITY] == {
         "pruned": {"converted": "pruned_sparse", "references": ["pruned", "pruned_finetuned"]},
         "student": {"converted": "student_sparse", "references": ["student", "student_finetuned"]},
@@ -534,7 +544,7 @@ def test_only_the_papers_method_is_what_a_compressed_model_is_converted_by(raw, 
 
 def test_claims_know_what_other_suites_draw(plan):
     elsewhere = claims.claim_options(plan, ABLATIONS)["tiny"]["elsewhere"]
-    assert elsewhere.keys() == {MAIN, COMPATIBILITY}
+    assert elsewhere.keys() == {MAIN, COMPATIBILITY, NEIGHBOURS}
     assert elsewhere[COMPATIBILITY] == ["distilled", "pruned", "quantized"]
     assert elsewhere[MAIN] == sorted(plan.task("tiny").figures.of_figures())
 

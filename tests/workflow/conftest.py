@@ -18,7 +18,8 @@ from workflow import language
 from workflow.planning import Job, planned_jobs
 
 ROOT = Path(__file__).parents[2]
-SUITES = ("all", "ablations", "compatibility")  # targets that together make every variant
+# Targets that together make every variant.
+SUITES = ("all", "ablations", "compatibility", "neighbours")
 PARTS = ["Snakefile", "rules", "scripts", "src", "profiles", "report", "config.yaml"]
 
 

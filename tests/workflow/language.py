@@ -157,7 +157,7 @@ def save_checkpoint(task: str, config: dict, texts, folder: Path) -> None:
 
 def _smaller(name: str, task: dict) -> dict:
     task = _merged(task, CHANGES[name])
-    task |= {"bases": {}, "ablations": None, "compatibility": None}
+    task |= {"bases": {}, "ablations": None, "compatibility": None, "neighbours": None}
     shown = {key: task["figures"][key] for key in FIGURES[name]}
     return task | _fewer({"variants": task["variants"], "figures": shown}, VARIANTS[name])
 

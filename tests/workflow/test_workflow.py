@@ -32,6 +32,7 @@ DRAWN = {  # by suite
         "figure_9d",
     ],
     "compatibility": ["figure_7", "figure_12"],
+    "neighbours": ["neighbours_cost"],
 }
 AFTER_POINTS = {
     *("tradeoff", "summary", "all_tasks", "claims"),
@@ -76,7 +77,7 @@ def test_all_results_of_the_plan_are_there(finished):
     assert [path for path in sorted(results) if not (finished.folder / path).exists()] == []
 
 
-@pytest.mark.parametrize("suite", ["main", "ablations", "compatibility"])
+@pytest.mark.parametrize("suite", ["main", *DRAWN])
 def test_the_tradeoff_table_has_every_operating_point(finished, suite):
     task = finished.config["tasks"]["tiny"]
     variants = task["variants"] | (task[suite]["variants"] if suite != "main" else {})
@@ -127,7 +128,7 @@ def test_compressed_models_stand_beside_their_conversions(finished):
 
 
 def test_the_claims_cover_the_whole_paper(finished):
-    for suite in ("", "ablations/", "compatibility/"):
+    for suite in ("", *(f"{suite}/" for suite in DRAWN)):
         claims = table(finished, f"{suite}claims")
         assert set(claims["claim"]) == {f"C{i}" for i in range(1, 12)}
         assert set(claims["verdict"]) <= {*DECIDED, "not tested"}
@@ -326,7 +327,7 @@ def test_another_compressed_model_repeats_its_conversion_alone(configured):
 # Edits of the code; which stage depends on which module, tests/unit/test_plan.py says
 
 
-EVERY_FIGURE_OF_POINTS = {*FROM_TRADEOFF, *DRAWN["ablations"], *DRAWN["compatibility"]}
+EVERY_FIGURE_OF_POINTS = {*FROM_TRADEOFF, *(name for names in DRAWN.values() for name in names)}
 EDITED = {
     "kernels/persistent.py": EVALUATIONS | AFTER_EXPERTS | LOAD_MAPS | EVERY_FIGURE_OF_POINTS,
     "figures/activity.py": {"figure_2b"},

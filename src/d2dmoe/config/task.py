@@ -22,7 +22,7 @@ from d2dmoe.config.stages import (
 )
 from d2dmoe.config.strict import COMPLETED, Label, Name, Seeds, Strict
 from d2dmoe.config.training import TaskTrainingConfig
-from d2dmoe.config.variant import Start, Variant
+from d2dmoe.config.variant import Variant
 from d2dmoe.lookup import resolve
 from d2dmoe.methods import METHODS
 
@@ -127,16 +127,6 @@ class _Task(Strict):
         lr = self.finetune.lr or self.sparsify.lr
         changed = options | {"epochs": self.epochs, "lr": lr}
         return "finetune", TaskTrainingConfig.model_construct(**changed)
-
-    def start_step(self, start: Start, taken: float) -> tuple[str, Strict]:
-        """The stage that makes what a method starts from, and its options; `taken` are the passes
-        that the method's own training takes of its training."""
-        stage, cfg = self.finetune_step
-        if start == "sparsified":
-            stage, cfg = "sparsify", self.sparsify
-        if taken:
-            cfg = cfg.model_copy(update={"epochs": round(self.epochs - taken, 10)})
-        return stage, cfg
 
     def base_step(self, base: str) -> tuple[str, Strict]:
         """The stage that makes a compressed model, and its options."""

@@ -1,7 +1,5 @@
 """The compositions that a task runs, each by a method."""
 
-from typing import Literal
-
 from pydantic import Field
 
 from d2dmoe.config.strict import Label, Strict
@@ -10,10 +8,6 @@ FINETUNED = "_finetuned"  # ends the name of a dense or compressed model that wa
 
 DENSE_VARIANTS = {"dense": "dense", f"dense{FINETUNED}": "dense, fine-tuned"}
 """The variants that every task has, and their names in the legends."""
-
-Start = Literal["finetuned", "sparsified"]
-"""What methods start from that need no model of their own: the dense one, fine-tuned, or the one
-that D2DMoE splits into experts."""
 
 
 class Variant(Strict):

@@ -109,7 +109,7 @@ FIGURES = table_of(
             "What our changes bring, beside a dense model as narrow and the bound of any router",
         ),
         _tradeoff(
-            "neighbours",
+            "neighbours_cost",
             "neighbours",
             "Neighbouring methods",
             "Methods that are close to D2DMoE, on the same base and axes",

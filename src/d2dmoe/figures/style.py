@@ -37,6 +37,7 @@ RC = {
 }
 
 INK = "#000000"  # the dense models
+PAPER = "#ffffff"  # inside of hollow markers
 FAINT = "#767676"  # reference lines and notes
 # Okabe and Ito's colours, which colour-blind readers tell apart; black is the dense models'.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -53,18 +54,28 @@ class Look:
     colour: str
     marker: str
     line: Any  # a matplotlib line style
+    hollow: bool = False  # whether its markers are: of methods that train nothing
+
+    @property
+    def signs(self) -> dict[str, Any]:
+        """Colour and marker, as matplotlib's lines take them."""
+        filled = PAPER if self.hollow else self.colour
+        return {"color": self.colour, "marker": self.marker, "markerfacecolor": filled}
 
 
-def look(index: int) -> Look:
+def look(index: int, hollow: bool = False) -> Look:
     """One of the looks; a variant has the same in all figures."""
     return Look(
-        COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)], LINES[index % len(LINES)]
+        COLOURS[index % len(COLOURS)],
+        MARKERS[index % len(MARKERS)],
+        LINES[index % len(LINES)],
+        hollow,
     )
 
 
 def handle(label: str, look: Look) -> Line2D:
     """The legend's entry of a variant that is drawn as a line with markers."""
-    return Line2D([], [], label=label, color=look.colour, marker=look.marker, linestyle=look.line)
+    return Line2D([], [], label=label, linestyle=look.line, **look.signs)
 
 
 def legend(figure: Figure, handles: Sequence[Artist]) -> None:

@@ -36,6 +36,7 @@ REFERENCES: dict[int, dict[str, Any]] = {  # %: how the line is drawn
     100: {"linestyle": "--", "linewidth": 0.9, "label": "better dense (100 %)"},
     99: {"linestyle": "-", "linewidth": 0.5, "label": "99 % of it"},
 }
+HOLLOW = "hollow: trained no further"  # in the legend
 UNITS = {"TFLOPs": 1e12, "GFLOPs": 1e9, "MFLOPs": 1e6, "kFLOPs": 1e3, "FLOPs": 1.0}
 GRID = 200  # costs between the ends of a mean curve, besides the measured ones
 LOWEST = 85.0  # %: cheap points that collapse must not flatten the rest
@@ -50,6 +51,7 @@ class Panel(TypedDict):
     variants: list[str]  # the curves, in the legend's order; both dense models are always drawn
     labels: dict[str, str]  # legend texts by variant; one without is labelled by its name
     looks: dict[str, int]  # of each variant; see `style.look`
+    training_free: list[str]  # of the variants, those whose markers are hollow
     title: str  # what the panel calls the task
 
 
@@ -117,7 +119,8 @@ def _looks(panels: list[Panel]) -> dict[str, Look]:
     looks: dict[str, Look] = {}
     for panel in panels:
         for name in panel["variants"]:
-            looks.setdefault(_label(panel, name), style.look(panel["looks"][name]))
+            hollow = name in panel["training_free"]
+            looks.setdefault(_label(panel, name), style.look(panel["looks"][name], hollow))
     return looks
 
 
@@ -226,11 +229,12 @@ def _point(axes: Axes, rows: DataFrame, **marker: Any) -> None:
 
 
 def _marker(look: Look) -> dict[str, Any]:
-    return {"color": look.colour, "marker": look.marker, "linestyle": ""}
+    return {"linestyle": "", **look.signs}
 
 
 def _single_marker(look: Look) -> dict[str, Any]:
-    return _marker(look) | OUTLINE | {"markersize": 5.5, "zorder": 3}
+    outline = {} if look.hollow else OUTLINE
+    return _marker(look) | outline | {"markersize": 5.5, "zorder": 3}
 
 
 def _dense_marker(name: str) -> dict[str, Any]:
@@ -247,7 +251,9 @@ def _handles(looks: dict[str, Look], curved: set[str]) -> list[Line2D]:
     ]
     dense = [Line2D([], [], label=DENSE_VARIANTS[name], **_dense_marker(name)) for name in DENSE]
     lines = [Line2D([], [], color=style.FAINT, **line) for line in REFERENCES.values()]
-    return ours + dense + lines
+    hollow = style.Look(style.FAINT, "o", "", hollow=True)
+    note = [style.handle(HOLLOW, hollow)] if any(look.hollow for look in looks.values()) else []
+    return ours + dense + lines + note
 
 
 def _limit(axes: Axes, tables: dict[str, DataFrame], panel: Panel) -> str:

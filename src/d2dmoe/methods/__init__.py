@@ -59,8 +59,8 @@ class Method:
     section: str | None = None  # the model of the task's section that is called like the method
     knob: Knob | None = None
     experts: bool = False  # whether its models have experts
+    training_free: bool = False  # whether its models have all training from the one they begin with
     rival: str = ""  # of a baseline: its name, and what it is made for
-    training_free: bool = False  # whether it changes a trained model without training it
 
 
 DENSE = Evaluation("evaluate_dense", "d2dmoe.stages.evaluate:evaluate_dense", knobs=("dense",))
@@ -104,6 +104,7 @@ METHODS = table_of(
             role="reference",
             plan="d2dmoe.methods.quantized.plan",
             options="d2dmoe.methods.quantized.options:QuantizedVariant",
+            training_free=True,
         ),
         Method(
             "d2dmoe",

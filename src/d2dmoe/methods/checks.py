@@ -2,7 +2,8 @@
 
 import math
 
-from d2dmoe.config.task import TaskConfig
+from d2dmoe.config.task import Chain, TaskConfig
+from d2dmoe.config.trained import TrainedVariant
 
 
 def need_epochs(task: TaskConfig, name: str, epochs: float, key: str) -> None:
@@ -12,6 +13,16 @@ def need_epochs(task: TaskConfig, name: str, epochs: float, key: str) -> None:
             f"variant '{name}': {key} = {epochs:g}, but the task's sparsify.epochs + "
             f"router.epochs is {task.epochs:g}; every variant must get the same number of steps"
         )
+
+
+def trained_steps(task: TaskConfig, variant: TrainedVariant, taken: float = 0.0) -> Chain:
+    """The stages, after the dense model's, of the model that a variant begins with; `taken` are the
+    passes over the data that the variant's own training takes of its training."""
+    starts = {"finetuned": task.finetune_step, "sparsified": ("sparsify", task.sparsify)}
+    stage, cfg = starts[variant.on]
+    if taken:
+        cfg = cfg.model_copy(update={"epochs": round(task.epochs - taken, 10)})
+    return [(stage, cfg)]
 
 
 def need_section(task: TaskConfig, name: str, section: str):

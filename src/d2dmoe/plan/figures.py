@@ -8,7 +8,7 @@ from d2dmoe.config.figure_options import LayersConfig, LoadMapsConfig
 from d2dmoe.config.task import SUITES, Suite, TaskConfig
 from d2dmoe.config.variant import FINETUNED
 from d2dmoe.figures import Figure, by_key
-from d2dmoe.methods import CONVERSION_KNOBS
+from d2dmoe.methods import CONVERSION_KNOBS, METHODS
 from d2dmoe.methods.conversion.plan import conversion
 from d2dmoe.plan.variants import has_experts, knob_of, labels
 from d2dmoe.router_kinds import ROUTER_KINDS
@@ -94,8 +94,14 @@ def _panel(
         "metric": cfg.data.metrics[0],
         "task": task,
         "title": cfg.title or task,
+        "training_free": [name for name in variants if _training_free(cfg, name)],
         "variants": list(variants),
     }
+
+
+def _training_free(task: TaskConfig, name: str) -> bool:
+    variant = task.all_variants.get(name)
+    return variant is not None and METHODS[variant.method].training_free
 
 
 def looks(plan: "Plan") -> dict[str, int]:

@@ -74,7 +74,7 @@ def layers(plan: Plan, suite: Suite, task: str) -> list[Entry]:
 
 
 def activity(plan: Plan, suite: Suite, task: str) -> list[Entry]:
-    """Every histogram of active neurons, of the sparsified models that became experts."""
+    """Every histogram of active neurons, of the models that were fine-tuned for their sparsity."""
     return [
         {"path": f"{line.step_of('sparsify').folder}/activity/test.csv"} | line.labels
         for line in conversions(plan, suite, task)
@@ -143,7 +143,7 @@ def task_tables(plan: Plan, suite: Suite, task: str) -> list[str]:
     names = ["tradeoff", "summary"]
     if pairs(plan, suite, task):
         names.append("comparisons")
-    if layers(plan, suite, task):
+    if conversions(plan, suite, task):
         names.append("layers")
     if activity(plan, suite, task):
         names.append("activity")

@@ -26,7 +26,8 @@ class Stage:
     make: str
     options: str  # the model of its options
     rebuild: str | None = None
-    trains: bool = True  # false: it has no data, no history and no learning rate
+    trains: bool = True  # false: it has no history and no learning rate, and, unless it
+    calibrates: bool = False  # by training samples, no data
     tuned: bool = False  # whether its learning rate is the variant's: its longest training
     dense: bool = True  # whether FFNs are dense and weights floats afterwards
     method: str = ""  # in the tables, of a compressed model that is a variant of its own

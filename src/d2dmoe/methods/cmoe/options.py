@@ -4,8 +4,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from d2dmoe.config.trained import TrainedVariant
 from d2dmoe.config.training import TaskTrainingConfig
-from d2dmoe.config.variant import Start, Variant
 
 
 class CMoESection(TaskTrainingConfig):
@@ -28,17 +28,13 @@ class CMoEConfig(CMoESection):
     expert_size: int = Field(gt=0, description="Hidden neurons per expert; must divide d_ff")
 
 
-class _Carved(Variant):
-    start: Start = Field("finetuned", description="The model that experts are made of")
-
-
-class CMoEVariant(_Carved):
+class CMoEVariant(TrainedVariant):
     """Shared and routed experts, without any training."""
 
     method: Literal["cmoe"] = Field(description="CMoE: training-free experts, static top-k")
 
 
-class TunedCMoEVariant(_Carved):
-    """The same, fine-tuned for a short time, which is taken from the start's training."""
+class TunedCMoEVariant(TrainedVariant):
+    """The same, fine-tuned for a short time, which is taken from the training before."""
 
     method: Literal["cmoe_tuned"] = Field(description="CMoE with its short fine-tuning")

@@ -1,16 +1,16 @@
 """CMoE's stages and checks."""
 
 from d2dmoe.config.task import Chain, TaskConfig
-from d2dmoe.methods.checks import divisors, need_section
+from d2dmoe.methods.checks import divisors, need_section, trained_steps
 from d2dmoe.methods.cmoe.options import CMoEConfig, CMoEVariant, TunedCMoEVariant
 
 SECTION = "cmoe"
 
 
 def chains(task: TaskConfig, variant: CMoEVariant | TunedCMoEVariant) -> list[Chain]:
-    """One: what it starts from, then the experts; fine-tuning takes its passes from the start's."""
+    """One: what it begins with, then the experts; fine-tuning takes its passes from the former."""
     cfg = _config(task, variant)
-    return [[task.start_step(variant.start, cfg.epochs), ("cmoe", cfg)]]
+    return [[*trained_steps(task, variant, cfg.epochs), ("cmoe", cfg)]]
 
 
 def knob(task: TaskConfig, variant: CMoEVariant | TunedCMoEVariant) -> str:
