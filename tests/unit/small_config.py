@@ -16,6 +16,7 @@ def with_everything(raw: dict[str, Any]) -> dict[str, Any]:
     task["router"]["projection_width"] = 4
     task["ztw"] = {**training, "epochs": 5}
     task["avit"] = {**training, "epochs": 5}
+    task["cmoe"] = {**training, "epochs": 1, "shared": 2, "top_k": 4}
     task["select"]["confidence"] = [0.0, 0.9]
     task["variants"] |= {
         "attention": {"method": "d2dmoe", "label": "attention too", "projections": {}},
@@ -57,8 +58,13 @@ def with_everything(raw: dict[str, Any]) -> dict[str, Any]:
     }
     covering = {"method": "moefication", "label": "by coverage", "select": "coverage"}
     task["neighbours"] = {
-        "variants": {"covering": covering},
-        "figures": {"neighbours": ["sparse", "covering"]},
+        "variants": {
+            "covering": covering,
+            "carved": {"method": "cmoe", "label": "CMoE", "start": "sparsified"},
+            "carved_dense": {"method": "cmoe", "label": "CMoE of the dense model"},
+            "carved_tuned": {"method": "cmoe_tuned", "label": "CMoE, tuned"},
+        },
+        "figures": {"neighbours": ["sparse", "covering", "carved"]},
     }
     tuned = ["dense_finetuned", *task["figures"]["tradeoff"]]
     task["tuning"] = {name: list(RATES) for name in tuned}

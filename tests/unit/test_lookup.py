@@ -225,7 +225,8 @@ def test_a_method_with_variants_has_options_and_a_plan(name):
 def test_methods_without_variants_have_no_plan():
     for method in METHODS.values():
         assert bool(method.options) == bool(method.plan)
-        assert method.role in ("ours", "extension", "baseline", "control", "reference")
+        roles = ("ours", "extension", "baseline", "neighbour", "control", "reference")
+        assert method.role in roles
         assert bool(method.rival) == (method.role == "baseline")
 
 

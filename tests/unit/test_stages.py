@@ -202,6 +202,10 @@ STEPS = {  # parent, and options
     "tune": ("router", BASE | {"tau": [0.2, 0.5]}),
     "ztw": ("dense", BASE),
     "avit": ("dense", BASE | {"depth": 1.5}),
+    "cmoe": (
+        "dense",
+        BASE | {"expert_size": 4, "shared": 2, "firing": 6, "top_k": 4, "samples": 9},
+    ),
     "quantize": ("router", {"weights": "int8"}),
 }
 ELSEWHERE = {  # options, of one stage or of all, that the stage does not read, and what does

@@ -10,7 +10,7 @@ from d2dmoe.config.variant import Variant
 class TrainedVariant(Variant):
     """A variant that begins with a dense model after all of its training."""
 
-    on: Literal["finetuned", "sparsified"] = Field(
+    start: Literal["finetuned", "sparsified"] = Field(
         "finetuned",
         description="What it begins with: the dense model fine-tuned as long as a conversion's "
         "stages together, or the sparsified model that D2DMoE splits",

@@ -19,7 +19,7 @@ def trained_steps(task: TaskConfig, variant: TrainedVariant, taken: float = 0.0)
     """The stages, after the dense model's, of the model that a variant begins with; `taken` are the
     passes over the data that the variant's own training takes of its training."""
     starts = {"finetuned": task.finetune_step, "sparsified": ("sparsify", task.sparsify)}
-    stage, cfg = starts[variant.on]
+    stage, cfg = starts[variant.start]
     if taken:
         cfg = cfg.model_copy(update={"epochs": round(task.epochs - taken, 10)})
     return [(stage, cfg)]
