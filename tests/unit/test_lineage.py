@@ -102,6 +102,9 @@ ORDER = {  # of variants of `with_everything`; the others convert the dense mode
     "sparse_int8": [*CONVERSION, "quantize"],
     "tuned": [*CONVERSION, "tune"],
     "narrow": ["dense", "finetune"],
+    "carved": ["dense", "sparsify", "cmoe"],
+    "carved_dense": ["dense", "finetune", "cmoe"],
+    "carved_tuned": ["dense", "finetune", "cmoe"],
 }
 
 
@@ -137,7 +140,8 @@ def test_a_suite_runs_its_own_variants_and_those_its_figures_compare_with(everyt
     bases = {"pruned", "pruned_finetuned", "student", "student_finetuned"}
     own = {"pruned_sparse", "student_sparse", "int8", "sparse_int8"}
     assert found["compatibility"] == dense | bases | own | {"sparse"}
-    assert found["neighbours"] == dense | {"sparse", "covering"}
+    carved = {"carved", "carved_dense", "carved_tuned"}
+    assert found["neighbours"] == dense | {"sparse", "covering"} | carved
 
 
 def test_a_suite_that_a_task_has_no_part_in_runs_nothing_of_it(config):
@@ -421,10 +425,11 @@ SECTIONS = {  # of a task: the stages that its options reach first
     "dense": {"dense"},
     "projections": {"projections"},
     "sparsify": {"sparsify", "finetune"},
-    "clustering": {"clustering"},
+    "clustering": {"clustering", "cmoe"},
     "router": {"router", "finetune"},  # which is as long
     "ztw": {"ztw"},
     "avit": {"avit"},
+    "cmoe": {"cmoe", "finetune"},  # from which its fine-tuning takes its passes
     "bases.pruned": {"prune"},
     "bases.student": {"distill"},
     "finetune": {"finetune"},

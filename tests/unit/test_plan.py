@@ -234,9 +234,13 @@ def test_layers_and_activity_are_of_models_with_experts(plan, suite):
     if suite == MAIN:
         assert {line.variant for line in lines} == CONVERTED
     layers, activity = (f(plan, suite, "tiny") for f in (tables.layers, tables.activity))
-    assert named(layers) == named(activity) == [about(line) for line in lines]
-    for line, of_layers, of_activity in zip(lines, layers, activity, strict=True):
+    assert named(layers) == [about(line) for line in lines]
+    for line, of_layers in zip(lines, layers, strict=True):
         assert of_layers["path"] == f"{line.folder}/evaluate/test/{line.knob}_layers.csv"
+    sparse = [line for line in lines if "sparsify" in [s.stage.name for s in line.steps]]
+    assert named(activity) == [about(line) for line in sparse]
+    assert (len(sparse) < len(lines)) == (suite == NEIGHBOURS)
+    for line, of_activity in zip(sparse, activity, strict=True):
         sparsified = line.step_of("sparsify").folder
         assert of_activity["path"] == f"{sparsified}/activity/test.csv"
 
@@ -682,7 +686,7 @@ OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier s
     "finetune": TRAINING | {"config/stages.py", "stages/dense.py"},
     "prune": TRAINING
     | COMPRESSION
-    | {"stages/prune.py"}
+    | files("stages/", "prune samples")
     | files("compression/", "importance prune"),
     "distill": TRAINING | COMPRESSION | {"stages/distill.py", "compression/distill.py"},
     "projections": SPARSE | {"stages/projections.py"},
@@ -695,6 +699,11 @@ OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier s
     "tune": TRAINING | EXPERTS | {"config/stages.py", "stages/tune.py"},
     "ztw": TRAINING | METHOD | files("methods/ztw/", "exits options training"),
     "avit": TRAINING | METHOD | files("methods/avit/", "halting options training"),
+    "cmoe": TRAINING
+    | EXPERTS - {"conversion.py"}
+    | METHOD
+    | {"balanced_kmeans.py", "config/trained.py", "padding.py", "stages/samples.py"}
+    | files("methods/cmoe/", "carving options router training"),
     "quantize": MODEL
     | EXPERTS - {"conversion.py"}
     | COMPRESSION
@@ -927,8 +936,8 @@ def jobs(plan: Plan) -> dict[Job, Asked]:
         of = line.last, line.knob
         ask(line.how.name, plan.evaluation_code(line.how, *of), *of)
         if line.method.experts:
-            sparse = line.step_of("sparsify")
-            ask("activity", plan.model_code("activity", sparse), sparse)
+            for sparse in (step for step in line.steps if step.stage.name == "sparsify"):
+                ask("activity", plan.model_code("activity", sparse), sparse)
             for script in ("load_maps", "boolq", "benchmark_masks"):
                 ask(script, plan.model_code(script, *of), *of)
     for script in ("dataset", "tokenizer", "benchmark_claims", *TIMED, *GATHERED):
@@ -1072,7 +1081,8 @@ def test_an_edit_of_a_kernel_repeats_just_what_measures_models_and_layers(code, 
         ("fairness.py", ("fairness", "wall_times", "tuning")),
         ("data/tokenizer.py", ("dataset", "tokenizer")),
         ("experts.py", ("clustering",)),
-        ("balanced_kmeans.py", ("clustering",)),
+        ("balanced_kmeans.py", ("clustering", "cmoe")),
+        ("methods/cmoe/carving.py", ("cmoe",)),
         ("flops.py", ("figure_10", *MEASURED - {"benchmark_masks"})),
         ("figures/style.py", DRAWINGS),
         ("models/vit.py", (*STAGES, "activity", *MEASURED)),

@@ -14,8 +14,7 @@ from torch.nn.functional import linear
 
 from d2dmoe.balanced_kmeans import balanced_kmeans
 from d2dmoe.ffn import FFN
-
-SMALLEST = 1e-12  # of the lengths that are divided by
+from d2dmoe.methods.cmoe.router import SMALLEST, row_lengths
 
 
 class Carving(NamedTuple):
@@ -51,11 +50,6 @@ def _at_unit_length(layer: torch.nn.Linear, z: Tensor) -> Tensor:
     """A map's outputs as of unit tokens and rows: [tokens, d_model] -> [tokens, d_ff]."""
     lengths = z.norm(dim=-1, keepdim=True) * row_lengths(layer)
     return linear(z, layer.weight, layer.bias) / lengths.clamp(min=SMALLEST)
-
-
-def row_lengths(layer: torch.nn.Linear) -> Tensor:
-    """L2 norms of a map's rows: [d_ff]."""
-    return layer.weight.norm(dim=1)
 
 
 def carve_neurons(fires: Tensor, num_experts: int, shared: int, seed: int) -> Carving:

@@ -13,11 +13,17 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from d2dmoe.ffn import FFN
-from d2dmoe.methods.cmoe.carving import SMALLEST, row_lengths
 from d2dmoe.moe import MoE
 from d2dmoe.spec import ModelSpec
 from d2dmoe.surgery import replace
 from d2dmoe.weights import activation_function
+
+SMALLEST = 1e-12  # of the lengths that are divided by
+
+
+def row_lengths(layer: nn.Linear) -> Tensor:
+    """L2 norms of a map's rows: [d_ff]."""
+    return layer.weight.norm(dim=1)
 
 
 class AnalyticRouter(nn.Module):
