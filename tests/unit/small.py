@@ -113,9 +113,9 @@ READERS = [  # the modules of stages and evaluations that open data
     "stages.calibrate",
     "stages.dense",
     "stages.distill",
+    "stages.drawn",
     "stages.evaluate",
     "stages.fitting",
-    "stages.samples",
 ]
 
 

@@ -23,8 +23,8 @@ from d2dmoe.methods.cmoe.router import WeightedMoE, add_analytic_router
 from d2dmoe.methods.cmoe.training import carve
 from d2dmoe.moe import MoE, set_selection, split_ffn, watch_inputs, watch_selections
 from d2dmoe.quality import quality
+from d2dmoe.stages.drawn import drawn_batches
 from d2dmoe.stages.evaluate import evaluate, evaluate_dense
-from d2dmoe.stages.samples import drawn_samples
 from d2dmoe.surgery import find
 
 CPU = torch.device("cpu")
@@ -265,7 +265,7 @@ def test_calibration_samples_are_drawn_once_each_by_the_seed(monkeypatch):
     read_from(IMAGES, monkeypatch)
 
     def drawn(seed: int, purpose: str, count: int) -> list[tuple]:
-        batches = drawn_samples(Run(seed=seed, device=CPU), purpose, count, 7)
+        batches = drawn_batches(Run(seed=seed, device=CPU), purpose, count, 7)
         return [tuple(x.flatten().tolist()) for inputs, _ in batches for x in inputs["x"]]
 
     some, every = drawn(0, "a", 20), drawn(0, "a", 1000)

@@ -686,7 +686,7 @@ OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier s
     "finetune": TRAINING | {"config/stages.py", "stages/dense.py"},
     "prune": TRAINING
     | COMPRESSION
-    | files("stages/", "prune samples")
+    | {"stages/prune.py", "stages/drawn.py"}
     | files("compression/", "importance prune"),
     "distill": TRAINING | COMPRESSION | {"stages/distill.py", "compression/distill.py"},
     "projections": SPARSE | {"stages/projections.py"},
@@ -702,7 +702,7 @@ OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier s
     "cmoe": TRAINING
     | EXPERTS - {"conversion.py"}
     | METHOD
-    | {"balanced_kmeans.py", "config/trained.py", "padding.py", "stages/samples.py"}
+    | {"balanced_kmeans.py", "config/trained.py", "padding.py", "stages/drawn.py"}
     | files("methods/cmoe/", "carving options router training"),
     "quantize": MODEL
     | EXPERTS - {"conversion.py"}

@@ -16,8 +16,8 @@ from d2dmoe.jobs.progress import logger
 from d2dmoe.jobs.run import Run
 from d2dmoe.models.build import count_heads
 from d2dmoe.spec import ModelSpec
+from d2dmoe.stages.drawn import drawn_batches
 from d2dmoe.stages.fitting import fit_task
-from d2dmoe.stages.samples import drawn_samples
 from d2dmoe.surgery import find
 
 
@@ -32,8 +32,7 @@ def prune(parent: Path, cfg: PruneConfig, run: Run) -> Trained:
     if spec.parts:
         raise CheckpointError(f"{parent} was pruned or converted already; prune the dense model")
     widths = unit_widths(spec.architecture, model, heads=cfg.heads > 0)
-    part = cfg.batch_size // cfg.accumulate
-    samples = drawn_samples(run, "importance", cfg.samples, part)
+    samples = drawn_batches(run, "importance", cfg.samples, cfg.batch_size // cfg.accumulate)
     scores = importance(model.to(run.device), widths, samples)
     kept = _sizes(model, spec, cfg)
     logger.info("what stays of each layer: %s", kept)

@@ -18,8 +18,8 @@ from d2dmoe.methods.cmoe.router import add_analytic_router, layer_kind
 from d2dmoe.moe import MoE, set_selection, split_ffn, watch_selections
 from d2dmoe.padding import without_padding
 from d2dmoe.seeding import seed_for
+from d2dmoe.stages.drawn import drawn_batches
 from d2dmoe.stages.fitting import fit_model
-from d2dmoe.stages.samples import drawn_samples
 from d2dmoe.surgery import find, replace, watch
 from d2dmoe.training import Losses, cross_entropy_loss
 
@@ -78,7 +78,7 @@ def _watched(model: nn.Module, cfg: CMoEConfig, run: Run) -> dict[str, Tensor]:
     ffns = find(model, FFN)
     parts: dict[str, list[Tensor]] = {name: [] for name in ffns}
     with watch(ffns, lambda _module, z, _output: z) as seen:
-        samples = drawn_samples(run, "cmoe", cfg.samples, cfg.batch_size // cfg.accumulate)
+        samples = drawn_batches(run, "cmoe", cfg.samples, cfg.batch_size // cfg.accumulate)
         for inputs, _targets in samples:
             model(**inputs)
             for name, ffn in ffns.items():
