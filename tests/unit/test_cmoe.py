@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from small import ABOUT, SPEC, make_dense, make_ffn, make_images, read_from
+from small_config import with_everything
 from small_language import language_spec, make_corpus_split, make_language, make_text_split
 from torch import nn
 from torch.nn.functional import normalize, softmax
@@ -22,6 +23,8 @@ from d2dmoe.methods.cmoe.options import CMoEConfig
 from d2dmoe.methods.cmoe.router import WeightedMoE, add_analytic_router
 from d2dmoe.methods.cmoe.training import carve
 from d2dmoe.moe import MoE, set_selection, split_ffn, watch_inputs, watch_selections
+from d2dmoe.plan.plan import load_plan
+from d2dmoe.plan.variants import chains
 from d2dmoe.quality import quality
 from d2dmoe.stages.drawn import drawn_batches
 from d2dmoe.stages.evaluate import evaluate, evaluate_dense
@@ -314,3 +317,49 @@ def test_inputs_of_any_shape_are_taken(case):
     z = torch.randn(2, 3, 16)
     with torch.no_grad():
         torch.testing.assert_close(moe(z).flatten(0, 1), moe(z.flatten(0, 1)))
+
+
+# The configuration.
+
+
+WRONG = [  # key of the task, value, what the message holds
+    ("cmoe", None, "the task has no section cmoe"),
+    ("cmoe.shared", 8, "cmoe.shared = 8 leaves none of 8 experts to route; allowed: 0 to 7"),
+    ("cmoe.top_k", 2, "cmoe.top_k = 2 must be above cmoe.shared = 2 and at most 8"),
+    ("cmoe.top_k", 9, "cmoe.top_k = 9 must be above cmoe.shared = 2 and at most 8"),
+    ("cmoe.firing", 33, "cmoe.firing = 33 exceeds model.d_ff = 32"),
+    ("cmoe.epochs", 5, "cmoe.epochs = 5 must be below sparsify.epochs + router.epochs = 5"),
+    ("figures.active_neurons", ["carved_dense"], "active_neurons: the variant 'carved_dense' is"),
+    ("figures.routers", ["sparse", "carved"], "figures.routers: the variant 'carved' has no"),
+]
+
+
+@pytest.mark.parametrize(("key", "value", "message"), WRONG)
+def test_impossible_options_are_refused_before_the_first_job(raw, root, key, value, message):
+    raw = with_everything(raw)
+    task = raw["tasks"]["tiny"]
+    del task["tuning"]
+    place = task["neighbours"] if key.startswith("figures") else task
+    *parents, last = key.split(".")
+    for parent in parents:
+        place = place[parent]
+    place[last] = value
+    with pytest.raises(ConfigError) as caught:
+        load_plan(raw, root)
+    assert message in str(caught.value)
+
+
+def test_all_of_it_gets_as_many_passes_as_every_variant_or_those_of_what_it_begins_with(raw, root):
+    plan = load_plan(with_everything(raw), root)
+    task = plan.task("tiny")
+    passes = {
+        name: [(stage, cfg.epochs) for stage, cfg in chains(task, name)[0][1:]]
+        for name in ("carved", "carved_dense", "carved_tuned")
+    }
+    assert passes == {
+        "carved": [("sparsify", 3), ("cmoe", 0)],
+        "carved_dense": [("finetune", 5), ("cmoe", 0)],
+        "carved_tuned": [("finetune", 4), ("cmoe", 1)],
+    }
+    shared = [plan.line("neighbours", "tiny", name).steps[1] for name in ("carved", "sparse")]
+    assert shared[0] == shared[1]  # D2DMoE's own sparsified model
