@@ -16,6 +16,7 @@ def with_everything(raw: dict[str, Any]) -> dict[str, Any]:
     task["router"]["projection_width"] = 4
     task["ztw"] = {**training, "epochs": 5}
     task["avit"] = {**training, "epochs": 5}
+    task["factorllm"] = {**training, "epochs": 5}
     task["cmoe"] = {**training, "epochs": 1, "shared": 2, "top_k": 4}
     task["select"]["confidence"] = [0.0, 0.9]
     task["variants"] |= {
@@ -63,6 +64,7 @@ def with_everything(raw: dict[str, Any]) -> dict[str, Any]:
             "carved": {"method": "cmoe", "label": "CMoE", "start": "sparsified"},
             "carved_dense": {"method": "cmoe", "label": "CMoE of the dense model"},
             "carved_tuned": {"method": "cmoe_tuned", "label": "CMoE, tuned"},
+            "factors": {"method": "factorllm", "label": "FactorLLM", "active": [1, 3]},
         },
         "figures": {"neighbours": ["sparse", "covering", "carved"]},
     }

@@ -105,6 +105,7 @@ ORDER = {  # of variants of `with_everything`; the others convert the dense mode
     "carved": ["dense", "sparsify", "cmoe"],
     "carved_dense": ["dense", "finetune", "cmoe"],
     "carved_tuned": ["dense", "finetune", "cmoe"],
+    "factors": ["dense", "factorllm"],
 }
 
 
@@ -140,8 +141,8 @@ def test_a_suite_runs_its_own_variants_and_those_its_figures_compare_with(everyt
     bases = {"pruned", "pruned_finetuned", "student", "student_finetuned"}
     own = {"pruned_sparse", "student_sparse", "int8", "sparse_int8"}
     assert found["compatibility"] == dense | bases | own | {"sparse"}
-    carved = {"carved", "carved_dense", "carved_tuned"}
-    assert found["neighbours"] == dense | {"sparse", "covering"} | carved
+    own = {"covering", "carved", "carved_dense", "carved_tuned", "factors"}
+    assert found["neighbours"] == dense | {"sparse"} | own
 
 
 def test_a_suite_that_a_task_has_no_part_in_runs_nothing_of_it(config):
@@ -429,6 +430,7 @@ SECTIONS = {  # of a task: the stages that its options reach first
     "router": {"router", "finetune"},  # which is as long
     "ztw": {"ztw"},
     "avit": {"avit"},
+    "factorllm": {"factorllm"},
     "cmoe": {"cmoe", "finetune"},  # from which its fine-tuning takes its passes
     "bases.pruned": {"prune"},
     "bases.student": {"distill"},

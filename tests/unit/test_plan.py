@@ -704,6 +704,11 @@ OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier s
     | METHOD
     | {"balanced_kmeans.py", "config/trained.py", "padding.py", "stages/drawn.py"}
     | files("methods/cmoe/", "carving options router training"),
+    "factorllm": TRAINING
+    | EXPERTS - {"conversion.py"}
+    | METHOD
+    | {"balanced_kmeans.py", "experts.py", "padding.py"}
+    | files("methods/factorllm/", "layer losses options training"),
     "quantize": MODEL
     | EXPERTS - {"conversion.py"}
     | COMPRESSION
@@ -1080,8 +1085,10 @@ def test_an_edit_of_a_kernel_repeats_just_what_measures_models_and_layers(code, 
         ("stages/reference.py", ("reference",)),
         ("fairness.py", ("fairness", "wall_times", "tuning")),
         ("data/tokenizer.py", ("dataset", "tokenizer")),
-        ("experts.py", ("clustering",)),
-        ("balanced_kmeans.py", ("clustering", "cmoe")),
+        ("experts.py", ("clustering", "factorllm")),
+        ("balanced_kmeans.py", ("clustering", "cmoe", "factorllm")),
+        ("methods/factorllm/evaluation.py", ("evaluate_factors",)),
+        ("methods/factorllm/losses.py", ("factorllm",)),
         ("methods/cmoe/carving.py", ("cmoe",)),
         ("flops.py", ("figure_10", *MEASURED - {"benchmark_masks"})),
         ("figures/style.py", DRAWINGS),

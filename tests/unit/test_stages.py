@@ -206,6 +206,7 @@ STEPS = {  # parent, and options
         "dense",
         BASE | {"expert_size": 4, "shared": 2, "firing": 6, "top_k": 4, "samples": 9},
     ),
+    "factorllm": ("dense", BASE | {"active": 2}),
     "quantize": ("router", {"weights": "int8"}),
 }
 ELSEWHERE = {  # options, of one stage or of all, that the stage does not read, and what does

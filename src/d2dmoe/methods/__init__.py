@@ -92,7 +92,15 @@ TRUE_NORMS = Evaluation(
     rule="dynamic_k",
 )
 
-EVALUATIONS = table_of([DENSE, ROUTED, EXITS, HALTING, CALIBRATED, TRUE_NORMS])
+FACTORS = Evaluation(
+    "evaluate_factors",
+    "d2dmoe.methods.factorllm.evaluation:evaluate_factors",
+    knobs=("factors",),
+    layers=True,
+    rule="top_k",
+)
+
+EVALUATIONS = table_of([DENSE, ROUTED, EXITS, HALTING, CALIBRATED, TRUE_NORMS, FACTORS])
 
 METHODS = table_of(
     [
@@ -165,6 +173,14 @@ METHODS = table_of(
             role="neighbour",
             plan="d2dmoe.methods.cmoe.plan",
             options="d2dmoe.methods.cmoe.options:TunedCMoEVariant",
+            experts=True,
+        ),
+        Method(
+            "factorllm",
+            role="neighbour",
+            plan="d2dmoe.methods.factorllm.plan",
+            options="d2dmoe.methods.factorllm.options:FactorLLMVariant",
+            section="d2dmoe.methods.factorllm.options:FactorLLMSection",
             experts=True,
         ),
     ]

@@ -133,6 +133,15 @@ STAGES = table_of(
             hint={"shared": "s", "epochs": "e"},
         ),
         Stage(
+            "factorllm",
+            make="d2dmoe.methods.factorllm.training:train_factorllm",
+            options="d2dmoe.methods.factorllm.options:FactorLLMConfig",
+            rebuild="d2dmoe.methods.factorllm.layer:rebuild",
+            tuned=True,
+            dense=False,
+            hint={"experts": "n", "active": "k"},
+        ),
+        Stage(
             "quantize",
             make="d2dmoe.stages.quantize:quantize",
             options="d2dmoe.config.compression:QuantizeConfig",
