@@ -106,6 +106,7 @@ ORDER = {  # of variants of `with_everything`; the others convert the dense mode
     "carved_dense": ["dense", "finetune", "cmoe"],
     "carved_tuned": ["dense", "finetune", "cmoe"],
     "factors": ["dense", "factorllm"],
+    "fewer": [*CONVERSION, "seer"],
 }
 
 
@@ -141,7 +142,7 @@ def test_a_suite_runs_its_own_variants_and_those_its_figures_compare_with(everyt
     bases = {"pruned", "pruned_finetuned", "student", "student_finetuned"}
     own = {"pruned_sparse", "student_sparse", "int8", "sparse_int8"}
     assert found["compatibility"] == dense | bases | own | {"sparse"}
-    own = {"covering", "carved", "carved_dense", "carved_tuned", "factors"}
+    own = {"covering", "carved", "carved_dense", "carved_tuned", "factors", "fewer"}
     assert found["neighbours"] == dense | {"sparse"} | own
 
 
@@ -431,6 +432,7 @@ SECTIONS = {  # of a task: the stages that its options reach first
     "ztw": {"ztw"},
     "avit": {"avit"},
     "factorllm": {"factorllm"},
+    "seer": {"seer", "sparsify"},  # from which it takes its passes
     "cmoe": {"cmoe", "finetune"},  # from which its fine-tuning takes its passes
     "bases.pruned": {"prune"},
     "bases.student": {"distill"},

@@ -709,6 +709,11 @@ OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier s
     | METHOD
     | {"balanced_kmeans.py", "experts.py", "padding.py"}
     | files("methods/factorllm/", "layer losses options training"),
+    "seer": TRAINING
+    | EXPERTS
+    | METHOD
+    | {"padding.py", "stages/drawn.py"}
+    | files("methods/seer/", "options pruning training"),
     "quantize": MODEL
     | EXPERTS - {"conversion.py"}
     | COMPRESSION
@@ -1089,6 +1094,8 @@ def test_an_edit_of_a_kernel_repeats_just_what_measures_models_and_layers(code, 
         ("balanced_kmeans.py", ("clustering", "cmoe", "factorllm")),
         ("methods/factorllm/evaluation.py", ("evaluate_factors",)),
         ("methods/factorllm/losses.py", ("factorllm",)),
+        ("methods/seer/evaluation.py", ("evaluate_active",)),
+        ("methods/seer/training.py", ("seer",)),
         ("methods/cmoe/carving.py", ("cmoe",)),
         ("flops.py", ("figure_10", *MEASURED - {"benchmark_masks"})),
         ("figures/style.py", DRAWINGS),

@@ -100,7 +100,15 @@ FACTORS = Evaluation(
     rule="top_k",
 )
 
-EVALUATIONS = table_of([DENSE, ROUTED, EXITS, HALTING, CALIBRATED, TRUE_NORMS, FACTORS])
+ACTIVE = Evaluation(
+    "evaluate_active",
+    "d2dmoe.methods.seer.evaluation:evaluate_active",
+    knobs=("active",),
+    layers=True,
+    rule="top_k",
+)
+
+EVALUATIONS = table_of([DENSE, ROUTED, EXITS, HALTING, CALIBRATED, TRUE_NORMS, FACTORS, ACTIVE])
 
 METHODS = table_of(
     [
@@ -181,6 +189,15 @@ METHODS = table_of(
             plan="d2dmoe.methods.factorllm.plan",
             options="d2dmoe.methods.factorllm.options:FactorLLMVariant",
             section="d2dmoe.methods.factorllm.options:FactorLLMSection",
+            experts=True,
+        ),
+        Method(
+            "seer",
+            role="neighbour",
+            plan="d2dmoe.methods.seer.plan",
+            options="d2dmoe.methods.seer.options:SEERVariant",
+            section="d2dmoe.methods.seer.options:SEERSection",
+            knob=Knob("active", "SEER-MoE: shares of the experts left that a token runs"),
             experts=True,
         ),
     ]

@@ -142,6 +142,14 @@ STAGES = table_of(
             hint={"experts": "n", "active": "k"},
         ),
         Stage(
+            "seer",
+            make="d2dmoe.methods.seer.training:prune_experts",
+            options="d2dmoe.methods.seer.options:SEERConfig",
+            rebuild="d2dmoe.methods.seer.pruning:rebuild",
+            dense=False,
+            hint={"scope": "", "removed": "r"},
+        ),
+        Stage(
             "quantize",
             make="d2dmoe.stages.quantize:quantize",
             options="d2dmoe.config.compression:QuantizeConfig",
