@@ -136,7 +136,7 @@ def evaluate_points(
     for index, value in enumerate(values):
         set_value(value)
         with count_executed(model) as executed:
-            found, experts = _by_sample(outcomes(model, split, batch_size, device), split, executed)
+            found, experts = by_sample(outcomes(model, split, batch_size, device), split, executed)
         point = {"knob": knob, "knob_value": value}
         means = {name: e.total / len(split) for name, e in executed.items()}
         counted = {"flops": cost.total(means), "params": params, "tokens": cost.tokens}
@@ -148,7 +148,7 @@ def evaluate_points(
     return Measured(points, layers, per_sample(samples))
 
 
-def _by_sample(
+def by_sample(
     batches: Iterator[Outcomes], split: Split, executed: dict[str, "Executed"]
 ) -> tuple[Outcomes, Tensor]:
     """The outcomes of all samples, and the experts that each runs, int64 [layers, samples]."""

@@ -110,6 +110,7 @@ READERS = [  # the modules of stages and evaluations that open data
     "methods.avit.evaluation",
     "methods.factorllm.evaluation",
     "methods.seer.evaluation",
+    "methods.thresholds.evaluation",
     "methods.ztw.evaluation",
     "stages.activity",
     "stages.calibrate",

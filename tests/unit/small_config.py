@@ -59,17 +59,24 @@ def with_everything(raw: dict[str, Any]) -> dict[str, Any]:
             "quantized": ["int8", "sparse_int8"],
         },
     }
-    covering = {"method": "moefication", "label": "by coverage", "select": "coverage"}
+    task["select"]["density"] = [1.0, 0.5]
     task["neighbours"] = {
         "variants": {
-            "covering": covering,
+            "cats": {"method": "cats", "label": "CATS", "expert_size": 4},
+            "chess": {
+                "method": "chess",
+                "label": "CHESS",
+                "start": "sparsified",
+                "attention": True,
+            },
+            "teal": {"method": "teal", "label": "TEAL"},
             "carved": {"method": "cmoe", "label": "CMoE", "start": "sparsified"},
             "carved_dense": {"method": "cmoe", "label": "CMoE of the dense model"},
             "carved_tuned": {"method": "cmoe_tuned", "label": "CMoE, tuned"},
             "factors": {"method": "factorllm", "label": "FactorLLM", "active": [1, 3]},
             "fewer": {"method": "seer", "label": "SEER-MoE", "removed": 0.25},
         },
-        "figures": {"neighbours": ["sparse", "covering", "carved"]},
+        "figures": {"neighbours": ["sparse", "cats", "chess", "teal", "carved"]},
     }
     tuned = ["dense_finetuned", *task["figures"]["tradeoff"]]
     task["tuning"] = {name: list(RATES) for name in tuned}

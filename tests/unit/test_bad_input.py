@@ -18,22 +18,19 @@ from small_config import with_everything, with_language
 from d2dmoe import errors
 from d2dmoe.config.data import ImagesConfig, data_config
 from d2dmoe.config.experiment import MOST_VALUES, parse_config
-from d2dmoe.config.task import SUITES
 from d2dmoe.data.image_sources import load_images
 from d2dmoe.data.images import prepare_images
 from d2dmoe.data.text_splits import split_labelled
 from d2dmoe.errors import DataError, UserError
-from d2dmoe.figures import FIGURES, load_maps
+from d2dmoe.figures import load_maps
 from d2dmoe.figures.style import handle, legend, look
 from d2dmoe.io.csvfile import write_rows
 from d2dmoe.io.read import read_table
-from d2dmoe.methods import EVALUATIONS
 from d2dmoe.methods.checks import divisors
 from d2dmoe.plan.checks import rule_names
 from d2dmoe.plan.claims import claim_tables
 from d2dmoe.plan.plan import load_plan
 from d2dmoe.plan.tables import task_tables
-from d2dmoe.stages import STAGES
 from d2dmoe.tables import COLUMNS, TRADEOFF_COLUMNS, gather, tradeoff
 
 ROOT = Path(__file__).parents[2]
@@ -212,8 +209,6 @@ def test_the_names_of_rules_are_all_known():
     texts = [path.read_text() for path in (ROOT / "Snakefile", *(ROOT / "rules").glob("*.smk"))]
     written = set(re.findall(r"^ *rule (\w+):", "\n".join(texts), re.MULTILINE))
     assert len(written) > 20 and written <= rule_names()
-    made = [*written, *SUITES, *STAGES, *EVALUATIONS, *FIGURES]
-    assert len({*made}) == len(made)
 
 
 def test_divisors_are_found_at_once_whatever_the_number():

@@ -102,6 +102,9 @@ ORDER = {  # of variants of `with_everything`; the others convert the dense mode
     "sparse_int8": [*CONVERSION, "quantize"],
     "tuned": [*CONVERSION, "tune"],
     "narrow": ["dense", "finetune"],
+    "cats": ["dense", "finetune", "thresholds"],
+    "chess": ["dense", "sparsify", "thresholds"],
+    "teal": ["dense", "finetune", "input_thresholds"],
     "carved": ["dense", "sparsify", "cmoe"],
     "carved_dense": ["dense", "finetune", "cmoe"],
     "carved_tuned": ["dense", "finetune", "cmoe"],
@@ -142,8 +145,8 @@ def test_a_suite_runs_its_own_variants_and_those_its_figures_compare_with(everyt
     bases = {"pruned", "pruned_finetuned", "student", "student_finetuned"}
     own = {"pruned_sparse", "student_sparse", "int8", "sparse_int8"}
     assert found["compatibility"] == dense | bases | own | {"sparse"}
-    own = {"covering", "carved", "carved_dense", "carved_tuned", "factors", "fewer"}
-    assert found["neighbours"] == dense | {"sparse"} | own
+    own = {"carved", "carved_dense", "carved_tuned", "factors", "fewer"}
+    assert found["neighbours"] == dense | {"sparse", "cats", "chess", "teal"} | own
 
 
 def test_a_suite_that_a_task_has_no_part_in_runs_nothing_of_it(config):

@@ -18,7 +18,7 @@ from d2dmoe.config.compression import DistilledBase, PrunedBase
 from d2dmoe.config.figures import FiguresConfig
 from d2dmoe.config.named import OneOf
 from d2dmoe.config.select import SelectConfig
-from d2dmoe.config.task import TaskConfig
+from d2dmoe.config.task import SUITES, TaskConfig
 from d2dmoe.config.variant import Variant
 from d2dmoe.errors import UnknownName, UserError
 from d2dmoe.ffn import FFN
@@ -225,8 +225,7 @@ def test_a_method_with_variants_has_options_and_a_plan(name):
 def test_methods_without_variants_have_no_plan():
     for method in METHODS.values():
         assert bool(method.options) == bool(method.plan)
-        roles = ("ours", "extension", "baseline", "neighbour", "control", "reference")
-        assert method.role in roles
+        assert method.role in ("ours", "extension", "baseline", "neighbour", "control", "reference")
         assert bool(method.rival) == (method.role == "baseline")
 
 
@@ -320,10 +319,13 @@ def test_claims_compare_variants_of_figures_that_there_are():
     for claim in CLAIMS.values():
         assert set(claim.figures) <= by_key().keys()
         assert bool(claim.test) == bool(claim.figures) and claim.untested
-    assert list(CLAIMS) == [f"C{i}" for i in range(1, len(CLAIMS) + 1)]
+    for kind in "CN":  # the paper's, then the neighbours'
+        names = [name for name in CLAIMS if name.startswith(kind)]
+        assert names == [f"{kind}{i}" for i in range(1, len(names) + 1)]
+    assert [name[0] for name in CLAIMS] == sorted(name[0] for name in CLAIMS)
 
 
 def test_no_record_is_called_like_a_target_of_the_workflow():
     """Rules bear the names of records."""
-    rules = [*STAGES, *EVALUATIONS, *FIGURES]
+    rules = [*STAGES, *EVALUATIONS, *FIGURES, *SUITES]
     assert len(rules) == len(set(rules)) and not set(rules) & set(OTHER_RULES)

@@ -43,7 +43,7 @@ from d2dmoe.router_kinds import ROUTER_KINDS
 from d2dmoe.selection_rules import RULES
 from d2dmoe.significance import statistics
 from d2dmoe.sparsity import PENALTIES
-from d2dmoe.stages import STAGES
+from d2dmoe.stages import STAGES, Stage
 
 ROOT = Path(__file__).parents[2]
 MAIN, ABLATIONS, COMPATIBILITY, NEIGHBOURS = SUITES
@@ -681,6 +681,10 @@ TRAINING |= {"config/sources.py"}
 SPARSE = TRAINING | {"config/stages.py", "sparsity.py"}
 EXPERTS = files("", "backend conversion moe router selection selection_rules weights")
 COMPRESSION, METHOD = {"config/compression.py"}, {"config/variant.py"}  # their options
+THRESHOLDS = MODEL | METHOD | {"config/stages.py", "config/trained.py", "stages/drawn.py"}
+THRESHOLDS |= files("data/", "augment image_sources pictures splits vendored")
+THRESHOLDS |= files("methods/thresholds/", "calibration greedy layers options")
+THRESHOLDS |= files("", "inputs padding seeding") | {"config/sources.py"}
 OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier stages left
     "dense": TRAINING | {"config/stages.py", "stages/dense.py"},
     "finetune": TRAINING | {"config/stages.py", "stages/dense.py"},
@@ -699,6 +703,8 @@ OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier s
     "tune": TRAINING | EXPERTS | {"config/stages.py", "stages/tune.py"},
     "ztw": TRAINING | METHOD | files("methods/ztw/", "exits options training"),
     "avit": TRAINING | METHOD | files("methods/avit/", "halting options training"),
+    "thresholds": THRESHOLDS | {"balanced_kmeans.py", "experts.py"},
+    "input_thresholds": THRESHOLDS | {"balanced_kmeans.py", "experts.py"},
     "cmoe": TRAINING
     | EXPERTS - {"conversion.py"}
     | METHOD
@@ -780,16 +786,16 @@ def test_a_stage_depends_on_its_own_function_and_on_what_rebuilds_its_parents(wa
         assert {f"{name.replace('.', '/')}.py"[7:] for name in modules} <= watched.stage_code(step)
 
 
-def others(method: str) -> tuple[str, ...]:
-    """Where the code of other methods lies."""
+def others(stage: Stage) -> tuple[str, ...]:
+    """Where the code of methods lies that have not this stage."""
     packages = {path.parent.name for path in (ROOT / "src/d2dmoe/methods").glob("*/plan.py")}
-    return tuple(f"methods/{name}/" for name in packages - {method})
+    return tuple(f"methods/{x}/" for x in packages if f".methods.{x}." not in stage.make)
 
 
 def test_no_training_depends_on_kernels_figures_claims_the_plan_or_another_method(watched):
     for step in watched.steps.values():
         code = watched.stage_code(step)
-        found = {x for x in code if x.startswith(NEVER + others(step.stage.name))}
+        found = {x for x in code if x.startswith(NEVER + others(step.stage))}
         assert not found, f"{step.folder}: {sorted(found)}"
         assert not code & files("config/", "experiment task figures select explain")  # of all tasks
 
@@ -814,7 +820,7 @@ def test_an_evaluation_depends_on_its_own_methods_code_alone(watched):
     for line in lines_of(watched):
         code = watched.evaluation_code(line.how, line.last, line.knob)
         found = {x for x in code if x.startswith(("figures/", "claims/", "benchmark/", "plan/"))}
-        found |= {x for x in code if x.startswith(others(line.last.stage.name))}
+        found |= {x for x in code if x.startswith(others(line.last.stage))}
         assert not found, f"{line.variant}: {sorted(found)}"
         assert f"{module_of(line.how.measure).replace('.', '/')}.py"[7:] in code
         assert ("methods/moefication.py" in code) is False  # a loss measures nothing

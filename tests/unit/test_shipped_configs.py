@@ -57,8 +57,8 @@ def test_every_method_of_every_suite_gets_the_same_passes_over_the_data():
         assert task.finetune_step[1].epochs == total > 0, name
         for variant, cfg in task.all_variants.items():
             methods.add(cfg.method)
-            if METHODS[cfg.method].training_free:  # it has the training of what it begins with
-                assert trained_epochs(task, variant) <= {total, task.sparsify.epochs, 0.0}
+            if METHODS[cfg.method].training_free:
+                assert max(trained_epochs(task, variant)) <= total, (name, variant)
             else:
                 times = 2 if cfg.method == "ztw" else 1  # its heads sit on the dense reference
                 assert trained_epochs(task, variant) == {times * total}, (name, variant)

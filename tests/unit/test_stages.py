@@ -209,6 +209,11 @@ STEPS = {  # parent, and options
     "factorllm": ("dense", BASE | {"active": 2}),
     "seer": ("router", BASE | {"active": 0.5, "removed": 0.25, "scope": "global"}),
     "quantize": ("router", {"weights": "int8"}),
+    "thresholds": (
+        "sparsify",
+        {"score": "contextual", "expert_size": 4, "attention": True, "samples": 9, "batch_size": 4},
+    ),
+    "input_thresholds": ("dense", {"step": 0.3, "samples": 9, "batch_size": 4}),
 }
 ELSEWHERE = {  # options, of one stage or of all, that the stage does not read, and what does
     "threads": "the rule, which gives them to the job",
@@ -256,7 +261,7 @@ def made(tmp_path_factory) -> dict[str, SimpleNamespace]:
             parent, values = STEPS[name]
             options, read = resolve(stage.options).model_validate(values), set()
             path = found[parent].path if parent else None
-            run = RUN if stage.trains else Run(seed=0, device=CPU)
+            run = RUN if stage.trains or stage.calibrates else Run(seed=0, device=CPU)
             model, spec, history = resolve(stage.make)(path, noting(options, read), run)
             save_model(folder / name, model, spec)
             found[name] = SimpleNamespace(

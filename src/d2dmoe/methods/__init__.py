@@ -53,7 +53,7 @@ class Method:
     """
 
     name: str
-    role: str  # ours, extension (of ours), baseline, neighbour, control, or reference
+    role: str  # ours, extension (of ours), baseline (of the paper), neighbour, control, reference
     plan: str = ""  # empty: no variant has the method
     options: str | None = None  # the model of a variant's options
     section: str | None = None  # the model of the task's section that is called like the method
@@ -72,6 +72,13 @@ HALTING = Evaluation(
     "evaluate_halting",
     "d2dmoe.methods.avit.evaluation:evaluate_halting",
     knobs=("depth",),
+    layers=True,
+)
+
+DENSITY = Evaluation(
+    "evaluate_density",
+    "d2dmoe.methods.thresholds.evaluation:evaluate_density",
+    knobs=("density",),
     layers=True,
 )
 
@@ -108,7 +115,24 @@ ACTIVE = Evaluation(
     rule="top_k",
 )
 
-EVALUATIONS = table_of([DENSE, ROUTED, EXITS, HALTING, CALIBRATED, TRUE_NORMS, FACTORS, ACTIVE])
+EVALUATIONS = table_of(
+    [DENSE, ROUTED, EXITS, HALTING, DENSITY, CALIBRATED, TRUE_NORMS, FACTORS, ACTIVE]
+)
+
+TARGET_DENSITY = Knob("density", "CATS, CHESS, TEAL: target share of channels, or inputs, that run")
+
+
+def _thresholds(name: str, options: str) -> Method:
+    """A method that skips what is below thresholds."""
+    return Method(
+        name,
+        role="neighbour",
+        plan="d2dmoe.methods.thresholds.plan",
+        options=f"d2dmoe.methods.thresholds.options:{options}",
+        knob=TARGET_DENSITY,
+        training_free=True,
+    )
+
 
 METHODS = table_of(
     [
@@ -167,6 +191,9 @@ METHODS = table_of(
             section="d2dmoe.methods.avit.options:AViTTrainingConfig",
             rival="A-ViT (for images)",
         ),
+        _thresholds("cats", "CATSVariant"),
+        _thresholds("chess", "CHESSVariant"),
+        _thresholds("teal", "TEALVariant"),
         Method(
             "cmoe",
             role="neighbour",
