@@ -430,7 +430,7 @@ SECTIONS = {  # of a task: the stages that its options reach first
     "dense": {"dense"},
     "projections": {"projections"},
     "sparsify": {"sparsify", "finetune"},
-    "clustering": {"clustering", "cmoe"},
+    "clustering": {"clustering", "cmoe", "thresholds"},
     "router": {"router", "finetune"},  # which is as long
     "ztw": {"ztw"},
     "avit": {"avit"},
