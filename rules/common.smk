@@ -11,6 +11,7 @@ import_extensions(config)  # first: they add records to the tables that the plan
 
 from d2dmoe.config.sources import find_vendored
 from d2dmoe.config.task import SUITES
+from d2dmoe.config.variant import DENSE_VARIANTS
 from d2dmoe.figures import FIGURES, WALL_CLOCK
 from d2dmoe.jobs.console import Console
 from d2dmoe.jobs.forkserver import start_forkserver

@@ -69,7 +69,7 @@ rule all_tasks:
     log:
         "results/logs/tables/{suite}{table}.log",
     wildcard_constraints:
-        table="tradeoff|summary|comparisons|layers|activity|patch_load|reference|validation|fairness|wall_times|tuning",
+        table="tradeoff|summary|comparisons|layers|activity|patch_load|reference|validation|fairness|wall_times|tuning|neighbours",
     localrule: True
     params:
         entries=lambda w: tables.of_tasks(PLAN, suite_of(w), w.table),
@@ -110,6 +110,28 @@ rule reference:
         code=PLAN.code("reference"),
     script:
         "../scripts/reference.py"
+
+
+rule neighbours_table:
+    # Neighbouring methods: what each needs, and what it keeps.
+    input:
+        unpack(
+            lambda w: {
+                name: f"{TABLES}{{task}}/{name}.csv".format(**w)
+                for name in ("tradeoff", "summary", "comparisons")
+            }
+        ),
+    output:
+        f"{TABLES}{{task}}/neighbours.csv",
+    log:
+        "results/logs/tables/{suite}{task}/neighbours.log",
+    localrule: True
+    params:
+        entries=entries_of(tables.neighbours),
+        dense=next(iter(DENSE_VARIANTS)),
+        code=PLAN.code("neighbours"),
+    script:
+        "../scripts/neighbours.py"
 
 
 rule fairness:

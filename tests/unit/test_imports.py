@@ -24,7 +24,7 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "the report": ["page"],
     "data": ["data", "data.*"],
     "tables of results": ["tables", "curve", "bootstrap", "profiles", "significance"]
-    + ["fairness", "text_references"],
+    + ["fairness", "neighbours", "text_references"],
     "modules": ["inputs", "surgery", "padding"],
     "the paper": ["ffn", "sparsity", "activity", "attention", "balanced_kmeans", "experts"]
     + ["weights", "router", "selection", "backend", "moe", "flops"],

@@ -245,6 +245,17 @@ def test_layers_and_activity_are_of_models_with_experts(plan, suite):
         assert of_activity["path"] == f"{sparsified}/activity/test.csv"
 
 
+def test_the_table_of_neighbours_is_of_the_variants_that_their_figure_compares(plan):
+    entries = tables.neighbours(plan, NEIGHBOURS, "tiny")
+    assert [e["variant"] for e in entries] == plan.task("tiny").neighbours.figures.neighbours
+    found = {e["variant"]: (e["label"], e["training_free"], e["epochs"]) for e in entries}
+    total = plan.task("tiny").epochs
+    assert found["sparse"] == ("D2DMoE", False, total)
+    assert found["cats"] == ("CATS", True, total)  # as the model has that it begins with
+    assert found["chess"] == ("CHESS", True, plan.task("tiny").sparsify.epochs)
+    assert tables.neighbours(plan, MAIN, "tiny") == []
+
+
 def test_the_load_of_patches_is_of_the_variant_that_is_drawn(plan):
     line = plan.line(MAIN, "tiny", "sparse")
     (entry,) = tables.patch_load(plan, MAIN, "tiny")
@@ -370,7 +381,7 @@ def test_all_makes_the_main_suite_the_list_of_models_and_the_figures_of_all_task
 @pytest.mark.parametrize("suite", SUITES)
 def test_a_suite_makes_its_tables_figures_and_claims(tiny, suite):
     found = tables.suite_results(tiny, suite)
-    names = TABLES if suite == MAIN else OF_SUITES
+    names = TABLES if suite == MAIN else OF_SUITES | ({"neighbours"} & {suite})
     expected = tables_and_figures(suite, names | {"claims"})
     expected |= tables_and_figures(suite, names, "tiny")
     assert set(found) == expected and len(found) == len(expected)
@@ -683,7 +694,7 @@ EXPERTS = files("", "backend conversion moe router selection selection_rules wei
 COMPRESSION, METHOD = {"config/compression.py"}, {"config/variant.py"}  # their options
 THRESHOLDS = MODEL | METHOD | {"config/stages.py", "config/trained.py", "stages/drawn.py"}
 THRESHOLDS |= files("data/", "augment image_sources pictures splits vendored")
-THRESHOLDS |= files("methods/thresholds/", "calibration greedy layers options")
+THRESHOLDS |= files("methods/thresholds/", "calibration layers options")
 THRESHOLDS |= files("", "inputs padding seeding") | {"config/sources.py"}
 OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier stages left
     "dense": TRAINING | {"config/stages.py", "stages/dense.py"},
@@ -703,8 +714,10 @@ OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier s
     "tune": TRAINING | EXPERTS | {"config/stages.py", "stages/tune.py"},
     "ztw": TRAINING | METHOD | files("methods/ztw/", "exits options training"),
     "avit": TRAINING | METHOD | files("methods/avit/", "halting options training"),
-    "thresholds": THRESHOLDS | {"balanced_kmeans.py", "experts.py"},
-    "input_thresholds": THRESHOLDS | {"balanced_kmeans.py", "experts.py"},
+    "thresholds": THRESHOLDS
+    | files("", "balanced_kmeans experts")
+    | {"methods/thresholds/hidden.py"},
+    "input_thresholds": THRESHOLDS | files("methods/thresholds/", "greedy inputs"),
     "cmoe": TRAINING
     | EXPERTS - {"conversion.py"}
     | METHOD
@@ -898,7 +911,7 @@ def test_a_students_and_its_teachers_activations_both_count(raw, root):
 
 TIMED = ("benchmark_layer", "benchmark_model", "benchmark_decode")
 GATHERED = ("gather", "tradeoff", "summary", "reference", "fairness", "wall_times", "tuning")
-GATHERED += ("models",)
+GATHERED += ("models", "neighbours")
 MEASURED = {*EVALUATIONS, "load_maps", "boolq", "benchmark_masks"}  # what runs models with kernels
 CLAIMED = ("claims", "benchmark_claims")
 DRAWINGS = (*FIGURES, WALL_CLOCK.name)
@@ -1073,6 +1086,9 @@ def test_an_edit_of_a_kernel_repeats_just_what_measures_models_and_layers(code, 
         ("methods/avit/*.py", ("avit", "evaluate_halting")),
         ("methods/ztw/evaluation.py", ("evaluate_exits",)),
         ("methods/avit/evaluation.py", ("evaluate_halting",)),
+        ("methods/thresholds/hidden.py", ("thresholds",)),
+        ("methods/thresholds/greedy.py", ("input_thresholds",)),
+        ("methods/thresholds/evaluation.py", ("evaluate_density",)),
         ("methods/*/plan.py", ()),
         ("methods/checks.py", ()),
         ("methods/quantized/*.py", ()),
@@ -1096,11 +1112,8 @@ def test_an_edit_of_a_kernel_repeats_just_what_measures_models_and_layers(code, 
         ("stages/reference.py", ("reference",)),
         ("fairness.py", ("fairness", "wall_times", "tuning")),
         ("data/tokenizer.py", ("dataset", "tokenizer")),
-        ("experts.py", ("clustering", "factorllm", "thresholds", "input_thresholds")),
-        (
-            "balanced_kmeans.py",
-            ("clustering", "cmoe", "factorllm", "thresholds", "input_thresholds"),
-        ),
+        ("experts.py", ("clustering", "factorllm", "thresholds")),
+        ("balanced_kmeans.py", ("clustering", "cmoe", "factorllm", "thresholds")),
         ("methods/factorllm/evaluation.py", ("evaluate_factors",)),
         ("methods/factorllm/losses.py", ("factorllm",)),
         ("methods/seer/evaluation.py", ("evaluate_active",)),

@@ -25,9 +25,11 @@ from d2dmoe.errors import CheckpointError, ConfigError, ModelError
 from d2dmoe.ffn import FFN, set_activation
 from d2dmoe.flops import ffn_flops
 from d2dmoe.jobs.run import Run
-from d2dmoe.methods.thresholds.calibration import calibrate_hidden, calibrate_inputs, quantiles
+from d2dmoe.methods.thresholds.calibration import quantiles
 from d2dmoe.methods.thresholds.evaluation import evaluate_density, places_of
 from d2dmoe.methods.thresholds.greedy import Block, maps_of_blocks
+from d2dmoe.methods.thresholds.hidden import calibrate_hidden
+from d2dmoe.methods.thresholds.inputs import calibrate_inputs
 from d2dmoe.methods.thresholds.layers import (
     LEVELS,
     Threshold,

@@ -65,8 +65,9 @@ def test_all_makes_every_table_and_every_figure_that_is_configured(finished):
 
 @pytest.mark.parametrize("suite", DRAWN)
 def test_a_suite_makes_its_tables_and_figures_in_folders_of_its_own(finished, suite):
-    assert finished.tables(suite) == {f"{name}.csv" for name in (*TABLES, "claims")}
-    assert finished.tables(f"{suite}/tiny") == {f"{name}.csv" for name in TABLES}
+    own = {*TABLES, *({"neighbours"} & {suite})}
+    assert finished.tables(suite) == {f"{name}.csv" for name in (*own, "claims")}
+    assert finished.tables(f"{suite}/tiny") == {f"{name}.csv" for name in own}
     assert finished.figures(f"{suite}/tiny") == set(DRAWN[suite])
 
 

@@ -16,7 +16,7 @@ from d2dmoe.lookup import look_up
 
 TEXTS = (  # columns that hold texts, whatever these look like: a variant may be called nan, or 1
     *("task", "model", "dataset", "method", "variant", "knob", "metric", "role", "stages"),
-    *("rival", "measure", "verdict"),
+    *("rival", "measure", "verdict", "label"),
     *("rates_tried", "device", "torch", "triton", "dtype", "activation", "mask", "backend"),
 )
 POSITIVE = ("flops", "flops_ratio", "params", "num_experts", "d_ff", "tokens", "median_ms")

@@ -10,7 +10,7 @@ from d2dmoe.figures import FIGURES
 from d2dmoe.plan.figures import folder_of, table_path, task_figures
 from d2dmoe.plan.lineage import Lineage, Step
 from d2dmoe.plan.plan import SPLITS, Plan
-from d2dmoe.plan.variants import rate
+from d2dmoe.plan.variants import labels, rate
 from d2dmoe.selection_rules import RULES
 
 MAIN = SUITES[0]
@@ -82,6 +82,20 @@ def activity(plan: Plan, suite: Suite, task: str) -> list[Entry]:
     ]
 
 
+def neighbours(plan: Plan, suite: Suite, task: str) -> list[Entry]:
+    """The variants that stand beside each other in the figure of neighbouring methods, what they
+    are called and what they needed; those without a figure are none."""
+    cfg = plan.task(task)
+    figures = cfg.figures_of(suite)
+    found = []
+    for name in figures.neighbours:
+        line = plan.line(suite, task, name)
+        entry: Entry = {key: line.labels[key] for key in ("task", "method", "variant")}
+        entry |= {"label": labels(cfg)[name], "training_free": line.method.training_free}
+        found.append(entry | {"epochs": round(sum(map(_epochs, line.steps[1:])), 4)})
+    return found
+
+
 def patch_load(plan: Plan, suite: Suite, task: str) -> list[Entry]:
     """The table of load per patch, of the variant whose load maps are drawn."""
     options = plan.task(task).figures_of(suite).load_maps
@@ -105,9 +119,14 @@ def _training(step: Step) -> dict[str, Any]:
     """The length of a stage's training."""
     return {
         "stage": step.stage.name,
-        "epochs": getattr(step.cfg, "epochs", 0.0),
+        "epochs": _epochs(step),
         "batch_size": getattr(step.cfg, "batch_size", 1),
     }
+
+
+def _epochs(step: Step) -> float:
+    """Passes over the data."""
+    return getattr(step.cfg, "epochs", 0.0)
 
 
 def wall_times(plan: Plan, task: str) -> list[Entry]:
@@ -149,6 +168,8 @@ def task_tables(plan: Plan, suite: Suite, task: str) -> list[str]:
         names.append("activity")
     if cfg.figures_of(suite).load_maps:
         names.append("patch_load")
+    if len(neighbours(plan, suite, task)) > 1:
+        names.append("neighbours")
     small = cfg.data.kind != "images" and not getattr(cfg.data, "streaming", False)
     if suite == MAIN and small:  # enough to count words, or bytes
         names.append("reference")

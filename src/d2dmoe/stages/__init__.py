@@ -126,7 +126,7 @@ STAGES = table_of(
         ),
         Stage(
             "thresholds",
-            make="d2dmoe.methods.thresholds.calibration:calibrate_hidden",
+            make="d2dmoe.methods.thresholds.hidden:calibrate_hidden",
             options="d2dmoe.methods.thresholds.options:ThresholdsConfig",
             rebuild="d2dmoe.methods.thresholds.layers:rebuild_hidden",
             trains=False,
@@ -136,7 +136,7 @@ STAGES = table_of(
         ),
         Stage(
             "input_thresholds",
-            make="d2dmoe.methods.thresholds.calibration:calibrate_inputs",
+            make="d2dmoe.methods.thresholds.inputs:calibrate_inputs",
             options="d2dmoe.methods.thresholds.options:InputThresholdsConfig",
             rebuild="d2dmoe.methods.thresholds.layers:rebuild_inputs",
             trains=False,

@@ -55,15 +55,19 @@ class Threshold(nn.Module):
 
     def scores(self, values: Tensor) -> Tensor:
         """Of each unit its largest: [..., width] -> [..., units]."""
-        return (values.abs() * self.scale).unflatten(-1, (-1, self.group)).amax(-1)
+        scores = values.abs() * self.scale
+        return scores if self.group == 1 else scores.unflatten(-1, (-1, self.group)).amax(-1)
 
     def forward(self, values: Tensor) -> Tensor:
         small = self.scores(values) <= self.at(self.density)  # NaN is not small: it stays seen
-        return values.masked_fill(small.repeat_interleave(self.group, -1), 0)
+        if self.group > 1:
+            small = small.repeat_interleave(self.group, -1)
+        return values.masked_fill(small, 0)
 
     def skipped(self, values: Tensor) -> Tensor:
         """Which units of its output are zeros: [..., width] -> boolean [..., units]."""
-        return (values == 0).unflatten(-1, (-1, self.group)).all(-1)
+        zero = values == 0
+        return zero if self.group == 1 else zero.unflatten(-1, (-1, self.group)).all(-1)
 
 
 class ThresholdedActivation(ActivationLayer):
