@@ -287,6 +287,12 @@ def test_fine_tuning_makes_it_better_and_balances_the_loads(case, read):
     for moe in find(after, WeightedMoE).values():
         assert moe.router.scale.abs().min() > 0 and moe.router.offset.abs().max() > 0
         assert moe.operating_point == ("top_k", 5)
+    cfg = MEASURE | {"values": [1, 5, EXPERTS]}
+    plain, weighted = (
+        evaluate(place, "top_k", cfg, RUN).points for place in (case.folder / "cmoe", path)
+    )
+    for column in ("flops", "params"):  # weights are element by element
+        assert [p[column] for p in weighted] == [p[column] for p in plain]
     with torch.no_grad():
         inputs = inputs_of(case.split)
         ours, saved = (getattr(m(**inputs), "logits", m(**inputs)) for m in (model, after))
