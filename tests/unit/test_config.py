@@ -786,6 +786,20 @@ COMBINED = [  # key, value, what the message must hold
     ("compatibility.variants.int8.quantize", "int4", ["variants.int8.quantize = 'int4'", "'int8'"]),
     ("compatibility.variants.int8", {k: QUANTIZED[k] for k in ("method", "label")}, ["missing"]),
     ("compatibility.variants.int8.base", "pruned", ["int8.base = 'pruned': unknown key"]),
+    # Thresholds
+    (
+        "neighbours.variants.cats.expert_size",
+        5,
+        ["variant 'cats': expert_size = 5 must divide model.d_ff = 32; allowed: [1, 2, 4, 8,"],
+    ),
+    ("neighbours.variants.cats.attention", True, ["cats.attention = True: unknown key"]),
+    ("neighbours.variants.chess.start", "dense", ["chess.start = 'dense'", "'sparsified'"]),
+    ("neighbours.variants.teal.step", 0.0, ["teal.step = 0.0", "greater than 0"]),
+    ("neighbours.variants.teal.samples", 0, ["teal.samples = 0", "greater than 0"]),
+    ("select.density", [], ["variant 'cats': select.density is missing"]),
+    ("select.density", [0.5, 1.5], ["select.density", "1.5"]),
+    ("select.density", [0.5, 0.5], ["select.density", "must not repeat an operating point"]),
+    ("neighbours.figures.layers", {"variants": ["cats"], "values": [0.5]}, ["has no experts"]),
     # Figures of suites
     (
         "compatibility.figures.pruned",

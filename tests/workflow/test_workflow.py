@@ -44,7 +44,7 @@ LOAD_MAPS = {"load_maps", "patch_load_table", "figure_8b"}
 ACTIVITY = {"activity", "activity_table", "figure_2b"}
 ABOUT_MODELS = {"wall_times", "models"}  # what tells of all trainings, and of all folders
 EVALUATIONS = {"evaluate", "evaluate_dense", "evaluate_exits", "evaluate_halting"}
-EVALUATIONS |= {"evaluate_budgets", "evaluate_true_norms"}
+EVALUATIONS |= {"evaluate_budgets", "evaluate_true_norms", "evaluate_density"}
 DECIDED = ("supported", "contradicted", "undecided")
 
 
@@ -108,6 +108,7 @@ def _operating_points(variant: dict, select: dict) -> tuple[str, list]:
     if method == "quantized":
         return "none", []
     rules = {"ztw": "confidence", "moefication": "top_k", "d2dmoe": "dynamic_k"}
+    rules |= dict.fromkeys(("cats", "chess", "teal"), "density")
     rule = variant.get("select") or rules[method]
     return rule, select[rule]
 
@@ -332,7 +333,11 @@ def test_another_compressed_model_repeats_its_conversion_alone(configured):
 
 EVERY_FIGURE_OF_POINTS = {*FROM_TRADEOFF, *(name for names in DRAWN.values() for name in names)}
 EDITED = {
-    "kernels/persistent.py": EVALUATIONS | AFTER_EXPERTS | LOAD_MAPS | EVERY_FIGURE_OF_POINTS,
+    "kernels/persistent.py": EVALUATIONS
+    | AFTER_EXPERTS
+    | LOAD_MAPS
+    | EVERY_FIGURE_OF_POINTS
+    | {"neighbours_table"},
     "figures/activity.py": {"figure_2b"},
     "methods/ztw/exits.py": {"ztw", "evaluate_exits", "wall_times"} | AFTER_POINTS,
 }

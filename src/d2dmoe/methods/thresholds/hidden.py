@@ -67,7 +67,7 @@ def _weigh_channels(model: nn.Module, inputs: Sequence[Inputs]) -> None:
     """Set the scales of the hidden channels."""
     ffns = find(model, FFN)
     gated = {name: ffn.up for name, ffn in ffns.items() if ffn.gate is not None}
-    up = collected(model, gated, inputs, lambda _layer, _z, out: out)
+    up = collected(model, gated, inputs, lambda _layer, _z, out: out) if gated else {}
     for name, ffn in ffns.items():
         weight = up[name].abs().mean(0) if name in up else ffn.down.weight.detach().norm(dim=0)
         threshold: Any = ffn.activation.threshold
