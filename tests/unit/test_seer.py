@@ -172,8 +172,8 @@ def test_what_is_removed_is_expected_to_give_least(case):
 def test_parameters_and_cost_fall_by_what_is_removed_and_by_what_does_not_run(case, scope):
     width, gated = WIDTHS[case.name], case.name == "gemma"
     params, flops = {}, {}
-    cfg = MEASURE | {"values": [1.0, 0.5, 0.0]}
-    for removed in (0.0, 0.25, 0.5):
+    cfg = MEASURE | {"values": [1.0, 0.4]}
+    for removed in (0.0, 0.25):
         model = case.prune(removed=removed, scope=scope)
         points, layers, _ = evaluate_active(case.folder / "seer", "active", cfg, RUN)
         assert {point["params"] for point in points} == {count_parameters(model)}
@@ -182,7 +182,7 @@ def test_parameters_and_cost_fall_by_what_is_removed_and_by_what_does_not_run(ca
         left = [moe.num_experts for moe in find(model, MoE).values()]
         assert sum(left) == 16 * (1 - removed) and (scope == "global" or len({*left}) == 1)
         ran = [[executed(share, n) for n in left] for share in cfg["values"]]
-        assert [[row["experts"] for row in layers[i : i + 2]] for i in (0, 2, 4)] == ran
+        assert [[row["experts"] for row in layers[i : i + 2]] for i in (0, 2)] == ran
         for point, counts in zip(points[1:], ran[1:], strict=True):
             fewer = sum(left) - sum(counts)
             saved = fewer * tokens * ffn_flops(16, 4, gated)
@@ -190,7 +190,6 @@ def test_parameters_and_cost_fall_by_what_is_removed_and_by_what_does_not_run(ca
     biases = 4 if case.name != "gemma" else 0
     expert = 4 * 16 * (3 if gated else 2) + biases + width + 1  # with its output of the router
     assert params[0.0] - params[0.25] == 4 * expert
-    assert params[0.0] - params[0.5] == 8 * expert
     router = router_flops(16, width, 1) - router_flops(16, width, 0)
     saved = 4 * tokens * (ffn_flops(16, 4, gated) + router)
     assert flops[0.0][0] - flops[0.25][0] == pytest.approx(saved, rel=1e-9)
@@ -202,7 +201,7 @@ def test_fine_tuning_makes_it_better_and_the_penalty_lowers_the_entropy(case):
     entropies, losses = {}, {}
     for weight in (0.0, 30.0):
         model, _, history = prune_experts(
-            case.folder / "routed", config(epochs=8, entropy_weight=weight), RUN
+            case.folder / "routed", config(epochs=6, entropy_weight=weight), RUN
         )
         assert list(history[0])[2:6] == ["loss", "task", "entropy", "routers"]
         entropies[weight] = history[-1]["entropy"]
