@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from small import ABOUT, SPEC, make_dense, make_ffn, make_images, read_from
+from small import ABOUT, SPEC, make_dense, make_ffn, make_images, others_later, read_from
 from small_config import with_everything
 from small_language import language_spec, make_corpus_split, make_language, make_text_split
 from torch.nn.functional import kl_div, softmax
@@ -43,7 +43,7 @@ def config(**changes) -> FactorLLMConfig:
     return FactorLLMConfig(**{"epochs": 0, "lr": 0.01, "batch_size": 8, "active": 2} | changes)
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=others_later(CASES, ["vit", "gemma"]))
 def case(request, tmp_path, monkeypatch) -> SimpleNamespace:
     """A saved dense model, and the data that all is read from."""
     make, spec, split = CASES[request.param]

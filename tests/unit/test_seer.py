@@ -6,7 +6,16 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small import ABOUT, SPEC, make_images, make_routed, read_from, with_experts, with_routers
+from small import (
+    ABOUT,
+    SPEC,
+    make_images,
+    make_routed,
+    others_later,
+    read_from,
+    with_experts,
+    with_routers,
+)
 from small_config import with_everything
 from small_language import (
     WIDTH,
@@ -63,7 +72,7 @@ def config(**changes) -> SEERConfig:
     )
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=others_later(CASES, ["vit", "bert"]))
 def case(request, tmp_path, monkeypatch) -> SimpleNamespace:
     """A saved routed model of 8 experts of 4 a layer, and the data that all is read from."""
     make, split = CASES[request.param]
