@@ -949,6 +949,7 @@ class Asked:
 
 
 BY_TAU = ("dynamic_k", "layer_budget", "true_norms")  # knobs of models that dynamic-k routes
+BY_K = ("top_k", "factors", "active")  # those of models that top-k routes
 
 
 def jobs(plan: Plan) -> dict[Job, Asked]:
@@ -1245,8 +1246,8 @@ OTHER = "d2dmoe.errors:UserError"  # a reference to code that every job has anyw
         ("ROUTER_KINDS", "classification", "loss", OTHER, lambda x: x.classifies),
         ("ROUTER_KINDS", "classification", "scores", OTHER, lambda x: x.classifies),
         ("RULES", "dynamic_k", "select", OTHER, lambda x: x.knob in BY_TAU),
-        ("RULES", "top_k", "select", OTHER, lambda x: x.knob == "top_k"),
-        ("RULES", "top_k", "fused", True, lambda x: x.knob == "top_k"),
+        ("RULES", "top_k", "select", OTHER, lambda x: x.knob in BY_K),
+        ("RULES", "top_k", "fused", True, lambda x: x.knob in BY_K),
         ("RULES", "coverage", "symbol", "c", lambda x: x.knob == "coverage"),
         ("ACTIVATIONS", "relu", "threshold", 1.0, lambda x: True),
         ("ACTIVATIONS", "gelu", "torch", OTHER, lambda x: True),
@@ -1343,7 +1344,7 @@ def repeated_by_own(code: Copy, own: Path) -> set[Job]:
         ("ROUTER_KINDS", "classification", "loss", lambda x: x.rule == "router" and x.classifies),
         ("ROUTER_KINDS", "classification", "scores", lambda x: x.classifies),
         ("ROUTER_KINDS", "regression", "triton", lambda x: x.knob and x.regresses),
-        ("RULES", "top_k", "select", lambda x: x.knob == "top_k"),
+        ("RULES", "top_k", "select", lambda x: x.knob in BY_K),
         ("ACTIVATIONS", "gelu", "torch", lambda x: True),
         ("ACTIVATIONS", "gelu", "triton", lambda x: x.knob),
         ("ACTIVATIONS", "silu", "torch", lambda x: False),
