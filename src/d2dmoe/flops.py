@@ -18,10 +18,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from d2dmoe.ffn import FFN
-from d2dmoe.formulas import ffn_flops, router_flops
+from d2dmoe.formulas import ffn_flops
 from d2dmoe.inputs import Inputs
 from d2dmoe.moe import MoE, watch_selections
 from d2dmoe.surgery import find, watch
+
+
+def maps_flops(module: nn.Module) -> int:
+    """All linear maps of a module, per token that passes each of them once."""
+    return sum(2 * m.in_features * m.out_features for m in find(module, nn.Linear).values())
 
 
 @dataclass(frozen=True)
@@ -163,10 +168,9 @@ def _layer_cost(layer: FFN | MoE, tokens: int) -> LayerCost:
     if isinstance(layer, FFN):
         expert = ffn_flops(layer.d_model, layer.d_ff, gated, layer.d_out)
         return LayerCost(tokens, 1, expert, router=0)
-    router = layer.router
     return LayerCost(
         tokens,
         layer.num_experts,
         expert=ffn_flops(layer.d_model, layer.expert_size, gated, layer.d_out),
-        router=router_flops(layer.d_model, router.width, layer.num_experts) if router else 0,
+        router=maps_flops(layer.router) if layer.router else 0,
     )

@@ -153,8 +153,10 @@ class MoE(nn.Module):
         return not (self.selection._forward_hooks or router._forward_hooks)
 
     def _fusible(self, router: Router, dtype: torch.dtype) -> bool:
-        """Whether the kernels select by the rule, and the router has the tokens' dtype."""
-        return self.selection.fused and router.dtype == dtype
+        """Whether the kernels select by the rule and know the router, and it has the tokens'
+        dtype."""
+        kernels = self.selection.fused and isinstance(router, Router)
+        return kernels and router.dtype == dtype
 
     @property
     def operating_point(self) -> tuple[str, float]:
@@ -215,20 +217,21 @@ def _norms(hidden: Tensor, down: Tensor) -> Tensor:
     return squared.clamp(min=0).sqrt()
 
 
-def split_ffn(ffn: FFN, neurons: Tensor) -> MoE:
+def split_ffn(ffn: FFN, neurons: Tensor, kind: type[MoE] = MoE) -> MoE:
     """The FFN as experts; with every expert on it equals the FFN up to the order of summation.
 
     Args:
         ffn: the trained FFN.
         neurons: of each expert, integers [num_experts, expert_size], from
             `experts.assign_neurons`.
+        kind: the class of the layer.
 
     Raises:
         ModelError: these are not all of its hidden neurons, each once, or its weights are no
             floats.
     """
     check_neurons(ffn, neurons)
-    moe = MoE(ffn, neurons.shape[0])
+    moe = kind(ffn, neurons.shape[0])
     neurons = neurons.to(ffn.up.weight.device).long()
     with torch.no_grad():
         moe.down.copy_(ffn.down.weight.T[neurons])  # [n, e, d_out]

@@ -16,6 +16,10 @@ def with_everything(raw: dict[str, Any]) -> dict[str, Any]:
     task["router"]["projection_width"] = 4
     task["ztw"] = {**training, "epochs": 5}
     task["avit"] = {**training, "epochs": 5}
+    task["factorllm"] = {**training, "epochs": 5}
+    task["seer"] = {**training, "epochs": 1, "active": 0.5}
+    task["select"]["active"] = [0.5, 1.0]
+    task["cmoe"] = {**training, "epochs": 1, "shared": 2, "top_k": 4}
     task["select"]["confidence"] = [0.0, 0.9]
     task["variants"] |= {
         "attention": {"method": "d2dmoe", "label": "attention too", "projections": {}},
@@ -66,8 +70,13 @@ def with_everything(raw: dict[str, Any]) -> dict[str, Any]:
                 "attention": True,
             },
             "teal": {"method": "teal", "label": "TEAL"},
+            "carved": {"method": "cmoe", "label": "CMoE", "start": "sparsified"},
+            "carved_dense": {"method": "cmoe", "label": "CMoE of the dense model"},
+            "carved_tuned": {"method": "cmoe_tuned", "label": "CMoE, tuned"},
+            "factors": {"method": "factorllm", "label": "FactorLLM", "active": [1, 3]},
+            "fewer": {"method": "seer", "label": "SEER-MoE", "removed": 0.25},
         },
-        "figures": {"neighbours": ["sparse", "cats", "chess", "teal"]},
+        "figures": {"neighbours": ["sparse", "cats", "chess", "teal", "carved"]},
     }
     tuned = ["dense_finetuned", *task["figures"]["tradeoff"]]
     task["tuning"] = {name: list(RATES) for name in tuned}

@@ -105,6 +105,11 @@ ORDER = {  # of variants of `with_everything`; the others convert the dense mode
     "cats": ["dense", "finetune", "thresholds"],
     "chess": ["dense", "sparsify", "thresholds"],
     "teal": ["dense", "finetune", "input_thresholds"],
+    "carved": ["dense", "sparsify", "cmoe"],
+    "carved_dense": ["dense", "finetune", "cmoe"],
+    "carved_tuned": ["dense", "finetune", "cmoe"],
+    "factors": ["dense", "factorllm"],
+    "fewer": [*CONVERSION, "seer"],
 }
 
 
@@ -140,7 +145,8 @@ def test_a_suite_runs_its_own_variants_and_those_its_figures_compare_with(everyt
     bases = {"pruned", "pruned_finetuned", "student", "student_finetuned"}
     own = {"pruned_sparse", "student_sparse", "int8", "sparse_int8"}
     assert found["compatibility"] == dense | bases | own | {"sparse"}
-    assert found["neighbours"] == dense | {"sparse", "cats", "chess", "teal"}
+    own = {"carved", "carved_dense", "carved_tuned", "factors", "fewer"}
+    assert found["neighbours"] == dense | {"sparse", "cats", "chess", "teal"} | own
 
 
 def test_a_suite_that_a_task_has_no_part_in_runs_nothing_of_it(config):
@@ -424,10 +430,13 @@ SECTIONS = {  # of a task: the stages that its options reach first
     "dense": {"dense"},
     "projections": {"projections"},
     "sparsify": {"sparsify", "finetune"},
-    "clustering": {"clustering"},
+    "clustering": {"clustering", "cmoe", "thresholds"},
     "router": {"router", "finetune"},  # which is as long
     "ztw": {"ztw"},
     "avit": {"avit"},
+    "factorllm": {"factorllm"},
+    "seer": {"seer", "sparsify"},  # from which it takes its passes
+    "cmoe": {"cmoe", "finetune"},  # from which its fine-tuning takes its passes
     "bases.pruned": {"prune"},
     "bases.student": {"distill"},
     "finetune": {"finetune"},

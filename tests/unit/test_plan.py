@@ -235,9 +235,13 @@ def test_layers_and_activity_are_of_models_with_experts(plan, suite):
     if suite == MAIN:
         assert {line.variant for line in lines} == CONVERTED
     layers, activity = (f(plan, suite, "tiny") for f in (tables.layers, tables.activity))
-    assert named(layers) == named(activity) == [about(line) for line in lines]
-    for line, of_layers, of_activity in zip(lines, layers, activity, strict=True):
+    assert named(layers) == [about(line) for line in lines]
+    for line, of_layers in zip(lines, layers, strict=True):
         assert of_layers["path"] == f"{line.folder}/evaluate/test/{line.knob}_layers.csv"
+    sparse = [line for line in lines if "sparsify" in [s.stage.name for s in line.steps]]
+    assert named(activity) == [about(line) for line in sparse]
+    assert (len(sparse) < len(lines)) == (suite == NEIGHBOURS)
+    for line, of_activity in zip(sparse, activity, strict=True):
         sparsified = line.step_of("sparsify").folder
         assert of_activity["path"] == f"{sparsified}/activity/test.csv"
 
@@ -732,6 +736,21 @@ OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier s
     | files("", "balanced_kmeans experts")
     | {"methods/thresholds/hidden.py"},
     "input_thresholds": THRESHOLDS | files("methods/thresholds/", "greedy inputs"),
+    "cmoe": TRAINING
+    | EXPERTS - {"conversion.py"}
+    | METHOD
+    | {"balanced_kmeans.py", "config/trained.py", "padding.py", "stages/drawn.py"}
+    | files("methods/cmoe/", "carving options router training"),
+    "factorllm": TRAINING
+    | EXPERTS - {"conversion.py"}
+    | METHOD
+    | {"balanced_kmeans.py", "experts.py", "padding.py"}
+    | files("methods/factorllm/", "layer losses options training"),
+    "seer": TRAINING
+    | EXPERTS
+    | METHOD
+    | {"padding.py", "stages/drawn.py"}
+    | files("methods/seer/", "options pruning training"),
     "quantize": MODEL
     | EXPERTS - {"conversion.py"}
     | COMPRESSION
@@ -948,6 +967,7 @@ class Asked:
 
 
 BY_TAU = ("dynamic_k", "layer_budget", "true_norms")  # knobs of models that dynamic-k routes
+BY_K = ("top_k", "factors", "active")  # those of models that top-k routes
 
 
 def jobs(plan: Plan) -> dict[Job, Asked]:
@@ -1113,8 +1133,13 @@ def test_an_edit_of_a_kernel_repeats_just_what_measures_models_and_layers(code, 
         ("stages/reference.py", ("reference",)),
         ("fairness.py", ("fairness", "wall_times", "tuning")),
         ("data/tokenizer.py", ("dataset", "tokenizer")),
-        ("experts.py", ("clustering", "thresholds")),
-        ("balanced_kmeans.py", ("clustering", "thresholds")),
+        ("experts.py", ("clustering", "factorllm", "thresholds")),
+        ("balanced_kmeans.py", ("clustering", "cmoe", "factorllm", "thresholds")),
+        ("methods/factorllm/evaluation.py", ("evaluate_factors",)),
+        ("methods/factorllm/losses.py", ("factorllm",)),
+        ("methods/seer/evaluation.py", ("evaluate_active",)),
+        ("methods/seer/training.py", ("seer",)),
+        ("methods/cmoe/carving.py", ("cmoe",)),
         ("flops.py", MEASURED - {"benchmark_masks"}),
         ("formulas.py", {"figure_10", "saved_share", *MEASURED - {"benchmark_masks"}}),
         ("figures/style.py", DRAWINGS),
@@ -1253,8 +1278,8 @@ OTHER = "d2dmoe.errors:UserError"  # a reference to code that every job has anyw
         ("ROUTER_KINDS", "classification", "loss", OTHER, lambda x: x.classifies),
         ("ROUTER_KINDS", "classification", "scores", OTHER, lambda x: x.classifies),
         ("RULES", "dynamic_k", "select", OTHER, lambda x: x.knob in BY_TAU),
-        ("RULES", "top_k", "select", OTHER, lambda x: x.knob == "top_k"),
-        ("RULES", "top_k", "fused", True, lambda x: x.knob == "top_k"),
+        ("RULES", "top_k", "select", OTHER, lambda x: x.knob in BY_K),
+        ("RULES", "top_k", "fused", True, lambda x: x.knob in BY_K),
         ("RULES", "coverage", "symbol", "c", lambda x: x.knob == "coverage"),
         ("ACTIVATIONS", "relu", "threshold", 1.0, lambda x: True),
         ("ACTIVATIONS", "gelu", "torch", OTHER, lambda x: True),
@@ -1351,7 +1376,7 @@ def repeated_by_own(code: Copy, own: Path) -> set[Job]:
         ("ROUTER_KINDS", "classification", "loss", lambda x: x.rule == "router" and x.classifies),
         ("ROUTER_KINDS", "classification", "scores", lambda x: x.classifies),
         ("ROUTER_KINDS", "regression", "triton", lambda x: x.knob and x.regresses),
-        ("RULES", "top_k", "select", lambda x: x.knob == "top_k"),
+        ("RULES", "top_k", "select", lambda x: x.knob in BY_K),
         ("ACTIVATIONS", "gelu", "torch", lambda x: True),
         ("ACTIVATIONS", "gelu", "triton", lambda x: x.knob),
         ("ACTIVATIONS", "silu", "torch", lambda x: False),

@@ -202,6 +202,12 @@ STEPS = {  # parent, and options
     "tune": ("router", BASE | {"tau": [0.2, 0.5]}),
     "ztw": ("dense", BASE),
     "avit": ("dense", BASE | {"depth": 1.5}),
+    "cmoe": (
+        "dense",
+        BASE | {"expert_size": 4, "shared": 2, "firing": 6, "top_k": 4, "samples": 9},
+    ),
+    "factorllm": ("dense", BASE | {"active": 2}),
+    "seer": ("router", BASE | {"active": 0.5, "removed": 0.25, "scope": "global"}),
     "quantize": ("router", {"weights": "int8"}),
     "thresholds": (
         "sparsify",

@@ -23,7 +23,7 @@ from d2dmoe.checkpoint import load_dense_model, load_model, read_model, save_mod
 from d2dmoe.config.stages import ClusteringConfig
 from d2dmoe.errors import CheckpointError, ConfigError, ModelError
 from d2dmoe.ffn import FFN, set_activation
-from d2dmoe.flops import ffn_flops
+from d2dmoe.formulas import ffn_flops
 from d2dmoe.jobs.run import Run
 from d2dmoe.methods.thresholds.calibration import quantiles
 from d2dmoe.methods.thresholds.evaluation import evaluate_density, places_of

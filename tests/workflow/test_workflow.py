@@ -105,10 +105,13 @@ def _operating_points(variant: dict, select: dict) -> tuple[str, list]:
     method = variant["method"]
     if method == "avit":
         return "depth", variant["depths"]
+    if method == "factorllm":
+        return "factors", variant["active"]
     if method == "quantized":
         return "none", []
     rules = {"ztw": "confidence", "moefication": "top_k", "d2dmoe": "dynamic_k"}
     rules |= dict.fromkeys(("cats", "chess", "teal"), "density")
+    rules |= {"cmoe": "top_k", "cmoe_tuned": "top_k", "seer": "active"}
     rule = variant.get("select") or rules[method]
     return rule, select[rule]
 

@@ -138,7 +138,7 @@ FIGURES = table_of(
             request="d2dmoe.plan.figures:activity",
             key="active_neurons",
             description="Figure 2b: histograms",
-            check="d2dmoe.plan.figures:check_experts",
+            check="d2dmoe.plan.figures:check_sparsified",
         ),
         Figure(
             "figure_8b",

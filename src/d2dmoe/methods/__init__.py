@@ -99,7 +99,25 @@ TRUE_NORMS = Evaluation(
     rule="dynamic_k",
 )
 
-EVALUATIONS = table_of([DENSE, ROUTED, EXITS, HALTING, DENSITY, CALIBRATED, TRUE_NORMS])
+FACTORS = Evaluation(
+    "evaluate_factors",
+    "d2dmoe.methods.factorllm.evaluation:evaluate_factors",
+    knobs=("factors",),
+    layers=True,
+    rule="top_k",
+)
+
+ACTIVE = Evaluation(
+    "evaluate_active",
+    "d2dmoe.methods.seer.evaluation:evaluate_active",
+    knobs=("active",),
+    layers=True,
+    rule="top_k",
+)
+
+EVALUATIONS = table_of(
+    [DENSE, ROUTED, EXITS, HALTING, DENSITY, CALIBRATED, TRUE_NORMS, FACTORS, ACTIVE]
+)
 
 TARGET_DENSITY = Knob("density", "CATS, CHESS, TEAL: target share of channels, or inputs, that run")
 
@@ -176,6 +194,39 @@ METHODS = table_of(
         _thresholds("cats", "CATSVariant"),
         _thresholds("chess", "CHESSVariant"),
         _thresholds("teal", "TEALVariant"),
+        Method(
+            "cmoe",
+            role="neighbour",
+            plan="d2dmoe.methods.cmoe.plan",
+            options="d2dmoe.methods.cmoe.options:CMoEVariant",
+            section="d2dmoe.methods.cmoe.options:CMoESection",
+            experts=True,
+            training_free=True,
+        ),
+        Method(
+            "cmoe_tuned",
+            role="neighbour",
+            plan="d2dmoe.methods.cmoe.plan",
+            options="d2dmoe.methods.cmoe.options:TunedCMoEVariant",
+            experts=True,
+        ),
+        Method(
+            "factorllm",
+            role="neighbour",
+            plan="d2dmoe.methods.factorllm.plan",
+            options="d2dmoe.methods.factorllm.options:FactorLLMVariant",
+            section="d2dmoe.methods.factorllm.options:FactorLLMSection",
+            experts=True,
+        ),
+        Method(
+            "seer",
+            role="neighbour",
+            plan="d2dmoe.methods.seer.plan",
+            options="d2dmoe.methods.seer.options:SEERVariant",
+            section="d2dmoe.methods.seer.options:SEERSection",
+            knob=Knob("active", "SEER-MoE: shares of the experts left that a token runs"),
+            experts=True,
+        ),
     ]
 )
 

@@ -15,10 +15,14 @@ def need_epochs(task: TaskConfig, name: str, epochs: float, key: str) -> None:
         )
 
 
-def trained_steps(task: TaskConfig, variant: TrainedVariant) -> Chain:
-    """The stages, after the dense model's, of the model that a variant begins with."""
+def trained_steps(task: TaskConfig, variant: TrainedVariant, taken: float = 0.0) -> Chain:
+    """The stages, after the dense model's, of the model that a variant begins with; `taken` are the
+    passes over the data that the variant's own training takes of its training."""
     starts = {"finetuned": task.finetune_step, "sparsified": ("sparsify", task.sparsify)}
-    return [starts[variant.start]]
+    stage, cfg = starts[variant.start]
+    if taken:
+        cfg = cfg.model_copy(update={"epochs": round(task.epochs - taken, 10)})
+    return [(stage, cfg)]
 
 
 def need_section(task: TaskConfig, name: str, section: str):

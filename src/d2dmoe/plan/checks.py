@@ -18,12 +18,13 @@ from d2dmoe.config.weights import check_weights
 from d2dmoe.errors import ConfigError, DataError
 from d2dmoe.figures import FIGURES, WALL_CLOCK, by_key
 from d2dmoe.lookup import resolve
-from d2dmoe.methods import CONVERSION_KNOBS, EVALUATIONS
+from d2dmoe.methods import EVALUATIONS
 from d2dmoe.methods.checks import divisors
 from d2dmoe.methods.conversion.plan import conversion, ffn_width
 from d2dmoe.models import ARCHITECTURES
-from d2dmoe.plan.figures import need_points
+from d2dmoe.plan.figures import check_converted, need_points
 from d2dmoe.plan.variants import chains, has_experts, knob_of, method_plan, rate, with_rate
+from d2dmoe.selection_rules import RULES
 from d2dmoe.stages import STAGES
 
 OTHER_RULES = (
@@ -127,6 +128,7 @@ def check_masks(benchmarks: BenchmarksConfig, tasks: Mapping[str, TaskConfig]) -
         raise ValueError(
             f"benchmarks.masks.variant = {masks.variant}; defined: {list(task.variants)}"
         )
+    check_converted(task, "benchmarks.masks.variant", [masks.variant])
     need_points(task, "benchmarks.masks.values", [masks.variant], masks.values)
     variant: Any = task.variants[masks.variant]  # a conversion
     d_ff = ffn_width(task, masks.variant, variant)
@@ -261,12 +263,12 @@ def _check_boolq(task: TaskConfig) -> None:
     if task.boolq and task.data.kind != "corpus":
         raise ValueError("boolq needs a language model, with data.kind corpus: leave it out")
     for name in task.boolq.variants if task.boolq else []:
-        if name in task.variants and (knob := knob_of(task, name)) in CONVERSION_KNOBS:
-            raise ValueError(f"boolq.variants: '{name}' has {knob} of its own: name its twin")
         if not has_experts(task, name) or name not in task.variants:
             raise ValueError(
                 f"boolq.variants names the variant '{name}'; defined: {list(task.variants)}"
             )
+        if (knob := knob_of(task, name)) not in RULES:
+            raise ValueError(f"boolq.variants: '{name}' has {knob} of its own: name its twin")
 
 
 def _check_tuning(task: TaskConfig) -> None:

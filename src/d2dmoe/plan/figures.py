@@ -8,9 +8,10 @@ from d2dmoe.config.figure_options import LayersConfig, LoadMapsConfig
 from d2dmoe.config.task import SUITES, Suite, TaskConfig
 from d2dmoe.config.variant import FINETUNED
 from d2dmoe.figures import FIGURES, Figure, by_key
-from d2dmoe.methods import CONVERSION_KNOBS, METHODS
+from d2dmoe.methods import METHODS
+from d2dmoe.methods.conversion.options import ConversionVariant
 from d2dmoe.methods.conversion.plan import conversion
-from d2dmoe.plan.variants import has_experts, knob_of, labels
+from d2dmoe.plan.variants import chains, has_experts, knob_of, labels
 from d2dmoe.router_kinds import ROUTER_KINDS
 from d2dmoe.selection_rules import RULES
 
@@ -157,9 +158,30 @@ def check_experts(task: TaskConfig, place: str, names: Sequence[str]) -> None:
             raise ValueError(f"{place}: the variant '{name}' has no experts; leave it out")
 
 
+def check_sparsified(task: TaskConfig, place: str, names: Sequence[str]) -> None:
+    """Its variants are experts of models that were fine-tuned for their sparsity."""
+    check_experts(task, place, names)
+    for name in names:
+        if "sparsify" not in dict(chains(task, name)[0]):
+            raise ValueError(
+                f"{place}: the variant '{name}' is not of a sparsified model; leave it out"
+            )
+
+
+def check_converted(task: TaskConfig, place: str, names: Sequence[str]) -> None:
+    """Its variants are conversions, D2DMoE's or MoEfication's."""
+    check_experts(task, place, names)
+    for name in names:
+        if not isinstance(task.all_variants[name], ConversionVariant):
+            raise ValueError(
+                f"{place}: the variant '{name}' has no routers that are trained by a kind of loss; "
+                "leave it out"
+            )
+
+
 def check_routers(task: TaskConfig, place: str, names: Sequence[str]) -> None:
     """A router of the paper's kind is compared with others."""
-    check_experts(task, place, names)
+    check_converted(task, place, names)
     kinds = [conversion(task, task.all_variants[name]).router.kind for name in names]
     paper, *others = ROUTER_KINDS
     if kinds[0] != paper or len(set(kinds)) == 1:
@@ -176,7 +198,7 @@ def need_points(
     for variant in variants:
         check_experts(task, key, [variant])
         knob = knob_of(task, variant)
-        if knob in CONVERSION_KNOBS:
+        if knob not in RULES:
             raise ValueError(
                 f"{key}: the variant '{variant}' has {knob} instead of a rule's values; name one "
                 f"whose select is among {list(RULES)}"

@@ -1,0 +1,100 @@
+"""A routed model without its least expected experts, fine-tuned to run fewer of those left."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from d2dmoe.checkpoint import Trained, load_model
+from d2dmoe.data.splits import Batch
+from d2dmoe.inputs import logits_of, real_tokens
+from d2dmoe.jobs.progress import logger
+from d2dmoe.jobs.run import Run
+from d2dmoe.methods.seer.options import SEERConfig
+from d2dmoe.methods.seer.pruning import keep_experts, kept_experts, run_share
+from d2dmoe.moe import MoE, set_selection, watch_inputs
+from d2dmoe.padding import without_padding
+from d2dmoe.router import Router, router_losses
+from d2dmoe.stages.drawn import drawn_batches
+from d2dmoe.stages.fitting import fit_model
+from d2dmoe.surgery import find, watch
+from d2dmoe.training import Losses, cross_entropy_loss
+
+SMALLEST = 1e-12  # sum of scores that is divided by
+
+
+def prune_experts(parent: Path, cfg: SEERConfig, run: Run) -> Trained:
+    """Remove experts of a saved routed model, then train all that is left on the task with a share
+    of them executed, the routers' entropy as a penalty.
+
+    The model's outputs are sums without weights, so the task gives routers no gradient: they learn
+    on by their own loss, and the entropy reaches them and what comes before them.
+
+    Raises:
+        UserError: model, data or disk are not in order, or the training was stopped.
+    """
+    model, spec = load_model(parent)
+    spec.check_new("seer", parent)
+    model.to(run.device)
+    kept = kept_experts(_masses(model, cfg, run), cfg.removed, cfg.scope)
+    moes = find(model, MoE)
+    for name, moe in moes.items():
+        logger.info("%s: %d of %d experts stay", name, len(kept[name]), moe.num_experts)
+        keep_experts(moe, kept[name].to(run.device))
+    run_share(model, cfg.active)
+    history = _fit(model, cfg, run)
+    set_selection(model, "dynamic_k", 0.0)  # as a model without an operating point has it
+    counts = {name: moe.num_experts for name, moe in moes.items()}
+    return model, spec.with_part("seer", kept=counts), history
+
+
+@torch.no_grad()
+def _masses(model: nn.Module, cfg: SEERConfig, run: Run) -> dict[str, Tensor]:
+    """Sums of predicted norms over the real tokens of some samples, every expert executed: [n] of
+    each layer."""
+    routers = _routers(model)
+    sums: dict[str, Tensor] = {}
+    set_selection(model, "dynamic_k", 0.0)
+    with watch(routers, lambda _router, _z, scores: scores) as seen:
+        samples = drawn_batches(run, "seer", cfg.samples, cfg.batch_size // cfg.accumulate)
+        for inputs, _targets in samples:
+            model(**inputs)
+            for name in routers:
+                scores = without_padding(seen[name], real_tokens(inputs)).double()
+                sums[name] = sums.get(name, 0.0) + scores.sum(0).cpu()
+    return sums
+
+
+def _routers(model: nn.Module) -> dict[str, Router]:
+    return {name: moe.router for name, moe in find(model, MoE).items() if moe.router is not None}
+
+
+def router_entropy(scores: Tensor) -> Tensor:
+    """Entropy in nats of the shares of scores, the mean over tokens; 0 where all scores are 0.
+
+    Args:
+        scores: not negative, [tokens, n].
+    """
+    shares = scores.float() / scores.float().sum(-1, keepdim=True).clamp(min=SMALLEST)
+    return -torch.xlogy(shares, shares.clamp(min=SMALLEST)).sum(-1).mean()
+
+
+def _fit(model: nn.Module, cfg: SEERConfig, run: Run) -> list[dict]:
+    moes, routers = find(model, MoE), _routers(model)
+    scored = watch(routers, lambda _router, _z, scores: scores)
+    with watch_inputs(model) as inputs, scored as scores:
+
+        def losses(batch: Batch, _progress: float) -> Losses:
+            task = cross_entropy_loss(logits_of(model, batch[0]), batch[1], cfg.label_smoothing)
+            real = real_tokens(batch[0])
+            seen = {name: without_padding(scores[name], real) for name in routers}
+            entropy = torch.stack([router_entropy(x) for x in seen.values()]).mean()
+            layers = [
+                (router, moes[name], without_padding(inputs[name].detach(), real))
+                for name, router in routers.items()
+            ]
+            own = router_losses(layers)
+            loss = task + cfg.entropy_weight * entropy + cfg.router_weight * own
+            return {"loss": loss, "task": task, "entropy": entropy, "routers": own}
+
+        return fit_model(model, losses, cfg, run, f"SEER-MoE without {cfg.removed:g}")
