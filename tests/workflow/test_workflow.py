@@ -15,6 +15,7 @@ from safetensors import safe_open
 
 from d2dmoe.claims import CLAIMS
 from d2dmoe.config.task import SUITES as PLANNED_SUITES
+from d2dmoe.methods import EVALUATIONS
 from d2dmoe.plan import tables
 from d2dmoe.tables import TRADEOFF_COLUMNS
 from workflow.conftest import ROOT, SUITES, Workspace
@@ -43,8 +44,6 @@ AFTER_EXPERTS = AFTER_POINTS | {"layers_table", "figure_8a"}
 LOAD_MAPS = {"load_maps", "patch_load_table", "figure_8b"}
 ACTIVITY = {"activity", "activity_table", "figure_2b"}
 ABOUT_MODELS = {"wall_times", "models"}  # what tells of all trainings, and of all folders
-EVALUATIONS = {"evaluate", "evaluate_dense", "evaluate_exits", "evaluate_halting"}
-EVALUATIONS |= {"evaluate_budgets", "evaluate_true_norms", "evaluate_density"}
 DECIDED = ("supported", "contradicted", "undecided")
 
 
@@ -336,7 +335,7 @@ def test_another_compressed_model_repeats_its_conversion_alone(configured):
 
 EVERY_FIGURE_OF_POINTS = {*FROM_TRADEOFF, *(name for names in DRAWN.values() for name in names)}
 EDITED = {
-    "kernels/persistent.py": EVALUATIONS
+    "kernels/persistent.py": set(EVALUATIONS)
     | AFTER_EXPERTS
     | LOAD_MAPS
     | EVERY_FIGURE_OF_POINTS
