@@ -50,7 +50,7 @@ def doomed(tmp_path):
 
 
 def address_of(process: psutil.Process) -> Path:
-    return Path(process.cmdline()[-1]) / forkserver.SOCKET
+    return Path(process.cwd()) / forkserver.HOME / forkserver.SOCKET
 
 
 def wait_for(condition, seconds: float = 30.0) -> None:

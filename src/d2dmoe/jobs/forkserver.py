@@ -21,7 +21,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import traceback
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ SOCKET = "socket"
 NO_GPU = {
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1"
 }  # imports that look for one must not start its driver
+HOME = Path(".snakemake/forks")  # what a killed server left there, the next removes
 LAUNCHER = Path(".snakemake/python")  # what the workflow calls instead of the interpreter
 
 
@@ -48,18 +48,19 @@ def start_forkserver(folder: Path) -> None:
     """
     if sys.platform != "linux":
         return
-    home = tempfile.mkdtemp(prefix="d2dmoe-")  # not here: a socket's path is at most 100 long
+    shutil.rmtree(folder / HOME, ignore_errors=True)
+    (folder / HOME).mkdir(parents=True)
     subprocess.Popen(
-        [sys.executable, "-m", __name__, home],
+        [sys.executable, "-m", __name__],
+        cwd=folder,
         env=os.environ | QUIET | NO_GPU,
         stdin=subprocess.PIPE,  # closes when the workflow ends, in whatever way
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     client = Path(__file__).with_name("fork_client.py")
-    command = [sys.executable, "-I", "-S", str(client), f"{home}/{SOCKET}", sys.executable]
+    command = [sys.executable, "-I", "-S", str(client), str(HOME / SOCKET), sys.executable]
     launcher = folder / LAUNCHER
-    launcher.parent.mkdir(exist_ok=True)
     launcher.write_text(f'#!/bin/sh\nexec {shlex.join(command)} "$@"\n')
     launcher.chmod(0o755)
     sys.executable = str(LAUNCHER)
@@ -88,7 +89,7 @@ class Server:
         self.jobs: dict[int, socket.socket] = {}  # clients by their jobs' process ids
         self.modules: dict[str, list[str]] = {}  # that jobs had to import, by script
         self.listening = socket.socket(socket.AF_UNIX)
-        self.listening.bind(str(home / SOCKET))
+        self.listening.bind(str(HOME / SOCKET))  # at most 100 characters
         self.listening.listen(128)
         self.ended, wakeup = os.pipe()
         os.set_blocking(wakeup, False)
@@ -229,7 +230,7 @@ def _report(home: Path, script: str, known: set[str]) -> None:
 def main() -> None:
     """Serve; in a fork, run what was asked for."""
     sys.path.pop(0)  # the working directory
-    home = Path(sys.argv[1])
+    home = HOME.resolve()
     request = Server(home).serve()
     if request:
         _run(request, home)
