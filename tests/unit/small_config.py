@@ -1,7 +1,13 @@
 """A small configuration with all that a task can have: suites, compressed models, trials."""
 
 import copy
+from pathlib import Path
 from typing import Any
+
+import pytest
+
+from d2dmoe.errors import ConfigError
+from d2dmoe.plan.plan import load_plan
 
 RATES = [0.0005, 0.001]
 
@@ -96,3 +102,15 @@ def with_language(raw: dict, architecture: str) -> dict:
     task["data"]["tokenizer"] = {"source": "train", "vocab_size": 300}
     del task["figures"]["load_maps"]
     return raw
+
+
+def refusal(raw: dict[str, Any], root: Path, key: str, value: Any) -> str:
+    """The message about a configuration whose task has a wrong value, by its dotted key."""
+    place = raw["tasks"]["tiny"]
+    *parents, last = key.split(".")
+    for parent in parents:
+        place = place[parent]
+    place[last] = value
+    with pytest.raises(ConfigError) as caught:
+        load_plan(raw, root)
+    return str(caught.value)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from small import ABOUT, SPEC, make_dense, make_ffn, make_images, others_later, read_from
-from small_config import with_everything
+from small_config import refusal, with_everything
 from small_language import language_spec, make_corpus_split, make_language, make_text_split
 from torch.nn.functional import kl_div, softmax
 
@@ -248,15 +248,7 @@ def test_the_kernels_run_it_as_dense_experts_do(case):
     ],
 )
 def test_impossible_options_are_refused_before_the_first_job(raw, root, key, value, message):
-    raw = with_everything(raw)
-    place = raw["tasks"]["tiny"]
-    *parents, last = key.split(".")
-    for parent in parents:
-        place = place[parent]
-    place[last] = value
-    with pytest.raises(ConfigError) as caught:
-        load_plan(raw, root)
-    assert message in str(caught.value)
+    assert message in refusal(with_everything(raw), root, key, value)
 
 
 def test_there_is_a_training_for_each_number_of_experts(raw, root):

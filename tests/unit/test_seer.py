@@ -16,7 +16,7 @@ from small import (
     with_experts,
     with_routers,
 )
-from small_config import with_everything
+from small_config import refusal, with_everything
 from small_language import (
     WIDTH,
     language_spec,
@@ -27,7 +27,7 @@ from small_language import (
 from torch import nn
 
 from d2dmoe.checkpoint import load_model, save_model
-from d2dmoe.errors import CheckpointError, ConfigError
+from d2dmoe.errors import CheckpointError
 from d2dmoe.formulas import ffn_flops, router_flops
 from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.run import Run
@@ -276,15 +276,7 @@ def test_frozen_experts_stay_frozen():
     ],
 )
 def test_impossible_options_are_refused_before_the_first_job(raw, root, key, value, message):
-    raw = with_everything(raw)
-    place = raw["tasks"]["tiny"]
-    *parents, last = key.split(".")
-    for parent in parents:
-        place = place[parent]
-    place[last] = value
-    with pytest.raises(ConfigError) as caught:
-        load_plan(raw, root)
-    assert message in str(caught.value)
+    assert message in refusal(with_everything(raw), root, key, value)
 
 
 def test_its_passes_are_taken_from_the_sparsifications(raw, root):

@@ -32,6 +32,15 @@ def need_section(task: TaskConfig, name: str, section: str):
     return getattr(task, section)
 
 
+def need_divisor(name: str, key: str, value: int, d_ff: int) -> None:
+    """Experts of equal size share the hidden neurons without a rest."""
+    if d_ff % value:
+        raise ValueError(
+            f"variant '{name}': {key} = {value} must divide model.d_ff = {d_ff}; "
+            f"allowed: {divisors(d_ff)}"
+        )
+
+
 def divisors(number: int) -> list[int]:
     """For messages: what divides a number; of one above 2**32, perhaps not all of it."""
     low = [i for i in range(1, min(math.isqrt(number), 2**16) + 1) if number % i == 0]

@@ -1,7 +1,7 @@
 """CMoE's stages and checks."""
 
 from d2dmoe.config.task import Chain, TaskConfig
-from d2dmoe.methods.checks import divisors, need_section, trained_steps
+from d2dmoe.methods.checks import need_divisor, need_section, trained_steps
 from d2dmoe.methods.cmoe.options import CMoEConfig, CMoEVariant, TunedCMoEVariant
 
 SECTION = "cmoe"
@@ -22,11 +22,7 @@ def check(task: TaskConfig, name: str, variant: CMoEVariant | TunedCMoEVariant) 
     """Sizes divide, and some experts are routed; raises ValueError for the first fault."""
     own = need_section(task, name, SECTION)
     d_ff, size = task.model.d_ff, task.clustering.expert_size
-    if d_ff % size:
-        raise ValueError(
-            f"variant '{name}': clustering.expert_size = {size} must divide model.d_ff = {d_ff}; "
-            f"allowed: {divisors(d_ff)}"
-        )
+    need_divisor(name, "clustering.expert_size", size, d_ff)
     experts = d_ff // size
     if own.shared >= experts:
         raise ValueError(

@@ -12,7 +12,7 @@ from d2dmoe.config.stages import (
 )
 from d2dmoe.config.task import Chain, TaskConfig
 from d2dmoe.methods import rule_of
-from d2dmoe.methods.checks import divisors, need_epochs
+from d2dmoe.methods.checks import need_divisor, need_epochs
 from d2dmoe.methods.conversion.options import ConversionVariant
 from d2dmoe.selection_rules import RULES
 
@@ -92,11 +92,7 @@ def check(task: TaskConfig, name: str, variant: ConversionVariant) -> None:
     stages, rule = conversion(task, variant), rule_of(knob(task, variant))
     assert rule is not None  # its models have experts
     d_ff, size = ffn_width(task, name, variant), stages.clustering.expert_size
-    if d_ff % size:
-        raise ValueError(
-            f"variant '{name}': clustering.expert_size = {size} must divide model.d_ff = {d_ff}; "
-            f"allowed: {divisors(d_ff)}"
-        )
+    need_divisor(name, "clustering.expert_size", size, d_ff)
     most = max(getattr(task.select, rule.name), default=0)
     if rule.whole and most > d_ff // size:
         raise ValueError(

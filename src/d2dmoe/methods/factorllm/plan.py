@@ -1,7 +1,7 @@
 """FactorLLM's stages and checks."""
 
 from d2dmoe.config.task import Chain, TaskConfig
-from d2dmoe.methods.checks import divisors, need_epochs, need_section
+from d2dmoe.methods.checks import need_divisor, need_epochs, need_section
 from d2dmoe.methods.factorllm.options import FactorLLMConfig, FactorLLMVariant
 
 
@@ -19,11 +19,7 @@ def knob(task: TaskConfig, variant: FactorLLMVariant) -> str:
 def check(task: TaskConfig, name: str, variant: FactorLLMVariant) -> None:
     """Sizes divide, as many passes as every variant; raises ValueError for the first fault."""
     own = need_section(task, name, "factorllm")
-    if task.model.d_ff % own.experts:
-        raise ValueError(
-            f"variant '{name}': factorllm.experts = {own.experts} must divide model.d_ff = "
-            f"{task.model.d_ff}; allowed: {divisors(task.model.d_ff)}"
-        )
+    need_divisor(name, "factorllm.experts", own.experts, task.model.d_ff)
     if max(variant.active) > own.experts:
         raise ValueError(
             f"variant '{name}': active = {max(variant.active)} exceeds factorllm.experts = "

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from d2dmoe.config.task import Chain, TaskConfig
-from d2dmoe.methods.checks import divisors, need_section
+from d2dmoe.methods.checks import need_divisor, need_section
 from d2dmoe.methods.conversion.options import D2DMoEVariant
 from d2dmoe.methods.conversion.plan import conversion
 from d2dmoe.methods.seer.options import SEERConfig, SEERVariant
@@ -27,12 +27,7 @@ def knob(task: TaskConfig, variant: SEERVariant) -> str:
 def check(task: TaskConfig, name: str, variant: SEERVariant) -> None:
     """Sizes divide, and sparsification has passes left; raises ValueError for the first fault."""
     own = need_section(task, name, "seer")
-    d_ff, size = task.model.d_ff, task.clustering.expert_size
-    if d_ff % size:
-        raise ValueError(
-            f"variant '{name}': clustering.expert_size = {size} must divide model.d_ff = {d_ff}; "
-            f"allowed: {divisors(d_ff)}"
-        )
+    need_divisor(name, "clustering.expert_size", task.clustering.expert_size, task.model.d_ff)
     if own.epochs > task.sparsify.epochs:
         raise ValueError(
             f"variant '{name}': seer.epochs = {own.epochs:g} exceeds sparsify.epochs = "

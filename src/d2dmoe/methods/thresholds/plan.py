@@ -3,7 +3,7 @@
 from typing import Any
 
 from d2dmoe.config.task import Chain, TaskConfig
-from d2dmoe.methods.checks import divisors, trained_steps
+from d2dmoe.methods.checks import need_divisor, trained_steps
 from d2dmoe.methods.thresholds.options import (
     CHESSVariant,
     HiddenVariant,
@@ -39,9 +39,6 @@ def knob(task: TaskConfig, variant: HiddenVariant | TEALVariant) -> str:
 
 def check(task: TaskConfig, name: str, variant: HiddenVariant | TEALVariant) -> None:
     """The sizes of experts divide; raises ValueError if they do not."""
-    size, d_ff = getattr(variant, "expert_size", None), task.model.d_ff
-    if size is not None and d_ff % size:
-        raise ValueError(
-            f"variant '{name}': expert_size = {size} must divide model.d_ff = {d_ff}; "
-            f"allowed: {divisors(d_ff)}"
-        )
+    size = getattr(variant, "expert_size", None)
+    if size is not None:
+        need_divisor(name, "expert_size", size, task.model.d_ff)
