@@ -30,9 +30,8 @@ from typing import NoReturn
 from d2dmoe.jobs.job import QUIET
 
 SOCKET = "socket"
-NO_GPU = {
-    "PYTORCH_NVML_BASED_CUDA_CHECK": "1"
-}  # imports that look for one must not start its driver
+# Imports that look for a GPU must not start its driver, which a fork could not use.
+NO_GPU = {"PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
 HOME = Path(".snakemake/forks")  # what a killed server left there, the next removes
 LAUNCHER = Path(".snakemake/python")  # what the workflow calls instead of the interpreter
 
