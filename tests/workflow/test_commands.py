@@ -23,6 +23,7 @@ PAGES = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md")), *ROOT.glob
 CALL = re.compile(r"(?:uv run (?:--[\w-]+ (?:[\w-]+ )?)?)?snakemake [^`#\n&|]+")
 ELSEWHERE = ("--profile", "--snakefile")  # a cluster, several GPUs, a container
 LONG = ("seeds=", "tuning", "validation")  # hours of a real configuration, minutes of this
+CONFIG = re.compile(r"[\w./-]+\.yaml")
 
 
 def printed() -> list[str]:
@@ -45,11 +46,12 @@ def test_no_rule_has_a_name_that_a_task_may_take():
 
 @pytest.fixture(scope="module")
 def moved(finished, tmp_path_factory) -> Path:
-    """A copy of the finished project, with new times and an environment of its own; its default
-    configuration is the tiny one."""
+    """A copy of the finished project, with new times and an environment of its own; every
+    configuration that a printed call may name is the tiny one."""
     folder = tmp_path_factory.mktemp("moved") / "l'été, a copy"
     shutil.copytree(finished.folder, folder, symlinks=True, copy_function=shutil.copy)
-    for name in ("config.yaml", "my.yaml"):  # the default one, and a user's own
+    for name in {"config.yaml", *(n for call in printed() for n in CONFIG.findall(call))}:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(yaml.safe_dump(finished.config, sort_keys=False))
     (folder / "environment").symlink_to(sys.prefix)
     files, reference = publishing.files(finished.plan), folder / "results/reference/tiny"
