@@ -1,14 +1,13 @@
 """Laws of CMoE: experts and router of hand-made cases, the base at the mildest point, balance."""
 
-import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from small import ABOUT, SPEC, make_dense, make_ffn, make_images, read_from
+from small import make_ffn, read_from
+from small_cases import CASES, FFNS
 from small_config import refusal, with_everything
-from small_language import language_spec, make_corpus_split, make_language, make_text_split
 from torch import nn
 from torch.nn.functional import normalize, softmax
 
@@ -32,7 +31,6 @@ from d2dmoe.surgery import find
 
 CPU = torch.device("cpu")
 RUN = Run(seed=0, device=CPU)
-IMAGES = dataclasses.replace(make_images(48), about=ABOUT)
 EXPERTS, SHARED, SIZE = 8, 3, 4
 OPTIONS = {
     "expert_size": SIZE,
@@ -44,11 +42,6 @@ OPTIONS = {
     "batch_size": 8,
 }
 MEASURE = {"split": "test", "batch_size": 20, "values": []}
-CASES = {
-    "vit": (make_dense, SPEC, IMAGES),
-    "bert": (lambda: make_language("bert"), language_spec("bert"), make_text_split()),
-    "gemma": (lambda: make_language("gemma"), language_spec("gemma"), make_corpus_split(9)),
-}
 
 
 def config(**changes) -> CMoEConfig:
@@ -59,7 +52,7 @@ def inputs_of(split) -> dict[str, torch.Tensor]:
     return split.batch(split.read(torch.arange(len(split))), CPU)[0]
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=FFNS)
 def case(request, tmp_path_factory) -> SimpleNamespace:
     """A dense model, and the experts that were carved out of it without any training."""
     make, spec, split = CASES[request.param]
@@ -252,8 +245,8 @@ def test_its_routers_choose_better_than_the_last_experts_do(case):
 
 def test_padding_fires_nothing(tmp_path, monkeypatch):
     """What stands in padding changes no expert."""
-    split = make_text_split()
-    save_model(tmp_path / "dense", make_language("bert"), language_spec("bert"))
+    make, spec, split = CASES["bert"]
+    save_model(tmp_path / "dense", make(), spec)
     read_from(split, monkeypatch)
     seen = []
     monkeypatch.setattr(
@@ -265,14 +258,15 @@ def test_padding_fires_nothing(tmp_path, monkeypatch):
 
 
 def test_calibration_samples_are_drawn_once_each_by_the_seed(monkeypatch):
-    read_from(IMAGES, monkeypatch)
+    images = CASES["vit"].split
+    read_from(images, monkeypatch)
 
     def drawn(seed: int, purpose: str, count: int) -> list[tuple]:
         batches = drawn_batches(Run(seed=seed, device=CPU), purpose, count, 7)
         return [tuple(x.flatten().tolist()) for inputs, _ in batches for x in inputs["x"]]
 
     some, every = drawn(0, "a", 20), drawn(0, "a", 1000)
-    assert len(some) == 20 and len(every) == len(IMAGES) and some == drawn(0, "a", 20)
+    assert len(some) == 20 and len(every) == len(images) and some == drawn(0, "a", 20)
     assert some != drawn(1, "a", 20) and some != drawn(0, "b", 20)
 
 

@@ -1,14 +1,13 @@
 """Laws of FactorLLM: with K = N it is its base, the labels and losses of hand-made cases, cost."""
 
-import dataclasses
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
-from small import ABOUT, SPEC, make_dense, make_ffn, make_images, others_later, read_from
+from small import make_ffn, others_later, read_from
+from small_cases import CASES, FFNS
 from small_config import refusal, with_everything
-from small_language import language_spec, make_corpus_split, make_language, make_text_split
 from torch.nn.functional import kl_div, softmax
 
 from d2dmoe.checkpoint import load_model, save_model
@@ -30,20 +29,14 @@ from d2dmoe.surgery import find
 
 CPU = torch.device("cpu")
 RUN = Run(seed=0, device=CPU)
-IMAGES = dataclasses.replace(make_images(24), about=ABOUT)
 MEASURE = {"split": "test", "batch_size": 20, "values": []}
-CASES = {
-    "vit": (make_dense, SPEC, IMAGES),
-    "bert": (lambda: make_language("bert"), language_spec("bert"), make_text_split()),
-    "gemma": (lambda: make_language("gemma"), language_spec("gemma"), make_corpus_split(9)),
-}
 
 
 def config(**changes) -> FactorLLMConfig:
     return FactorLLMConfig(**{"epochs": 0, "lr": 0.01, "batch_size": 8, "active": 2} | changes)
 
 
-@pytest.fixture(params=others_later(CASES, ["vit", "gemma"]))
+@pytest.fixture(params=others_later(FFNS, ["vit", "gemma"]))
 def case(request, tmp_path, monkeypatch) -> SimpleNamespace:
     """A saved dense model, and the data that all is read from."""
     make, spec, split = CASES[request.param]
@@ -195,8 +188,8 @@ def test_routers_learn_by_their_own_losses_alone_and_experts_by_the_task_alone(c
 
 
 def test_padding_labels_nothing(tmp_path, monkeypatch):
-    split = make_text_split()
-    save_model(tmp_path / "dense", make_language("bert"), language_spec("bert"))
+    make, spec, split = CASES["bert"]
+    save_model(tmp_path / "dense", make(), spec)
     read_from(split, monkeypatch)
     seen = []
 

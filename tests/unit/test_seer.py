@@ -1,28 +1,24 @@
 """Laws of SEER-MoE: removing nothing changes nothing; the lowest go; parameters and cost fall."""
 
-import dataclasses
 import math
 from types import SimpleNamespace
 
 import pytest
 import torch
 from small import (
-    ABOUT,
     SPEC,
-    make_images,
     make_routed,
     others_later,
     read_from,
     with_experts,
     with_routers,
 )
+from small_cases import CASES, FFNS
 from small_config import refusal, with_everything
 from small_language import (
     WIDTH,
     language_spec,
-    make_corpus_split,
     make_routed_language,
-    make_text_split,
 )
 from torch import nn
 
@@ -46,21 +42,17 @@ from d2dmoe.surgery import find
 
 CPU = torch.device("cpu")
 RUN = Run(seed=0, device=CPU)
-IMAGES = dataclasses.replace(make_images(24), about=ABOUT)
 MEASURE = {"split": "test", "batch_size": 20, "values": []}
 ROUTED = {"activation": "relu"}
 
 
-def of_language(name: str):
+def routed(name: str):
+    if name == "vit":
+        return make_routed(), with_routers(with_experts(SPEC))
     spec = with_routers(with_experts(language_spec(name, **ROUTED)), width=WIDTH)
     return make_routed_language(name, tau=0.0), spec
 
 
-CASES = {
-    "vit": (lambda: (make_routed(), with_routers(with_experts(SPEC))), IMAGES),
-    "bert": (lambda: of_language("bert"), make_text_split()),
-    "gemma": (lambda: of_language("gemma"), make_corpus_split(9)),
-}
 WIDTHS = {"vit": 6, "bert": WIDTH, "gemma": WIDTH}
 
 
@@ -72,11 +64,11 @@ def config(**changes) -> SEERConfig:
     )
 
 
-@pytest.fixture(params=others_later(CASES, ["vit", "bert"]))
+@pytest.fixture(params=others_later(FFNS, ["vit", "bert"]))
 def case(request, tmp_path, monkeypatch) -> SimpleNamespace:
     """A saved routed model of 8 experts of 4 a layer, and the data that all is read from."""
-    make, split = CASES[request.param]
-    model, spec = make()
+    split = CASES[request.param].split
+    model, spec = routed(request.param)
     save_model(tmp_path / "routed", model, spec)
     read_from(split, monkeypatch)
 

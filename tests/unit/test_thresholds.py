@@ -1,22 +1,12 @@
 """Laws of CATS, CHESS and TEAL: equal to the base at density 1, cheaper with less, by hand-computed
 thresholds; padding moves nothing."""
 
-import dataclasses
 from pathlib import Path
 
 import pytest
 import torch
-from small import (
-    ABOUT,
-    SPEC,
-    make_dense,
-    make_ffn,
-    make_images,
-    make_inputs,
-    others_later,
-    read_from,
-)
-from small_language import language_spec, make_corpus_split, make_language, make_text_split
+from small import SPEC, make_dense, make_ffn, make_inputs, others_later, read_from
+from small_cases import CASES
 from torch import nn
 
 from d2dmoe.checkpoint import load_dense_model, load_model, read_model, save_model
@@ -45,13 +35,6 @@ from d2dmoe.stages.evaluate import evaluate_dense
 from d2dmoe.surgery import find, watch
 
 RUN = Run(seed=0, device=torch.device("cpu"))
-SPLITS = {
-    "vit": dataclasses.replace(make_images(12), about=ABOUT),
-    "bert": make_text_split(),
-    "gpt2": make_corpus_split(6),
-    "gemma": make_corpus_split(6),
-}
-SPECS = {"vit": SPEC} | {name: language_spec(name) for name in ("bert", "gpt2", "gemma")}
 DENSITIES = [1.0, 0.7, 0.4, 0.1]
 HIDDEN = {
     "cats": {"score": "magnitude"},
@@ -61,10 +44,6 @@ HIDDEN = {
 }
 METHODS = [*HIDDEN, "teal"]
 MEASURE = {"split": "test", "batch_size": 4, "values": []}
-
-
-def base_of(name: str) -> nn.Module:
-    return make_dense() if name == "vit" else make_language(name)
 
 
 def measure(path: Path, values=DENSITIES):
@@ -78,9 +57,10 @@ def calibrated(tmp_path, monkeypatch):
     def make(
         name: str, method: str, base: nn.Module | None = None, spec=None, batch_size: int = 4
     ) -> tuple[Path, Path]:
-        read_from(SPLITS[name], monkeypatch)
+        case = CASES[name]
+        read_from(case.split, monkeypatch)
         paths = tmp_path / "base", tmp_path / method
-        save_model(paths[0], base or base_of(name), spec or SPECS[name])
+        save_model(paths[0], base or case.make(), spec or case.spec)
         if method == "teal":
             cfg = InputThresholdsConfig(step=0.5, batch_size=batch_size)
             model, spec, _ = calibrate_inputs(paths[0], cfg, RUN)
@@ -93,11 +73,11 @@ def calibrated(tmp_path, monkeypatch):
     return make
 
 
-CASES = [("vit", method) for method in METHODS] + [("gemma", "chess"), ("gemma", "teal")]
+SOON = [("vit", method) for method in METHODS] + [("gemma", "chess"), ("gemma", "teal")]
 LATER = [(name, method) for name in ("bert", "gpt2", "gemma") for method in METHODS]
 
 
-@pytest.mark.parametrize("case", others_later(dict.fromkeys(CASES + LATER), CASES), ids=str)
+@pytest.mark.parametrize("case", others_later(dict.fromkeys(SOON + LATER), SOON), ids=str)
 def test_density_1_is_the_base_and_cost_falls_with_the_density(calibrated, case):
     name, method = case
     base, path = calibrated(name, method)
@@ -215,7 +195,8 @@ def test_cats_is_chess_with_equal_channel_means(calibrated):
 def test_a_gated_channel_weighs_as_much_as_its_up_projections_mean_output(calibrated):
     base, path = calibrated("gemma", "chess")
     model, _ = load_model(base)
-    inputs, _ = SPLITS["gemma"].batch(SPLITS["gemma"].read(torch.arange(6)), RUN.device)
+    split = CASES["gemma"].split
+    inputs, _ = split.batch(split.read(torch.arange(len(split))), RUN.device)
     name, ffn = next(iter(find(model, FFN).items()))
     with torch.no_grad(), watch({"up": ffn.up}, lambda _layer, _z, out: out) as seen:
         model(**inputs)
@@ -268,7 +249,7 @@ def test_padding_moves_nothing(calibrated, method):
     assert torch.allclose(found[0].samples["loss"], found[1].samples["loss"], atol=1e-5)
     for one, other in zip(found[0].layers, found[1].layers, strict=True):
         assert one == pytest.approx(other)
-    lengths = SPLITS["bert"].lengths
+    lengths = CASES["bert"].split.lengths
     assert lengths.max() > lengths.min()
 
 
