@@ -25,7 +25,7 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "data": ["data", "data.*"],
     "tables of results": ["tables", "curve", "bootstrap", "profiles", "significance"]
     + ["fairness", "neighbours", "text_references"],
-    "modules": ["inputs", "surgery", "padding"],
+    "modules": ["inputs", "surgery", "padding", "stand_ins"],
     "the paper": ["ffn", "sparsity", "activity", "attention", "balanced_kmeans", "experts"]
     + ["weights", "router", "selection", "backend", "moe", "formulas", "flops"],
     "architectures": ["models.*"],

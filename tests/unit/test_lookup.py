@@ -255,6 +255,9 @@ def test_an_architectures_module_has_what_its_record_promises(name):
     assert takes(module.separate_projections, ["model"])
     assert hasattr(module, "BLOCK") or not record.class_token
     assert hasattr(module, "HEADS") == record.prunable_heads
+    assert hasattr(module, "SUBLAYERS") == record.removable
+    if record.removable:
+        assert {*module.SUBLAYERS} == {"attention", "ffn"} and module.HEAD and module.BLOCK
     options = resolve(record.options)
     assert get_args(options.model_fields["architecture"].annotation) == (name,)
     assert record.data in ("images", "texts", "corpus")

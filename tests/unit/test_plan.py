@@ -701,7 +701,7 @@ def files(folder: str, names: str) -> set[str]:
 JOB = files("", "errors extensions lookup") | files("io/", "checksums csvfile files header tensors")
 JOB |= files("jobs/", "attempts device environment job names progress record run state")
 MODEL = JOB | files("", "activations attention checkpoint ffn registration spec surgery")
-MODEL |= {"router_kinds.py"}
+MODEL |= {"stand_ins.py", "router_kinds.py"}
 MODEL |= files("models/", "__init__ build") | {"stages/__init__.py"}
 MODEL |= files("config/", "augment model named strict training")
 TRAINING = MODEL | files("data/", "augment batches image_sources pictures splits vendored")
@@ -751,6 +751,10 @@ OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier s
     | METHOD
     | {"padding.py", "stages/drawn.py"}
     | files("methods/seer/", "options pruning training"),
+    "ldpruner": TRAINING
+    | METHOD
+    | {"config/trained.py", "stages/drawn.py"}
+    | files("methods/ldpruner/", "options ranking removal training"),
     "quantize": MODEL
     | EXPERTS - {"conversion.py"}
     | COMPRESSION
@@ -1140,6 +1144,7 @@ def test_an_edit_of_a_kernel_repeats_just_what_measures_models_and_layers(code, 
         ("methods/seer/evaluation.py", ("evaluate_active",)),
         ("methods/seer/training.py", ("seer",)),
         ("methods/cmoe/carving.py", ("cmoe",)),
+        ("methods/ldpruner/ranking.py", ("ldpruner",)),
         ("flops.py", MEASURED - {"benchmark_masks"}),
         ("formulas.py", {"figure_10", "saved_share", *MEASURED - {"benchmark_masks"}}),
         ("figures/style.py", DRAWINGS),

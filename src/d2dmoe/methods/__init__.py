@@ -227,6 +227,13 @@ METHODS = table_of(
             knob=Knob("active", "SEER-MoE: shares of the experts left that a token runs"),
             experts=True,
         ),
+        Method(
+            "ldpruner",
+            role="neighbour",
+            plan="d2dmoe.methods.ldpruner.plan",
+            options="d2dmoe.methods.ldpruner.options:LDPrunerVariant",
+            section="d2dmoe.methods.ldpruner.options:LDPrunerSection",
+        ),
     ]
 )
 

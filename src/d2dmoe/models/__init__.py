@@ -13,8 +13,10 @@ from d2dmoe.lookup import table_of
 @dataclass(frozen=True)
 class Architecture:
     """A family of Transformers. Its module has `create`, `build` and `separate_projections`, as
-    `models.build` calls them; where it can be asked for, `BLOCK`, the class of its blocks, and
-    `HEADS`, the class of what knows the number of heads, and the number's name there."""
+    `models.build` calls them; where it can be asked for, `BLOCK`, the class of its blocks,
+    `HEADS`, the class of what knows the number of heads, and the number's name there, `HEAD`, the
+    name of what maps the final representation to logits, and `SUBLAYERS`, what stands in the place
+    of which modules of a block, by their names there, when its attention or FFN is left out."""
 
     name: str
     module: str
@@ -23,6 +25,7 @@ class Architecture:
     activation: str | None = None  # of its FFNs where they are trained from scratch; None: unknown
     class_token: bool = False  # whether its first token classifies; its module has `BLOCK`
     prunable_heads: bool = False  # whether heads can be removed; its module has `HEADS`
+    removable: bool = False  # whether sublayers can be left out; its module has `SUBLAYERS`
     halts: bool = False  # whether its tokens can halt, as A-ViT's do
 
 
@@ -37,6 +40,7 @@ ARCHITECTURES = table_of(
             class_token=True,
             prunable_heads=True,
             halts=True,
+            removable=True,
         ),
         Architecture(
             "bert",
@@ -46,6 +50,7 @@ ARCHITECTURES = table_of(
             activation="gelu",
             class_token=True,
             prunable_heads=True,
+            removable=True,
         ),
         Architecture(
             "gpt2",
@@ -53,6 +58,7 @@ ARCHITECTURES = table_of(
             options="d2dmoe.config.model:GPT2Config",
             data="corpus",
             activation="gelu_tanh",
+            removable=True,
         ),
         Architecture(
             "gemma",
@@ -60,6 +66,7 @@ ARCHITECTURES = table_of(
             options="d2dmoe.config.model:GemmaConfig",
             data="corpus",
             activation="gelu_tanh",
+            removable=True,
         ),
     ]
 )

@@ -14,10 +14,16 @@ from d2dmoe.attention import mark_projections
 from d2dmoe.config.model import BertConfig
 from d2dmoe.ffn import FFN
 from d2dmoe.models import pretrained
+from d2dmoe.stand_ins import InputOfAttention, InputOfFFN
 from d2dmoe.surgery import find, swap
 
 BLOCK = BertLayer  # gives [batch, tokens, d_model], the first token is what classifies
 HEADS = (BertSelfAttention, "num_attention_heads")  # what knows their number, and its name there
+HEAD = "classifier"
+SUBLAYERS = {
+    "attention": {"attention": InputOfAttention},
+    "ffn": {"intermediate": nn.Identity, "output": InputOfFFN},
+}
 PROJECTIONS = {"q": "self.query", "k": "self.key", "v": "self.value", "o": "output.dense"}
 
 

@@ -11,7 +11,7 @@ from d2dmoe.errors import CheckpointError
 from d2dmoe.lookup import look_up, module_named
 from d2dmoe.models import ARCHITECTURES, names_where
 from d2dmoe.registration import attach
-from d2dmoe.surgery import find
+from d2dmoe.surgery import find, swap
 
 
 def create_model(cfg: TransformerConfig, about: dict[str, Any]) -> tuple[dict[str, Any], nn.Module]:
@@ -83,6 +83,59 @@ def blocks_of(architecture: str, model: nn.Module) -> dict[str, nn.Module]:
             f"these have one: {names_where('class_token')}."
         )
     return find(model, _module(architecture).BLOCK)
+
+
+def count_blocks(architecture: str, model: nn.Module) -> int:
+    """Blocks of a model.
+
+    Raises:
+        CheckpointError: sublayers of the architecture's blocks cannot be left out.
+    """
+    return len(find(model, _removable(architecture).BLOCK))
+
+
+def head_of(architecture: str, model: nn.Module) -> nn.Module:
+    """What maps a model's final representation to logits.
+
+    Raises:
+        CheckpointError: sublayers of the architecture's blocks cannot be left out.
+    """
+    return model.get_submodule(_removable(architecture).HEAD)
+
+
+def leave_out(
+    architecture: str, model: nn.Module, block: int, sublayer: str
+) -> dict[str, nn.Module]:
+    """Leave a sublayer out of a block, in place: its input goes on as it is, without a norm.
+
+    Args:
+        architecture: of the model.
+        model: one whose attentions are as the architecture builds them.
+        block: its index.
+        sublayer: attention or ffn.
+
+    Returns:
+        The modules that were there, by their names in the model, for `surgery.put`.
+
+    Raises:
+        CheckpointError: sublayers of the architecture's blocks cannot be left out.
+    """
+    module = _removable(architecture)
+    place = list(find(model, module.BLOCK))[block]
+    names = {f"{place}.{name}": kind for name, kind in module.SUBLAYERS[sublayer].items()}
+    old = {name: model.get_submodule(name) for name in names}
+    for name, kind in names.items():
+        swap(model, name, kind(old[name]))
+    return old
+
+
+def _removable(architecture: str) -> ModuleType:
+    if not look_up(ARCHITECTURES, architecture, "architecture").removable:
+        raise CheckpointError(
+            f"attentions and FFNs of the architecture '{architecture}' cannot be left out, those "
+            f"of {names_where('removable')} can."
+        )
+    return _module(architecture)
 
 
 def _heads(architecture: str) -> tuple[type[nn.Module], str]:

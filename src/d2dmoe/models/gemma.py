@@ -4,14 +4,21 @@ from typing import Any
 
 from torch import nn
 from transformers import GemmaForCausalLM
-from transformers.models.gemma.modeling_gemma import GemmaAttention, GemmaMLP
+from transformers.models.gemma.modeling_gemma import GemmaAttention, GemmaDecoderLayer, GemmaMLP
 
 from d2dmoe.attention import mark_projections
 from d2dmoe.config.model import GemmaConfig
 from d2dmoe.ffn import FFN
 from d2dmoe.models import pretrained
+from d2dmoe.stand_ins import NoAttention, Nothing
 from d2dmoe.surgery import find, replace
 
+BLOCK = GemmaDecoderLayer
+HEAD = "lm_head"
+SUBLAYERS = {
+    "attention": {"input_layernorm": nn.Identity, "self_attn": NoAttention},
+    "ffn": {"post_attention_layernorm": nn.Identity, "mlp": Nothing},
+}
 PROJECTIONS = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "o_proj"}
 
 

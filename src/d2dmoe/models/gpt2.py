@@ -5,14 +5,22 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import GPT2LMHeadModel
-from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Attention, GPT2Block
 from transformers.pytorch_utils import Conv1D
 
 from d2dmoe.attention import FusedProjections, Projection
 from d2dmoe.config.model import GPT2Config
 from d2dmoe.ffn import FFN
 from d2dmoe.models import pretrained
+from d2dmoe.stand_ins import NoAttention, Nothing
 from d2dmoe.surgery import find, replace, swap
+
+BLOCK = GPT2Block
+HEAD = "lm_head"
+SUBLAYERS = {
+    "attention": {"ln_1": nn.Identity, "attn": NoAttention},
+    "ffn": {"ln_2": nn.Identity, "mlp": Nothing},
+}
 
 
 def create(cfg: GPT2Config, about: dict[str, Any]) -> tuple[dict[str, Any], nn.Module]:

@@ -17,11 +17,16 @@ from d2dmoe.config.model import ViTConfig
 from d2dmoe.errors import CheckpointError
 from d2dmoe.ffn import FFN
 from d2dmoe.io.tensors import load_published
+from d2dmoe.stand_ins import NoAttention, Nothing
 from d2dmoe.surgery import replace
 
 BLOCK = EncoderBlock  # gives [batch, tokens, d_model], the class token first
 HEADS = (SelfAttention, "heads")  # what knows their number, and its name there
-HEAD = ("heads.head.weight", "heads.head.bias")  # the classifier's names in torchvision
+HEAD = "heads.head"  # the classifier
+SUBLAYERS = {
+    "attention": {"ln_1": nn.Identity, "self_attention": NoAttention},
+    "ffn": {"ln_2": nn.Identity, "mlp": Nothing},
+}
 
 
 def create(cfg: ViTConfig, about: dict[str, Any]) -> tuple[dict[str, Any], nn.Module]:
@@ -65,10 +70,11 @@ def _load_pretrained(model: nn.Module, weights: str, num_classes: int) -> None:
     kind, _, name = weights.partition(":")
     state = _torchvision_state(name) if kind == "torchvision" else _local_state(Path(name))
     state = {_ffn_key(key): value for key, value in state.items()}
-    if HEAD[0] in state and len(state[HEAD[0]]) != num_classes:
-        state = {key: value for key, value in state.items() if key not in HEAD}
+    head = [f"{HEAD}.weight", f"{HEAD}.bias"]
+    if head[0] in state and len(state[head[0]]) != num_classes:
+        state = {key: value for key, value in state.items() if key not in head}
     expected = {key: value.shape for key, value in model.state_dict().items()}
-    missing = set(expected) - set(state) - set(HEAD)
+    missing = set(expected) - set(state) - set(head)
     wrong = sorted(missing | {k for k, v in state.items() if expected.get(k) != v.shape})
     if wrong:
         raise CheckpointError(

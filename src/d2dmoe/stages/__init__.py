@@ -170,6 +170,13 @@ STAGES = table_of(
             hint={"scope": "", "removed": "r"},
         ),
         Stage(
+            "ldpruner",
+            make="d2dmoe.methods.ldpruner.training:prune_operators",
+            options="d2dmoe.methods.ldpruner.options:LDPrunerConfig",
+            rebuild="d2dmoe.methods.ldpruner.removal:rebuild",
+            hint={"removed": "r", "epochs": "e"},
+        ),
+        Stage(
             "quantize",
             make="d2dmoe.stages.quantize:quantize",
             options="d2dmoe.config.compression:QuantizeConfig",
