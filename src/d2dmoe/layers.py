@@ -17,6 +17,7 @@ from d2dmoe.errors import ModelError
 from d2dmoe.ffn import FFN
 from d2dmoe.moe import MoE
 from d2dmoe.router import Router
+from d2dmoe.selection import Selection
 from d2dmoe.surgery import find, put, swap
 
 
@@ -151,7 +152,8 @@ def _described(layer: FFN | MoE) -> dict[str, Any]:
         return _shape(layer, layer.d_ff, biases) | rates
     biases = [name for name in linears if getattr(layer, f"{name}_bias") is not None]
     rule, value = layer.operating_point
-    if type(layer) is not MoE or not isinstance(layer.router, Router | None):
+    own = type(layer) is MoE and type(layer.selection) is Selection
+    if not own or not isinstance(layer.router, Router | None):
         raise ModelError("layers of other methods than D2DMoE are saved by the pipeline alone")
     d_ff = layer.num_experts * layer.expert_size
     described = _shape(layer, d_ff, biases) | {"num_experts": layer.num_experts}

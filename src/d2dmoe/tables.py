@@ -56,17 +56,19 @@ def gather(entries: list[dict[str, Any]], columns: Collection[str] = ()) -> list
         entries: dicts with the `path` of a CSV file and the values to put before its columns.
         columns: those of the files that are needed.
 
+    Returns:
+        The rows, all with the same columns: those that a file lacks are empty.
+
     Raises:
-        DataError: a file is missing or damaged, or lacks a column of the first.
+        DataError: a file is missing or damaged, or lacks a column that is needed.
     """
     rows: list[dict[str, Any]] = []
     for entry in entries:
         labels = {key: value for key, value in entry.items() if key != "path"}
         table = read_table(Path(entry["path"]), columns)
-        if rows and (missing := rows[0].keys() - labels.keys() - {*table.columns}):
-            raise DataError(f"{entry['path']} lacks columns of the others: {sorted(missing)}")
         rows += [labels | row for row in table.to_dict("records")]
-    return rows
+    empty = dict.fromkeys((name for row in rows for name in row), "")
+    return [empty | row for row in rows]
 
 
 def tradeoff(entries: list[dict[str, Any]], metrics: Sequence[str]) -> list[dict[str, Any]]:

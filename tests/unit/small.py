@@ -109,6 +109,7 @@ def make_inputs(count: int = 5, seed: int = 1) -> torch.Tensor:
 READERS = [  # the modules of stages and evaluations that open data
     "methods.avit.evaluation",
     "methods.factorllm.evaluation",
+    "methods.sam.evaluation",
     "methods.seer.evaluation",
     "methods.thresholds.evaluation",
     "methods.ztw.evaluation",

@@ -25,6 +25,8 @@ def with_everything(raw: dict[str, Any]) -> dict[str, Any]:
     task["factorllm"] = {**training, "epochs": 5}
     task["ldpruner"] = {**training, "epochs": 1}
     task["seer"] = {**training, "epochs": 1, "active": 0.5}
+    task["sam"] = {**training, "epochs": 1, "active": 0.5}
+    task["select"]["grouped"] = [0.5, 1.0]
     task["select"]["active"] = [0.5, 1.0]
     task["cmoe"] = {**training, "epochs": 1, "shared": 2, "top_k": 4}
     task["select"]["confidence"] = [0.0, 0.9]
@@ -82,6 +84,7 @@ def with_everything(raw: dict[str, Any]) -> dict[str, Any]:
             "carved_tuned": {"method": "cmoe_tuned", "label": "CMoE, tuned"},
             "factors": {"method": "factorllm", "label": "FactorLLM", "active": [1, 3]},
             "fewer": {"method": "seer", "label": "SEER-MoE", "removed": 0.25},
+            "grouped": {"method": "sam", "label": "SAM", "groups": 2},
             "leaner": {"method": "ldpruner", "label": "LD-Pruner", "removed": [1, 2]},
         },
         "figures": {"neighbours": ["sparse", "cats", "chess", "teal", "carved"]},

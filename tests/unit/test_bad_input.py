@@ -590,11 +590,21 @@ def test_a_damaged_table_is_named_with_its_row_and_column(tmp_path, content, fau
         read_table(path, ["variant", "flops"])
 
 
-def test_tables_of_other_columns_are_not_gathered(tmp_path):
+def test_a_table_that_lacks_a_needed_column_is_not_gathered(tmp_path):
     write_rows(tmp_path / "one.csv", [{"a": 1, "b": 2}])
     write_rows(tmp_path / "two.csv", [{"a": 1}])
-    with pytest.raises(DataError, match=r"two.csv lacks columns of the others: \['b'\]"):
-        gather([{"path": tmp_path / "one.csv"}, {"path": tmp_path / "two.csv"}])
+    entries = [{"path": tmp_path / "one.csv"}, {"path": tmp_path / "two.csv"}]
+    with pytest.raises(DataError, match=r"two.csv is damaged: it has no column b"):
+        gather(entries, ["b"])
+
+
+def test_columns_that_some_tables_have_are_empty_in_the_rows_of_the_others(tmp_path):
+    write_rows(tmp_path / "one.csv", [{"a": 1, "b": 2}])
+    write_rows(tmp_path / "two.csv", [{"c": 3, "a": 4}])
+    entries = [{"path": tmp_path / f"{name}.csv", "name": name} for name in ("one", "two")]
+    for order in (entries, entries[::-1]):
+        found = {row.pop("name"): row for row in gather(order, ["a"])}
+        assert found == {"one": {"a": 1, "b": 2, "c": ""}, "two": {"a": 4, "b": "", "c": 3}}
 
 
 @pytest.mark.parametrize(("metric", "value"), [("accuracy", 0.0), ("loss", 0.0)])

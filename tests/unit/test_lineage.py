@@ -110,6 +110,7 @@ ORDER = {  # of variants of `with_everything`; the others convert the dense mode
     "carved_tuned": ["dense", "finetune", "cmoe"],
     "factors": ["dense", "factorllm"],
     "fewer": [*CONVERSION, "seer"],
+    "grouped": [*CONVERSION, "sam"],
     "leaner": ["dense", "finetune", "ldpruner"],
 }
 
@@ -146,7 +147,7 @@ def test_a_suite_runs_its_own_variants_and_those_its_figures_compare_with(everyt
     bases = {"pruned", "pruned_finetuned", "student", "student_finetuned"}
     own = {"pruned_sparse", "student_sparse", "int8", "sparse_int8"}
     assert found["compatibility"] == dense | bases | own | {"sparse"}
-    own = {"carved", "carved_dense", "carved_tuned", "factors", "fewer", "leaner"}
+    own = {"carved", "carved_dense", "carved_tuned", "factors", "fewer", "grouped", "leaner"}
     assert found["neighbours"] == dense | {"sparse", "cats", "chess", "teal"} | own
 
 
@@ -438,6 +439,7 @@ SECTIONS = {  # of a task: the stages that its options reach first
     "factorllm": {"factorllm"},
     "seer": {"seer", "sparsify"},  # from which it takes its passes
     "ldpruner": {"ldpruner", "finetune"},  # likewise
+    "sam": {"sam", "sparsify"},  # likewise
     "cmoe": {"cmoe", "finetune"},  # from which its fine-tuning takes its passes
     "bases.pruned": {"prune"},
     "bases.student": {"distill"},

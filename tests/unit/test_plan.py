@@ -751,6 +751,11 @@ OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier s
     | METHOD
     | {"padding.py", "stages/drawn.py"}
     | files("methods/seer/", "options pruning training"),
+    "sam": TRAINING
+    | EXPERTS
+    | METHOD
+    | {"balanced_kmeans.py", "experts.py", "padding.py"}
+    | files("methods/sam/", "grouping losses options training"),
     "ldpruner": TRAINING
     | METHOD
     | {"config/trained.py", "stages/drawn.py"}
@@ -1137,8 +1142,13 @@ def test_an_edit_of_a_kernel_repeats_just_what_measures_models_and_layers(code, 
         ("stages/reference.py", ("reference",)),
         ("fairness.py", ("fairness", "wall_times", "tuning")),
         ("data/tokenizer.py", ("dataset", "tokenizer")),
-        ("experts.py", ("clustering", "factorllm", "thresholds")),
-        ("balanced_kmeans.py", ("clustering", "cmoe", "factorllm", "thresholds")),
+        ("experts.py", ("clustering", "factorllm", "thresholds", "sam", "evaluate_grouped")),
+        (
+            "balanced_kmeans.py",
+            ("clustering", "cmoe", "factorllm", "thresholds", "sam", "evaluate_grouped"),
+        ),
+        ("methods/sam/locality.py", ("evaluate_grouped",)),
+        ("methods/sam/losses.py", ("sam",)),
         ("methods/factorllm/evaluation.py", ("evaluate_factors",)),
         ("methods/factorllm/losses.py", ("factorllm",)),
         ("methods/seer/evaluation.py", ("evaluate_active",)),

@@ -208,6 +208,7 @@ STEPS = {  # parent, and options
     ),
     "factorllm": ("dense", BASE | {"active": 2}),
     "seer": ("router", BASE | {"active": 0.5, "removed": 0.25, "scope": "global"}),
+    "sam": ("router", BASE | {"active": 0.5, "groups": 2}),
     "ldpruner": ("dense", BASE | {"removed": 2, "samples": 9}),
     "quantize": ("router", {"weights": "int8"}),
     "thresholds": (

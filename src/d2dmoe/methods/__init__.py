@@ -115,8 +115,16 @@ ACTIVE = Evaluation(
     rule="top_k",
 )
 
+GROUPED = Evaluation(
+    "evaluate_grouped",
+    "d2dmoe.methods.sam.evaluation:evaluate_grouped",
+    knobs=("grouped",),
+    layers=True,
+    rule="top_k",
+)
+
 EVALUATIONS = table_of(
-    [DENSE, ROUTED, EXITS, HALTING, DENSITY, CALIBRATED, TRUE_NORMS, FACTORS, ACTIVE]
+    [DENSE, ROUTED, EXITS, HALTING, DENSITY, CALIBRATED, TRUE_NORMS, FACTORS, ACTIVE, GROUPED]
 )
 
 TARGET_DENSITY = Knob("density", "CATS, CHESS, TEAL: target share of channels, or inputs, that run")
@@ -225,6 +233,15 @@ METHODS = table_of(
             options="d2dmoe.methods.seer.options:SEERVariant",
             section="d2dmoe.methods.seer.options:SEERSection",
             knob=Knob("active", "SEER-MoE: shares of the experts left that a token runs"),
+            experts=True,
+        ),
+        Method(
+            "sam",
+            role="neighbour",
+            plan="d2dmoe.methods.sam.plan",
+            options="d2dmoe.methods.sam.options:SAMVariant",
+            section="d2dmoe.methods.sam.options:SAMSection",
+            knob=Knob("grouped", "SAM: shares of its group's experts that a token runs"),
             experts=True,
         ),
         Method(

@@ -170,6 +170,14 @@ STAGES = table_of(
             hint={"scope": "", "removed": "r"},
         ),
         Stage(
+            "sam",
+            make="d2dmoe.methods.sam.training:train_grouped",
+            options="d2dmoe.methods.sam.options:SAMConfig",
+            rebuild="d2dmoe.methods.sam.grouping:rebuild",
+            dense=False,
+            hint={"groups": "g"},
+        ),
+        Stage(
             "ldpruner",
             make="d2dmoe.methods.ldpruner.training:prune_operators",
             options="d2dmoe.methods.ldpruner.options:LDPrunerConfig",
