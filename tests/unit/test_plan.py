@@ -976,7 +976,7 @@ class Asked:
 
 
 BY_TAU = ("dynamic_k", "layer_budget", "true_norms")  # knobs of models that dynamic-k routes
-BY_K = ("top_k", "factors", "active")  # those of models that top-k routes
+BY_K = ("top_k", "factors", "active", "grouped")  # those of models that top-k routes
 
 
 def jobs(plan: Plan) -> dict[Job, Asked]:
@@ -1142,11 +1142,8 @@ def test_an_edit_of_a_kernel_repeats_just_what_measures_models_and_layers(code, 
         ("stages/reference.py", ("reference",)),
         ("fairness.py", ("fairness", "wall_times", "tuning")),
         ("data/tokenizer.py", ("dataset", "tokenizer")),
-        ("experts.py", ("clustering", "factorllm", "thresholds", "sam", "evaluate_grouped")),
-        (
-            "balanced_kmeans.py",
-            ("clustering", "cmoe", "factorllm", "thresholds", "sam", "evaluate_grouped"),
-        ),
+        ("experts.py", ("clustering", "factorllm", "thresholds", "sam")),
+        ("balanced_kmeans.py", ("clustering", "cmoe", "factorllm", "thresholds", "sam")),
         ("methods/sam/locality.py", ("evaluate_grouped",)),
         ("methods/sam/losses.py", ("sam",)),
         ("methods/factorllm/evaluation.py", ("evaluate_factors",)),

@@ -9,9 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import normalize
 
-from d2dmoe.experts import assign_neurons
 from d2dmoe.moe import MoE, set_operating_point
 from d2dmoe.selection import Selection
 from d2dmoe.spec import ModelSpec
@@ -61,17 +59,6 @@ class GroupedSelection(Selection):
         members = self.members[self.sums(scores).argmax(-1)]  # [..., size]
         inside = self._select(scores.gather(-1, members), min(self.value, self.size))
         return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, members, inside)
-
-
-def group_experts(moe: MoE, groups: int, seed: int) -> Tensor:
-    """Clusters of a layer's experts by their centroids, the mean of their neurons' rows of W1 (of a
-    GLU: of W_gate) of unit length: integers [groups, n / groups].
-
-    Raises:
-        ModelError: the groups do not divide the experts.
-    """
-    rows = moe.up if moe.gate is None else moe.gate  # [n, e, d_model]
-    return assign_neurons(normalize(rows, dim=-1).mean(1), groups, "kmeans", seed)
 
 
 def set_groups(moe: MoE, members: Tensor) -> GroupedSelection:

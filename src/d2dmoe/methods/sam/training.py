@@ -3,13 +3,15 @@
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from d2dmoe.checkpoint import Trained, load_model
 from d2dmoe.data.splits import Batch
+from d2dmoe.experts import assign_neurons
 from d2dmoe.inputs import logits_of, real_tokens
 from d2dmoe.jobs.run import Run
-from d2dmoe.methods.sam.grouping import group_experts, run_share, selections, set_groups
+from d2dmoe.methods.sam.grouping import run_share, selections, set_groups
 from d2dmoe.methods.sam.losses import alignment_loss, balance_loss, probabilities
 from d2dmoe.methods.sam.options import SAMConfig
 from d2dmoe.moe import MoE, watch_inputs
@@ -40,6 +42,17 @@ def train_grouped(parent: Path, cfg: SAMConfig, run: Run) -> Trained:
     run_share(model, cfg.active)
     history = _fit(model, cfg, run)
     return model, spec.with_part("sam", groups=cfg.groups), history
+
+
+def group_experts(moe: MoE, groups: int, seed: int) -> Tensor:
+    """Clusters of a layer's experts by their centroids, the mean of their neurons' rows of W1 (of a
+    GLU: of W_gate) of unit length: integers [groups, n / groups].
+
+    Raises:
+        ModelError: the groups do not divide the experts.
+    """
+    rows = moe.up if moe.gate is None else moe.gate  # [n, e, d_model]
+    return assign_neurons(normalize(rows, dim=-1).mean(1), groups, "kmeans", seed)
 
 
 def _fit(model: nn.Module, cfg: SAMConfig, run: Run) -> list[dict]:
