@@ -18,6 +18,7 @@ from d2dmoe.ffn import FFN
 from d2dmoe.moe import MoE
 from d2dmoe.router import Router
 from d2dmoe.selection import Selection
+from d2dmoe.stand_ins import StandIn
 from d2dmoe.surgery import find, put, swap
 
 
@@ -51,7 +52,14 @@ def describe(model: nn.Module) -> dict[str, Any]:
     `attentions`, taken apart, and `projections` on their own; `channels_first`, the dimension of
     features where it is not the last; `layers`, FFNs and mixtures of experts; `bypassed`, names of
     modules that became a `Bypass`.
+
+    Raises:
+        ModelError: it is a model, or has layers, of another method than D2DMoE.
     """
+    if find(model, StandIn):
+        raise ModelError(
+            "a model without some of its attentions or FFNs is saved by the pipeline alone"
+        )
     found: Any = find(model, (FFN, MoE))
     attentions: Any = find(model, (FusedProjections, SelfAttention))
     fused = {name: _fused(attention) for name, attention in attentions.items()}

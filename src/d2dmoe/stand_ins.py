@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class StandIn(nn.Module):
-    """Needs nothing of the module whose place it takes."""
+    """Takes the place of a module, and most often needs nothing of it."""
 
     def __init__(self, _module: nn.Module):
         super().__init__()
@@ -25,7 +25,7 @@ class Nothing(StandIn):
         return torch.zeros_like(z)
 
 
-class NoAttention(nn.Module):
+class NoAttention(StandIn):
     """For an attention before the addition: adds 0, and has no weights to show.
 
     A cache, which counts the tokens so far by what its first layer keeps, gets keys and values of
@@ -33,7 +33,7 @@ class NoAttention(nn.Module):
     """
 
     def __init__(self, attention: nn.Module):
-        super().__init__()
+        super().__init__(attention)
         self.layer_idx: Any = getattr(attention, "layer_idx", None)
 
     def forward(

@@ -6,18 +6,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small import make_dense, read_from
+from small import make_dense, others_later, read_from
 from small_cases import CASES
 from small_config import refusal, with_everything
-from small_language import make_language
+from small_language import CAUSAL, make_language
 from torch import nn
 
 from d2dmoe.checkpoint import load_dense_model, load_model, save_model
-from d2dmoe.errors import CheckpointError
+from d2dmoe.errors import CheckpointError, ModelError
 from d2dmoe.ffn import FFN
 from d2dmoe.formulas import ffn_flops
 from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.run import Run
+from d2dmoe.layers import describe
 from d2dmoe.methods.ldpruner.options import LDPrunerConfig
 from d2dmoe.methods.ldpruner.ranking import KINDS, Operator, least, shifts
 from d2dmoe.methods.ldpruner.training import prune_operators
@@ -36,7 +37,7 @@ MEASURE = {"split": "test", "batch_size": 20, "values": []}
 PARTS = [(block, sublayer) for block in (0, 1) for sublayer in ("attention", "ffn")]
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=others_later(CASES, ["bert", "gpt2"]))
 def case(request, tmp_path, monkeypatch) -> SimpleNamespace:
     """A saved dense model of two blocks, and the data that all is read from."""
     make, spec, split = CASES[request.param]
@@ -217,7 +218,7 @@ def test_a_model_is_pruned_once(case):
         case.prune(1)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "gemma"])
+@pytest.mark.parametrize("name", CAUSAL)
 def test_a_model_without_its_first_attention_generates_with_a_cache_as_without(name):
     model = make_language(name)
     leave_out(name, model, 0, "attention")
@@ -228,6 +229,13 @@ def test_a_model_without_its_first_attention_generates_with_a_cache_as_without(n
         for cache in (True, False)
     ]
     assert torch.equal(*found)
+
+
+def test_a_model_without_a_sublayer_is_described_by_no_plain_values(case):
+    describe(case.dense)
+    leave_out(case.name, case.dense, 1, "attention")
+    with pytest.raises(ModelError, match="saved by the pipeline alone"):
+        describe(case.dense)
 
 
 def test_an_architecture_that_does_not_say_how_is_refused(monkeypatch):

@@ -51,7 +51,7 @@ def routed(name: str):
     return make_routed_language(name, tau=0.0), with_routers(with_experts(spec), width=WIDTH)
 
 
-@pytest.fixture(params=others_later(FFNS, ["vit", "bert"]))
+@pytest.fixture(params=others_later(FFNS, ["bert"]))
 def case(request, tmp_path, monkeypatch) -> SimpleNamespace:
     """A saved routed model of 8 experts of 4 a layer, and the data that all is read from."""
     split = CASES[request.param].split

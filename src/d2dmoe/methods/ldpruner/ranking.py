@@ -102,8 +102,7 @@ def least(scores: Mapping[Operator, float], count: int) -> set[tuple[int, str]]:
     """The attentions and FFNs that leave, block and sublayer of each: those of the operators with
     the smallest scores, a block's being two, until there are `count`.
 
-    What would be more is passed over, and so is the last FFN: without one there is no model left
-    that is worth the name, nor anything that tells the tokens of a sample.
+    What would be more is passed over, and so is the last FFN, by which a sample's tokens are told.
     """
     gone: set[tuple[int, str]] = set()
     ffns = sum(operator.sublayers == (FFN,) for operator in scores)
