@@ -34,6 +34,7 @@ from d2dmoe.surgery import find, watch
 CPU = torch.device("cpu")
 RUN = Run(seed=0, device=CPU)
 MEASURE = {"split": "test", "batch_size": 20, "values": []}
+NORM_FIRST = ["vit", "gpt2", "gemma"]
 PARTS = [(block, sublayer) for block in (0, 1) for sublayer in ("attention", "ffn")]
 
 
@@ -142,10 +143,9 @@ def test_an_operator_that_does_nothing_is_found_first(case, place):
     assert least(scores, 1) == {place}
 
 
-def test_what_an_operator_without_effect_is_made_of_does_not_matter(case):
-    """Weights of 0 where a sublayer ends are as good as no sublayer, where the norm comes first."""
-    if case.name == "bert":
-        pytest.skip("its norms come after: a sublayer of zeros still normalises")
+@pytest.mark.parametrize("case", others_later(NORM_FIRST, ["gpt2"]), indirect=True)
+def test_an_ffn_that_adds_nothing_leaves_first_and_nothing_changes(case):
+    """Where the norm comes after, as BERT's, an FFN that adds nothing still normalises."""
     ffn = list(find(case.dense, FFN).values())[1]
     with torch.no_grad():
         for parameter in ffn.down.parameters():
