@@ -152,12 +152,15 @@ def _described(layer: FFN | MoE) -> dict[str, Any]:
     biases = [name for name in linears if getattr(layer, f"{name}_bias") is not None]
     rule, value = layer.operating_point
     if type(layer) is not MoE or not isinstance(layer.router, Router | None):
-        raise ModelError("layers of other methods than D2DMoE are saved by the pipeline alone")
+        raise ModelError(
+            f"layers of type {type(layer).__name__} cannot be saved so: restore offloaded ones; "
+            "those of other methods than D2DMoE are saved by the pipeline alone"
+        )
     d_ff = layer.num_experts * layer.expert_size
     described = _shape(layer, d_ff, biases) | {"num_experts": layer.num_experts}
     if layer.router is not None:
         described["router"] = {"kind": layer.router.kind, "width": layer.router.width}
-        described |= {"rule": rule, "value": value}
+        described |= {"rule": rule, "value": value, "sensitivity": layer.selection.sensitivity}
     return described
 
 
@@ -189,6 +192,7 @@ def _rebuilt(
     router: dict[str, Any] | None = None,
     rule: str = "dynamic_k",
     value: float = 0.0,
+    sensitivity: float = 1.0,
 ) -> FFN | MoE:
     """A layer with fresh weights for the place of a module."""
     weight = next(replaced.parameters())
@@ -206,4 +210,5 @@ def _rebuilt(
     if router is not None:
         add_router(moe, **router)
         moe.operating_point = rule, value
+        moe.selection.sensitivity = sensitivity
     return moe

@@ -25,6 +25,7 @@ def with_everything(raw: dict[str, Any]) -> dict[str, Any]:
     task["factorllm"] = {**training, "epochs": 5}
     task["seer"] = {**training, "epochs": 1, "active": 0.5}
     task["select"]["active"] = [0.5, 1.0]
+    task["select"]["sensitivity"] = [0.0, 0.1]
     task["cmoe"] = {**training, "epochs": 1, "shared": 2, "top_k": 4}
     task["select"]["confidence"] = [0.0, 0.9]
     task["variants"] |= {
@@ -81,6 +82,7 @@ def with_everything(raw: dict[str, Any]) -> dict[str, Any]:
             "carved_tuned": {"method": "cmoe_tuned", "label": "CMoE, tuned"},
             "factors": {"method": "factorllm", "label": "FactorLLM", "active": [1, 3]},
             "fewer": {"method": "seer", "label": "SEER-MoE", "removed": 0.25},
+            "adaptive": {"method": "adapmoe", "label": "AdapMoE"},
         },
         "figures": {"neighbours": ["sparse", "cats", "chess", "teal", "carved"]},
     }

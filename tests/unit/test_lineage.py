@@ -110,6 +110,7 @@ ORDER = {  # of variants of `with_everything`; the others convert the dense mode
     "carved_tuned": ["dense", "finetune", "cmoe"],
     "factors": ["dense", "factorllm"],
     "fewer": [*CONVERSION, "seer"],
+    "adaptive": [*CONVERSION, "sensitivity"],
 }
 
 
@@ -145,7 +146,7 @@ def test_a_suite_runs_its_own_variants_and_those_its_figures_compare_with(everyt
     bases = {"pruned", "pruned_finetuned", "student", "student_finetuned"}
     own = {"pruned_sparse", "student_sparse", "int8", "sparse_int8"}
     assert found["compatibility"] == dense | bases | own | {"sparse"}
-    own = {"carved", "carved_dense", "carved_tuned", "factors", "fewer"}
+    own = {"carved", "carved_dense", "carved_tuned", "factors", "fewer", "adaptive"}
     assert found["neighbours"] == dense | {"sparse", "cats", "chess", "teal"} | own
 
 
@@ -436,6 +437,7 @@ SECTIONS = {  # of a task: the stages that its options reach first
     "avit": {"avit"},
     "factorllm": {"factorllm"},
     "seer": {"seer", "sparsify"},  # from which it takes its passes
+    "neighbours.variants.adaptive.sensitivity": {"sensitivity"},
     "cmoe": {"cmoe", "finetune"},  # from which its fine-tuning takes its passes
     "bases.pruned": {"prune"},
     "bases.student": {"distill"},

@@ -208,6 +208,7 @@ STEPS = {  # parent, and options
     ),
     "factorllm": ("dense", BASE | {"active": 2}),
     "seer": ("router", BASE | {"active": 0.5, "removed": 0.25, "scope": "global"}),
+    "sensitivity": ("router", {"samples": 9, "batch_size": 4}),
     "quantize": ("router", {"weights": "int8"}),
     "thresholds": (
         "sparsify",

@@ -227,6 +227,14 @@ METHODS = table_of(
             knob=Knob("active", "SEER-MoE: shares of the experts left that a token runs"),
             experts=True,
         ),
+        Method(
+            "adapmoe",
+            role="neighbour",
+            plan="d2dmoe.methods.adapmoe.plan",
+            options="d2dmoe.methods.adapmoe.options:AdapMoEVariant",
+            experts=True,
+            training_free=True,
+        ),
     ]
 )
 
