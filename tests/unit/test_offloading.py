@@ -316,7 +316,7 @@ def test_generation_is_the_resident_models(share):
 def test_a_restored_model_is_as_it_was():
     model, z = make_stack(), tokens(5)
     moes, weights = find(model, MoE), dict(model.named_parameters())
-    with torch.no_grad():
+    with torch.inference_mode():
         expected = model(z)
         offloaded = d2dmoe.offload(model, 0.5)
         assert [*model.state_dict()] == [*make_stack().state_dict()]

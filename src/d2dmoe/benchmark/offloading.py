@@ -54,8 +54,9 @@ def offloading_rows(
         build, _bind = llama(cfg, 1, device, DTYPES[dtype])
         texts = torch.randint(cfg.vocab_size, (TEXTS, cfg.context), device=device)
         model = to_experts(build(cfg.d_ff), cfg)
-        about = dict.fromkeys(COLUMNS, "") | machine(device) | {"dtype": dtype, "model": name}
-        about |= {"num_experts": cfg.num_experts, "fraction": _route(model, texts, wanted)}
+        about: dict[str, Any] = dict.fromkeys(COLUMNS, "") | machine(device)
+        about |= {"dtype": dtype, "model": name, "num_experts": cfg.num_experts}
+        about["fraction"] = _route(model, texts, wanted)
         for row in _forms(model, texts, new_tokens, shares, seed):
             yield about | row
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
 
 from d2dmoe.errors import UserError
@@ -36,6 +37,7 @@ class Offloaded:
         for layer in self.layers.values():
             layer.traffic = Traffic()
 
+    @torch.inference_mode(False)
     def restore(self) -> nn.Module:
         """Bring all experts back to their devices; returns the model as it was before."""
         for name, layer in self.layers.items():
@@ -58,6 +60,7 @@ class Offloaded:
             )
 
 
+@torch.inference_mode(False)
 def offload(
     model: nn.Module,
     resident: float,
@@ -129,14 +132,13 @@ def cache_sizes(
         weights = (moe.up, moe.gate, moe.down)
         kind = tuple(None if w is None else (w.shape[1:], w.dtype) for w in weights)
         alike_shaped.setdefault(kind, []).append(name)
-    sizes = {}
+    sizes: dict[str, int] = {}
     for names in alike_shaped.values():
         experts = [moes[name].num_experts for name in names]
         total = int(resident * sum(experts) + 1e-6)
-        own = (
-            alike(experts, total)
-            if misses is None
-            else divide([misses[name].misses for name in names], total)
-        )
+        if misses is None:
+            own = alike(experts, total)
+        else:
+            own = divide([misses[name].misses for name in names], total)
         sizes |= dict(zip(names, own, strict=True))
     return sizes

@@ -41,7 +41,8 @@ def routed_layers(model: nn.Module) -> dict[str, MoE]:
 def successors(moes: dict[str, MoE]) -> dict[str, str]:
     """The layer whose experts are expected while one runs, by name: the next one of its role that
     takes as wide tokens. The last one of a role has none."""
-    found, last = {}, {}
+    found: dict[str, str] = {}
+    last: dict[tuple[str, int], str] = {}
     for name, moe in moes.items():
         kind = moe.role, moe.d_model
         if kind in last:
