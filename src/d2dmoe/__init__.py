@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     from d2dmoe.api.pretrained import save_pretrained as save_pretrained
     from d2dmoe.api.projections import imitate_projections as imitate_projections
     from d2dmoe.api.routers import train_routers as train_routers
+    from d2dmoe.api.sensitivity import measure_sensitivity as measure_sensitivity
     from d2dmoe.api.sparsify import sparsify as sparsify
     from d2dmoe.conversion import add_routers as add_routers
     from d2dmoe.moe import operating_point as operating_point
     from d2dmoe.moe import set_operating_point as set_operating_point
+    from d2dmoe.offloading.offload import offload as offload
 
 __version__ = "0.1.0"
 
@@ -34,10 +36,12 @@ PUBLIC = {  # names and the code that they stand for
     "imitate_projections": "d2dmoe.api.projections:imitate_projections",
     "train_routers": "d2dmoe.api.routers:train_routers",
     "add_routers": "d2dmoe.conversion:add_routers",
+    "measure_sensitivity": "d2dmoe.api.sensitivity:measure_sensitivity",
     "calibrate": "d2dmoe.api.calibrate:calibrate",
     "evaluate": "d2dmoe.api.evaluate:evaluate",
     "set_operating_point": "d2dmoe.moe:set_operating_point",
     "operating_point": "d2dmoe.moe:operating_point",
+    "offload": "d2dmoe.offloading.offload:offload",
     "save_pretrained": "d2dmoe.api.pretrained:save_pretrained",
     "from_pretrained": "d2dmoe.api.pretrained:from_pretrained",
     "push_to_hub": "d2dmoe.api.pretrained:push_to_hub",

@@ -162,12 +162,15 @@ def _described(layer: FFN | MoE) -> dict[str, Any]:
     rule, value = layer.operating_point
     own = type(layer) is MoE and type(layer.selection) is Selection
     if not own or not isinstance(layer.router, Router | None):
-        raise ModelError("layers of other methods than D2DMoE are saved by the pipeline alone")
+        raise ModelError(
+            f"layers of type {type(layer).__name__} cannot be saved so: restore offloaded ones; "
+            "those of other methods than D2DMoE are saved by the pipeline alone"
+        )
     d_ff = layer.num_experts * layer.expert_size
     described = _shape(layer, d_ff, biases) | {"num_experts": layer.num_experts}
     if layer.router is not None:
         described["router"] = {"kind": layer.router.kind, "width": layer.router.width}
-        described |= {"rule": rule, "value": value}
+        described |= {"rule": rule, "value": value, "sensitivity": layer.selection.sensitivity}
     return described
 
 
@@ -199,6 +202,7 @@ def _rebuilt(
     router: dict[str, Any] | None = None,
     rule: str = "dynamic_k",
     value: float = 0.0,
+    sensitivity: float = 1.0,
 ) -> FFN | MoE:
     """A layer with fresh weights for the place of a module."""
     weight = next(replaced.parameters())
@@ -216,4 +220,5 @@ def _rebuilt(
     if router is not None:
         add_router(moe, **router)
         moe.operating_point = rule, value
+        moe.selection.sensitivity = sensitivity
     return moe

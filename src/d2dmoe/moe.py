@@ -140,7 +140,17 @@ class MoE(nn.Module):
             tokens, router = z.reshape(-1, self.d_model), self.router.weights
             out = _operators().dynamic_k_ffn(tokens, router, self.selection.value, weights)
             return out.reshape(*z.shape[:-1], self.d_out)
-        mask = self.selection(self.router(z))
+        return self.by_mask(z, self.selection(self.router(z)), weights, backend)
+
+    def by_mask(self, z: Tensor, mask: Tensor, weights: ExpertWeights, backend: str) -> Tensor:
+        """The layer with the experts of a mask, by a backend: [..., d_model] -> [..., d_out].
+
+        Args:
+            z: of the weights' dtype, but under autocast.
+            mask: boolean [..., n].
+            weights: of all n experts; `dynamic_k` reads those of the mask alone.
+            backend: see `run`; `dense` where weights are of two dtypes.
+        """
         if backend == "auto":
             backend = uncalibrated(mask, self.expert_size)
         if backend == "dense":

@@ -54,6 +54,29 @@ def coverage(scores: Tensor, p: float) -> Tensor:
     return torch.zeros_like(needed).scatter_(-1, order, needed)
 
 
+def by_sensitivity(scores: Tensor, tolerance: float, sensitivity: float = 1.0) -> Tensor:
+    """All but the smallest experts, whose summed share of the token's scores is below √(T / s).
+
+    AdapMoE's gating (arXiv 2408.10284, section 4.1), which drops the second of two experts, for any
+    number of them. The best always runs, if it scores at all.
+
+    Args:
+        scores: non-negative, [..., num_experts].
+        tolerance: T in [0, 1]; 0 runs every expert.
+        sensitivity: s of the layer, relative to the most sensitive one's; not negative.
+
+    Returns:
+        A boolean mask [..., num_experts].
+    """
+    if tolerance == 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    share = (tolerance / max(tolerance, sensitivity)) ** 0.5  # at most 1
+    ranked, order = scores.double().sort(dim=-1)
+    reached = ranked.cumsum(-1)
+    dropped = (reached < share * reached[..., -1:]) | (ranked <= 0)
+    return torch.zeros_like(dropped).scatter_(-1, order, ~dropped)
+
+
 def check_value(rule: str, value: Any, num_experts: int) -> float:
     """An operating point of a rule as it is stored: a share in [0, 1], or of rules that count
     experts a whole number from 1 on.
@@ -79,14 +102,15 @@ def check_value(rule: str, value: Any, num_experts: int) -> float:
 class Selection(nn.Module):
     """A rule at an operating point; a module, so that hooks can watch what it selects."""
 
-    def __init__(self, rule: str = "dynamic_k", value: float = 0.0):
-        """`rule` is a key of `RULES`, `value` one of its operating points.
+    def __init__(self, rule: str = "dynamic_k", value: float = 0.0, sensitivity: float = 1.0):
+        """`rule` is a key of `RULES`, `value` one of its operating points; `sensitivity` is the
+        layer's, for rules that ask for it: see `sensitivity`.
 
         Raises:
             UnknownName: there is no such rule; also where `rule` is set later.
         """
         super().__init__()
-        self.rule, self.value = rule, value
+        self.rule, self.value, self.sensitivity = rule, value, sensitivity
 
     @property
     def rule(self) -> str:
@@ -108,6 +132,8 @@ class Selection(nn.Module):
         return self.value == self._rule.all_at
 
     def forward(self, scores: Tensor) -> Tensor:  # [..., num_experts] -> bool [..., num_experts]
+        if self._rule.sensitive:
+            return self._select(scores, self.value, self.sensitivity)
         return self._select(scores, self.value)
 
     def extra_repr(self) -> str:

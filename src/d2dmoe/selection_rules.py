@@ -18,6 +18,7 @@ class Rule:
     description: str  # of a list of values
     usual: tuple[float, ...] = ()  # values where a task gives none; counts depend on the experts
     all_at: float | None = None  # the value that runs every expert, whatever the scores
+    sensitive: bool = False  # its function takes a layer's sensitivity too
 
 
 RULES = table_of(
@@ -51,6 +52,18 @@ RULES = table_of(
             fused=False,
             description="Shares p of the predicted norms",
             usual=(0.3, 0.6, 0.8, 0.95, 1.0),
+        ),
+        Rule(
+            "sensitivity",  # AdapMoE's (arXiv 2408.10284)
+            select="d2dmoe.selection:by_sensitivity",
+            symbol="T",
+            whole=False,
+            adaptive=True,
+            fused=False,
+            description="Tolerances T, relative to the most sensitive layer",
+            usual=(0.0, 0.0001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0),
+            all_at=0.0,
+            sensitive=True,
         ),
     ]
 )

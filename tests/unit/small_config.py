@@ -28,6 +28,7 @@ def with_everything(raw: dict[str, Any]) -> dict[str, Any]:
     task["sam"] = {**training, "epochs": 1, "active": 0.5}
     task["select"]["grouped"] = [0.5, 1.0]
     task["select"]["active"] = [0.5, 1.0]
+    task["select"]["sensitivity"] = [0.0, 0.1]
     task["cmoe"] = {**training, "epochs": 1, "shared": 2, "top_k": 4}
     task["select"]["confidence"] = [0.0, 0.9]
     task["variants"] |= {
@@ -86,6 +87,7 @@ def with_everything(raw: dict[str, Any]) -> dict[str, Any]:
             "fewer": {"method": "seer", "label": "SEER-MoE", "removed": 0.25},
             "grouped": {"method": "sam", "label": "SAM", "groups": 2},
             "leaner": {"method": "ldpruner", "label": "LD-Pruner", "removed": [1, 2]},
+            "adaptive": {"method": "adapmoe", "label": "AdapMoE"},
         },
         "figures": {"neighbours": ["sparse", "cats", "chess", "teal", "carved"]},
     }

@@ -112,6 +112,7 @@ ORDER = {  # of variants of `with_everything`; the others convert the dense mode
     "fewer": [*CONVERSION, "seer"],
     "grouped": [*CONVERSION, "sam"],
     "leaner": ["dense", "finetune", "ldpruner"],
+    "adaptive": [*CONVERSION, "sensitivity"],
 }
 
 
@@ -148,6 +149,7 @@ def test_a_suite_runs_its_own_variants_and_those_its_figures_compare_with(everyt
     own = {"pruned_sparse", "student_sparse", "int8", "sparse_int8"}
     assert found["compatibility"] == dense | bases | own | {"sparse"}
     own = {"carved", "carved_dense", "carved_tuned", "factors", "fewer", "grouped", "leaner"}
+    own |= {"adaptive"}
     assert found["neighbours"] == dense | {"sparse", "cats", "chess", "teal"} | own
 
 
@@ -440,6 +442,7 @@ SECTIONS = {  # of a task: the stages that its options reach first
     "seer": {"seer", "sparsify"},  # from which it takes its passes
     "ldpruner": {"ldpruner", "finetune"},  # likewise
     "sam": {"sam", "sparsify"},  # likewise
+    "neighbours.variants.adaptive.sensitivity": {"sensitivity"},
     "cmoe": {"cmoe", "finetune"},  # from which its fine-tuning takes its passes
     "bases.pruned": {"prune"},
     "bases.student": {"distill"},

@@ -773,6 +773,13 @@ OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier s
     | METHOD
     | {"config/trained.py", "stages/drawn.py"}
     | files("methods/ldpruner/", "options ranking removal training"),
+    "sensitivity": MODEL
+    | EXPERTS - {"conversion.py"}
+    | METHOD
+    | files("data/", "augment image_sources pictures splits vendored")
+    | files("", "inputs padding seeding sensitivity")
+    | {"config/sources.py", "config/stages.py", "stages/drawn.py"}
+    | files("methods/adapmoe/", "calibration options"),
     "quantize": MODEL
     | EXPERTS - {"conversion.py"}
     | COMPRESSION
@@ -1165,6 +1172,7 @@ def test_an_edit_of_a_kernel_repeats_just_what_measures_models_and_layers(code, 
         ("methods/seer/training.py", ("seer",)),
         ("methods/cmoe/carving.py", ("cmoe",)),
         ("methods/ldpruner/ranking.py", ("ldpruner",)),
+        ("methods/adapmoe/[a-z]*.py", ("sensitivity",)),
         ("flops.py", MEASURED - {"benchmark_masks"}),
         ("formulas.py", {"figure_10", "saved_share", *MEASURED - {"benchmark_masks"}}),
         ("figures/style.py", DRAWINGS),

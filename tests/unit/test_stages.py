@@ -210,6 +210,7 @@ STEPS = {  # parent, and options
     "seer": ("router", BASE | {"active": 0.5, "removed": 0.25, "scope": "global"}),
     "sam": ("router", BASE | {"active": 0.5, "groups": 2}),
     "ldpruner": ("dense", BASE | {"removed": 2, "samples": 9}),
+    "sensitivity": ("router", {"samples": 9, "batch_size": 4}),
     "quantize": ("router", {"weights": "int8"}),
     "thresholds": (
         "sparsify",

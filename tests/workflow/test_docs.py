@@ -36,10 +36,12 @@ def test_the_library_example_runs(finished_language, capsys, tmp_path, monkeypat
     assert type(converted).__name__ == "GPT2LMHeadModel" and spec == names["spec"]
     exec(compile(EXAMPLES[1], "docs/library.md", "exec"), names)
     assert "of the experts in" in capsys.readouterr().out
+    exec(compile(EXAMPLES[2].replace('"cuda"', '"cpu"'), "docs/library.md", "exec"), names)
+    assert "MiB of experts are on the device" in capsys.readouterr().out
 
 
 def test_the_example_of_a_published_checkpoint_runs_but_for_the_hub():
-    code = EXAMPLES[2].replace('"hub:openai-community/gpt2"', '"scratch"')
+    code = EXAMPLES[3].replace('"hub:openai-community/gpt2"', '"scratch"')
     code = code.replace('"layers": 12', '"layers": 1')
     assert "scratch" in code and '"layers": 1,' in code
     names = run_example(code)

@@ -114,6 +114,7 @@ def _operating_points(variant: dict, select: dict) -> tuple[str, list]:
     rules = {"ztw": "confidence", "moefication": "top_k", "d2dmoe": "dynamic_k"}
     rules |= dict.fromkeys(("cats", "chess", "teal"), "density")
     rules |= {"cmoe": "top_k", "cmoe_tuned": "top_k", "seer": "active", "sam": "grouped"}
+    rules |= {"adapmoe": "sensitivity"}
     rule = variant.get("select") or rules[method]
     return rule, select[rule]
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from d2dmoe.lookup import resolve
+from d2dmoe.selection import Selection
 from d2dmoe.selection_rules import Rule
 
 TOKENS = 4096  # of a layer and a batch that are looked at
@@ -60,13 +61,14 @@ class Watcher:
     totals: dict[str, Tensor] = field(default_factory=dict)  # executed experts at each value
     tokens: dict[str, int] = field(default_factory=dict)
 
-    def see(self, name: str, _selection: object, scores: Tensor, real: Tensor | None) -> None:
+    def see(self, name: str, selection: Selection, scores: Tensor, real: Tensor | None) -> None:
         """As `measure.See`."""
         scores = scores.flatten(0, -2) if real is None else scores[real]
         scores = scores[:: max(1, -(-len(scores) // TOKENS))]
         select = resolve(self.rule.select)
         values = self.values_of(scores.shape[-1])
-        counts = torch.stack([select(scores, value).sum() for value in values]).double().cpu()
+        own = (selection.sensitivity,) if self.rule.sensitive else ()
+        counts = torch.stack([select(scores, value, *own).sum() for value in values]).double().cpu()
         self.totals[name] = self.totals.get(name, 0) + counts
         self.tokens[name] = self.tokens.get(name, 0) + len(scores)
 

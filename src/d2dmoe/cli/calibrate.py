@@ -38,7 +38,8 @@ def run(
         ),
     ] = False,
     rule: Annotated[
-        str, typer.Option(help="How experts are selected: dynamic_k, top_k or coverage.")
+        str,
+        typer.Option(help="How experts are selected: dynamic_k, top_k, coverage or sensitivity."),
     ] = "dynamic_k",
     output: Annotated[
         Path | None,

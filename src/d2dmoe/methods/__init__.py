@@ -251,6 +251,14 @@ METHODS = table_of(
             options="d2dmoe.methods.ldpruner.options:LDPrunerVariant",
             section="d2dmoe.methods.ldpruner.options:LDPrunerSection",
         ),
+        Method(
+            "adapmoe",
+            role="neighbour",
+            plan="d2dmoe.methods.adapmoe.plan",
+            options="d2dmoe.methods.adapmoe.options:AdapMoEVariant",
+            experts=True,
+            training_free=True,
+        ),
     ]
 )
 

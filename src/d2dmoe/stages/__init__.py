@@ -185,6 +185,16 @@ STAGES = table_of(
             hint={"removed": "r", "epochs": "e"},
         ),
         Stage(
+            "sensitivity",
+            make="d2dmoe.methods.adapmoe.calibration:measure",
+            options="d2dmoe.methods.adapmoe.options:SensitivityConfig",
+            rebuild="d2dmoe.sensitivity:rebuild",
+            trains=False,
+            calibrates=True,
+            dense=False,
+            hint={"samples": "n"},
+        ),
+        Stage(
             "quantize",
             make="d2dmoe.stages.quantize:quantize",
             options="d2dmoe.config.compression:QuantizeConfig",
