@@ -14,7 +14,7 @@ from torch.nn.functional import gelu, relu
 from d2dmoe.attention import FusedProjections, Projection, SelfAttention
 from d2dmoe.conversion import add_router
 from d2dmoe.errors import ModelError
-from d2dmoe.ffn import FFN
+from d2dmoe.ffn import FFN, ActivationLayer
 from d2dmoe.moe import MoE
 from d2dmoe.router import Router
 from d2dmoe.surgery import find, put, swap
@@ -143,6 +143,8 @@ def _projection(replaced: nn.Module, role: str, widths: Sequence[int], bias: boo
 
 def _described(layer: FFN | MoE) -> dict[str, Any]:
     linears: dict[str, Any] = {"up": layer.up, "gate": layer.gate, "down": layer.down}
+    if not _is_own(layer):
+        raise ModelError("layers of other methods than D2DMoE are saved by the pipeline alone")
     if isinstance(layer, FFN):
         biases = [
             n for n, linear in linears.items() if linear is not None and linear.bias is not None
@@ -151,14 +153,19 @@ def _described(layer: FFN | MoE) -> dict[str, Any]:
         return _shape(layer, layer.d_ff, biases) | rates
     biases = [name for name in linears if getattr(layer, f"{name}_bias") is not None]
     rule, value = layer.operating_point
-    if type(layer) is not MoE or not isinstance(layer.router, Router | None):
-        raise ModelError("layers of other methods than D2DMoE are saved by the pipeline alone")
     d_ff = layer.num_experts * layer.expert_size
     described = _shape(layer, d_ff, biases) | {"num_experts": layer.num_experts}
     if layer.router is not None:
         described["router"] = {"kind": layer.router.kind, "width": layer.router.width}
         described |= {"rule": rule, "value": value}
     return described
+
+
+def _is_own(layer: FFN | MoE) -> bool:
+    """Whether a layer is all that its description says: other methods' have more to them."""
+    if isinstance(layer, FFN):
+        return type(layer) is FFN and type(layer.activation) is ActivationLayer
+    return type(layer) is MoE and isinstance(layer.router, Router | None)
 
 
 def _shape(layer: FFN | MoE, d_ff: int, biases: list[str]) -> dict[str, Any]:

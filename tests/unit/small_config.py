@@ -23,6 +23,7 @@ def with_everything(raw: dict[str, Any]) -> dict[str, Any]:
     task["ztw"] = {**training, "epochs": 5}
     task["avit"] = {**training, "epochs": 5}
     task["factorllm"] = {**training, "epochs": 5}
+    task["dyn_adapter"] = {**training, "epochs": 5}
     task["seer"] = {**training, "epochs": 1, "active": 0.5}
     task["select"]["active"] = [0.5, 1.0]
     task["cmoe"] = {**training, "epochs": 1, "shared": 2, "top_k": 4}
@@ -80,6 +81,7 @@ def with_everything(raw: dict[str, Any]) -> dict[str, Any]:
             "carved_dense": {"method": "cmoe", "label": "CMoE of the dense model"},
             "carved_tuned": {"method": "cmoe_tuned", "label": "CMoE, tuned"},
             "factors": {"method": "factorllm", "label": "FactorLLM", "active": [1, 3]},
+            "adapted": {"method": "dyn_adapter", "label": "Dyn-Adapter"},
             "fewer": {"method": "seer", "label": "SEER-MoE", "removed": 0.25},
         },
         "figures": {"neighbours": ["sparse", "cats", "chess", "teal", "carved"]},

@@ -109,6 +109,7 @@ ORDER = {  # of variants of `with_everything`; the others convert the dense mode
     "carved_dense": ["dense", "finetune", "cmoe"],
     "carved_tuned": ["dense", "finetune", "cmoe"],
     "factors": ["dense", "factorllm"],
+    "adapted": ["dense", "finetune", "dyn_adapter"],
     "fewer": [*CONVERSION, "seer"],
 }
 
@@ -145,7 +146,7 @@ def test_a_suite_runs_its_own_variants_and_those_its_figures_compare_with(everyt
     bases = {"pruned", "pruned_finetuned", "student", "student_finetuned"}
     own = {"pruned_sparse", "student_sparse", "int8", "sparse_int8"}
     assert found["compatibility"] == dense | bases | own | {"sparse"}
-    own = {"carved", "carved_dense", "carved_tuned", "factors", "fewer"}
+    own = {"carved", "carved_dense", "carved_tuned", "factors", "adapted", "fewer"}
     assert found["neighbours"] == dense | {"sparse", "cats", "chess", "teal"} | own
 
 
@@ -435,6 +436,7 @@ SECTIONS = {  # of a task: the stages that its options reach first
     "ztw": {"ztw"},
     "avit": {"avit"},
     "factorllm": {"factorllm"},
+    "dyn_adapter": {"dyn_adapter"},
     "seer": {"seer", "sparsify"},  # from which it takes its passes
     "cmoe": {"cmoe", "finetune"},  # from which its fine-tuning takes its passes
     "bases.pruned": {"prune"},
