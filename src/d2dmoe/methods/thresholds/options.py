@@ -13,7 +13,8 @@ Samples = Annotated[
 ]
 BatchSize = Annotated[int, Field(gt=0, description="Samples per step of the calibration")]
 Step = Annotated[
-    float, Field(gt=0, le=1, description="Share of a block's cost that a step of the search saves")
+    float,
+    Field(gt=0, le=1, description="Share of a mean map's cost that a step of the search saves"),
 ]
 SAMPLES, BATCH_SIZE, STEP = 128, 32, 0.05
 
