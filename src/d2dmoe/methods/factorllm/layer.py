@@ -39,8 +39,9 @@ class FactorMoE(MoE):
 
     def run(self, z: Tensor, backend: str) -> Tensor:
         if self.training:  # what the labels need too is computed once
-            hidden, mask = self.hidden(z), self.selection(self.router(z))
-            outputs = self.outputs(torch.einsum("...ne,ned->...nd", hidden, self.down))
+            mask, hidden = self.selection(self.router(z)), self.hidden(z).unbind(-2)
+            each = [h @ down for h, down in zip(hidden, self.down, strict=True)]
+            outputs = self.outputs(torch.stack(each, -2))
             total = torch.where(mask.unsqueeze(-1), outputs, 0).sum(-2)
             return total * self._scale + self._bias
         return (super().run(z, backend) - self._bias) * self._scale + self._bias
