@@ -30,7 +30,7 @@ def train_dyn_adapter(parent: Path, cfg: DynAdapterConfig, run: Run) -> Trained:
             no class token, or too few blocks for an exit.
     """
     model, spec = load_dense_model(parent)
-    part = {"width": cfg.width, "every": cfg.every, "head_width": cfg.head_width}
+    part: dict[str, Any] = {"width": cfg.width, "every": cfg.every, "head_width": cfg.head_width}
     model.requires_grad_(False)
     torch.manual_seed(seed_for("exits", run.seed))
     add_adapters(model, spec, **part).to(run.device)

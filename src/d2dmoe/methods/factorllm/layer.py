@@ -38,13 +38,18 @@ class FactorMoE(MoE):
         self.outputs = nn.Identity()  # each expert's, [..., N, d_out]: in training, for hooks
 
     def run(self, z: Tensor, backend: str) -> Tensor:
-        if self.training:  # what the labels need too is computed once
-            mask, hidden = self.selection(self.router(z)), self.hidden(z).unbind(-2)
-            each = [h @ down for h, down in zip(hidden, self.down, strict=True)]
-            outputs = self.outputs(torch.stack(each, -2))
-            total = torch.where(mask.unsqueeze(-1), outputs, 0).sum(-2)
-            return total * self._scale + self._bias
+        if self.training:
+            return self._each(z)
         return (super().run(z, backend) - self._bias) * self._scale + self._bias
+
+    def _each(self, z: Tensor) -> Tensor:
+        """The same by the output of every expert, which the labels need too."""
+        router: Any = self.router
+        mask, hidden = self.selection(router(z)), self.hidden(z).unbind(-2)
+        each = [h @ down for h, down in zip(hidden, self.down, strict=True)]
+        outputs = self.outputs(torch.stack(each, -2))
+        total = torch.where(mask.unsqueeze(-1), outputs, 0).sum(-2)
+        return total * self._scale + self._bias
 
     @property
     def _scale(self) -> float:
