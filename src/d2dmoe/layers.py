@@ -14,7 +14,7 @@ from torch.nn.functional import gelu, relu
 from d2dmoe.attention import FusedProjections, Projection, SelfAttention
 from d2dmoe.conversion import add_router
 from d2dmoe.errors import ModelError
-from d2dmoe.ffn import FFN
+from d2dmoe.ffn import FFN, ActivationLayer
 from d2dmoe.moe import MoE
 from d2dmoe.router import Router
 from d2dmoe.selection import Selection
@@ -152,6 +152,11 @@ def _projection(replaced: nn.Module, role: str, widths: Sequence[int], bias: boo
 
 def _described(layer: FFN | MoE) -> dict[str, Any]:
     linears: dict[str, Any] = {"up": layer.up, "gate": layer.gate, "down": layer.down}
+    if not _is_own(layer):
+        raise ModelError(
+            f"layers of type {type(layer).__name__} cannot be saved so: restore offloaded ones; "
+            "those of other methods than D2DMoE are saved by the pipeline alone"
+        )
     if isinstance(layer, FFN):
         biases = [
             n for n, linear in linears.items() if linear is not None and linear.bias is not None
@@ -160,18 +165,20 @@ def _described(layer: FFN | MoE) -> dict[str, Any]:
         return _shape(layer, layer.d_ff, biases) | rates
     biases = [name for name in linears if getattr(layer, f"{name}_bias") is not None]
     rule, value = layer.operating_point
-    own = type(layer) is MoE and type(layer.selection) is Selection
-    if not own or not isinstance(layer.router, Router | None):
-        raise ModelError(
-            f"layers of type {type(layer).__name__} cannot be saved so: restore offloaded ones; "
-            "those of other methods than D2DMoE are saved by the pipeline alone"
-        )
     d_ff = layer.num_experts * layer.expert_size
     described = _shape(layer, d_ff, biases) | {"num_experts": layer.num_experts}
     if layer.router is not None:
         described["router"] = {"kind": layer.router.kind, "width": layer.router.width}
         described |= {"rule": rule, "value": value, "sensitivity": layer.selection.sensitivity}
     return described
+
+
+def _is_own(layer: FFN | MoE) -> bool:
+    """Whether a layer is all that its description says: other methods' have more to them."""
+    if isinstance(layer, FFN):
+        return type(layer) is FFN and type(layer.activation) is ActivationLayer
+    own = type(layer) is MoE and type(layer.selection) is Selection
+    return own and isinstance(layer.router, Router | None)
 
 
 def _shape(layer: FFN | MoE, d_ff: int, biases: list[str]) -> dict[str, Any]:

@@ -108,11 +108,11 @@ def make_inputs(count: int = 5, seed: int = 1) -> torch.Tensor:
 
 READERS = [  # the modules of stages and evaluations that open data
     "methods.avit.evaluation",
+    "methods.early_exits.evaluation",
     "methods.factorllm.evaluation",
     "methods.sam.evaluation",
     "methods.seer.evaluation",
     "methods.thresholds.evaluation",
-    "methods.ztw.evaluation",
     "stages.activity",
     "stages.calibrate",
     "stages.dense",

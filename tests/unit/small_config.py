@@ -24,6 +24,7 @@ def with_everything(raw: dict[str, Any]) -> dict[str, Any]:
     task["avit"] = {**training, "epochs": 5}
     task["factorllm"] = {**training, "epochs": 5}
     task["ldpruner"] = {**training, "epochs": 1}
+    task["dyn_adapter"] = {**training, "epochs": 5}
     task["seer"] = {**training, "epochs": 1, "active": 0.5}
     task["sam"] = {**training, "epochs": 1, "active": 0.5}
     task["select"]["grouped"] = [0.5, 1.0]
@@ -84,6 +85,7 @@ def with_everything(raw: dict[str, Any]) -> dict[str, Any]:
             "carved_dense": {"method": "cmoe", "label": "CMoE of the dense model"},
             "carved_tuned": {"method": "cmoe_tuned", "label": "CMoE, tuned"},
             "factors": {"method": "factorllm", "label": "FactorLLM", "active": [1, 3]},
+            "adapted": {"method": "dyn_adapter", "label": "Dyn-Adapter"},
             "fewer": {"method": "seer", "label": "SEER-MoE", "removed": 0.25},
             "grouped": {"method": "sam", "label": "SAM", "groups": 2},
             "leaner": {"method": "ldpruner", "label": "LD-Pruner", "removed": [1, 2]},

@@ -17,7 +17,7 @@ from d2dmoe.config.figures import FiguresConfig
 from d2dmoe.figures import by_key
 from d2dmoe.lookup import resolve
 from d2dmoe.methods import METHODS
-from d2dmoe.tables import BUDGETS, COMPARISON, SUMMARY
+from d2dmoe.tables import BUDGETS, COMPARISON, RATIOS, SUMMARY
 
 SHARES = [0.1, 0.3, 0.5, 0.7, 0.9, 1.0]  # executed experts at each operating point
 D_FF = 100
@@ -42,6 +42,19 @@ VARIANTS = {  # method, knob, quality lost without FFNs, active neurons, experts
     "thresholds": ("chess", "density", 0.1, [], 0),
     "one_threshold": ("cats", "density", 0.2, [], 0),
     "other_thresholds": ("chess", "density", 0.4, [], 0),
+    "good_threshold": ("cats", "density", 0.005, [], 0),
+    "even_threshold": ("cats", "density", 0.01 / 0.35, [], 0),  # 99 % at half of the channels
+    "inputs": ("teal", "density", 0.005, [], 0),
+    "poor_inputs": ("teal", "density", 0.5, [], 0),
+    "carved": ("cmoe", "top_k", 0.01, [], 8),
+    "poor_carved": ("cmoe", "top_k", 0.4, [], 8),
+    "factors": ("factorllm", "factors", 0.2, [], 4),
+    "even_factors": ("factorllm", "factors", 0.5, [], 4),  # 85 % at 0.7 of the cost
+    "poor_factors": ("factorllm", "factors", 0.6, [], 4),
+    "fewer": ("seer", "active", 0.005, [], 6),
+    "as_many": ("seer", "active", 0.005, [], 8),
+    "adapted": ("dyn_adapter", "confidence", 0.005, [], 0),
+    "poor_adapted": ("dyn_adapter", "confidence", 0.2, [], 0),
 }
 FLOORS = {
     "attention": 0.1,
@@ -94,7 +107,12 @@ def statistics(tradeoff: pd.DataFrame) -> dict[str, pd.DataFrame]:
             kept = max(0.99, curve[1].min()) if cost is not None else best
             row = {"task": task, "metric": metric, "variant": name}
             row |= _cells("flops_ratio_at_99", cost, COST_CHANCE)
-            summary.append(row | _cells("quality_at_99", kept, CHANCE))
+            row |= _cells("quality_at_99", kept, CHANCE)
+            for ratio in RATIOS:
+                met = ratio >= curve[0][0]
+                quality = float(np.interp(ratio, *curve)) if met else None
+                row |= _cells(f"quality_at_{ratio}", quality, CHANCE)
+            summary.append(row)
         for one, other in permutations(curves, 2):
             of = {"task": task, "metric": metric, "variant": one, "rival": other}
             for measure, at, difference, chance in _differences(curves[one], curves[other]):
@@ -205,7 +223,7 @@ def test_every_claim_has_a_row_and_those_without_an_experiment_say_so():
         "C7",
         "C8",
         "C10",
-        "N1",
+        *(claim for claim in CLAIMS if claim.startswith("N")),
     ):  # no figure names variants for them
         assert rows[claim]["verdict"] == NOT_TESTED and rows[claim]["where"] == "t"
 
@@ -712,3 +730,68 @@ def test_c9_needs_three_shares():
 )
 def test_n1_chess_is_above_cats(named, verdict):
     assert verdicts(tables(), neighbours=named)["N1"]["verdict"] == verdict
+
+
+@pytest.mark.parametrize(
+    ("claim", "named", "verdict"),
+    [
+        ("N2", ["one_threshold", "inputs"], SUPPORTED),
+        ("N2", ["one_threshold", "poor_inputs", "inputs"], CONTRADICTED),
+        ("N2", ["good_threshold", "inputs"], UNDECIDED),
+        ("N2", ["one_threshold", "thresholds"], NOT_TESTED),
+        ("N3", ["inputs"], SUPPORTED),  # down to 0.3 of the cost
+        ("N3", ["poor_inputs", "inputs"], CONTRADICTED),
+        ("N3", ["one_threshold"], NOT_TESTED),
+        ("N4", ["good_threshold"], SUPPORTED),
+        ("N4", ["even_threshold"], UNDECIDED),
+        ("N4", ["one_threshold", "good_threshold"], CONTRADICTED),
+        ("N4", ["thresholds"], NOT_TESTED),
+        ("N5", ["carved"], SUPPORTED),
+        ("N5", ["poor_carved"], CONTRADICTED),
+        ("N5", ["sparse"], NOT_TESTED),
+        ("N6", ["carved", "moefication"], SUPPORTED),
+        ("N6", ["poor_carved", "moefication"], CONTRADICTED),
+        ("N6", ["carved", "sparse"], NOT_TESTED),
+        ("N7", ["factors", "poor_factors"], SUPPORTED),
+        ("N7", ["even_factors"], UNDECIDED),
+        ("N7", ["poor_factors"], CONTRADICTED),
+        ("N7", ["sparse"], NOT_TESTED),
+        ("N8", ["sparse", "fewer"], SUPPORTED),  # three quarters of the experts
+        ("N8", ["sparse", "as_many"], NOT_TESTED),
+        ("N8", ["fewer"], NOT_TESTED),  # than whose?
+        ("N9", ["adapted"], SUPPORTED),
+        ("N9", ["poor_adapted"], CONTRADICTED),
+        ("N9", ["exits"], NOT_TESTED),
+        ("N10", ["sparse", "one_threshold", "carved"], SUPPORTED),
+        ("N10", ["sparse", "one_threshold", "inputs"], UNDECIDED),  # which is as good
+        ("N10", ["denser", "one_threshold", "inputs"], CONTRADICTED),
+        ("N10", ["sparse", "adapted"], NOT_TESTED),
+        ("N10", ["inputs"], NOT_TESTED),
+    ],
+)
+def test_what_neighbours_claim_is_decided_by_the_first_variant_of_each(claim, named, verdict):
+    row = verdicts(tables(), neighbours=named)[claim]
+    assert row["verdict"] == verdict
+    assert (row["measured"] == "-") == (verdict == NOT_TESTED)
+
+
+@pytest.mark.parametrize(("best", "verdict"), [(0.98, CONTRADICTED), (0.989, UNDECIDED)])
+@pytest.mark.parametrize("claim", ["N3", "N4", "N5", "N8", "N9"])
+def test_a_neighbour_that_never_keeps_99_percent_saves_nothing(claim, best, verdict):
+    names = ["sparse", "good_threshold", "inputs", "carved", "fewer", "adapted"]
+    assert verdicts(tables(full=best), neighbours=names)[claim]["verdict"] == verdict
+
+
+@pytest.mark.parametrize(("floor", "tested"), [(0.6, True), (0.8, False)])
+def test_n7_asks_for_what_the_summary_has(floor, tested):
+    row = verdicts(tables(floor=floor), neighbours=["factors"])["N7"]
+    assert (row["verdict"] != NOT_TESTED) == tested
+
+
+def test_n5_asks_for_the_cost_at_which_three_quarters_of_the_experts_run():
+    """Executed shares stand in the table of layers: two layers run 0.8 and 1.2 of the mean."""
+    row = verdicts(tables(floor=0.2), neighbours=["carved"])["N5"]
+    assert "80.0% is its cost where 75% of its experts run" in row["evidence"]
+    only = tables()
+    only["tradeoff"] = only["tradeoff"][only["tradeoff"]["knob_value"] > 0.8]
+    assert "no points on both sides" in verdicts(only, neighbours=["carved"])["N5"]["evidence"]

@@ -25,7 +25,7 @@ from d2dmoe.plan.plan import load_plan
 from d2dmoe.plan.variants import chains
 from d2dmoe.quality import quality
 from d2dmoe.stages.evaluate import evaluate_dense
-from d2dmoe.surgery import find
+from d2dmoe.surgery import find, watch
 
 CPU = torch.device("cpu")
 RUN = Run(seed=0, device=CPU)
@@ -77,10 +77,32 @@ def test_the_sum_of_k_of_n_experts_is_scaled_and_the_bias_is_not(backend, gated,
         torch.testing.assert_close(moe.run(z, backend), ffn(z), rtol=1e-4, atol=1e-5)
 
 
+def outputs_of(moe: Any, z: torch.Tensor) -> torch.Tensor:
+    """Each expert's, [tokens, N, d_out]."""
+    return torch.einsum("tne,ned->tnd", moe.hidden(z), moe.down)
+
+
+@pytest.mark.parametrize(("gated", "bias"), [(False, True), (True, False)])
+def test_in_training_it_computes_what_it_does_otherwise_and_shows_each_experts_output(gated, bias):
+    _, moe = make_layer(2, gated, bias)
+    z = torch.randn(3, 7, 6, requires_grad=True)
+    found = []
+    for training in (False, True):
+        moe.train(training).zero_grad()
+        with watch({"each": moe.outputs}, lambda _module, _input, output: output) as seen:
+            out = moe(z)
+        gradients = torch.autograd.grad(out.square().sum(), [z, moe.up, moe.down])
+        found.append((out, *gradients))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    expected = outputs_of(moe, z.flatten(0, 1)).unflatten(0, (3, 7))
+    torch.testing.assert_close(seen["each"], expected)
+
+
 def test_labels_are_the_experts_nearest_to_their_share_of_the_teachers_output():
     ffn, moe = make_layer(2)
     z = torch.randn(30, 6)
-    labels = teacher_labels(moe, ffn, z, 2)
+    labels = teacher_labels(outputs_of(moe, z), ffn, z, 2)
     assert labels.dtype == torch.bool and (labels.sum(1) == 2).all()
     with torch.no_grad():
         for token, chosen in zip(z, labels, strict=True):
@@ -100,7 +122,8 @@ def test_an_expert_that_gives_just_its_share_is_labelled():
     with torch.no_grad():
         ffn.down.weight[:] = moe.down[:3] = 0  # the teacher and three experts give 0
         moe.down[3] = 1
-    labels = teacher_labels(moe, ffn, torch.randn(9, 6), 1)
+    z = torch.randn(9, 6)
+    labels = teacher_labels(outputs_of(moe, z), ffn, z, 1)
     assert not labels[:, 3].any()
 
 
@@ -193,9 +216,10 @@ def test_padding_labels_nothing(tmp_path, monkeypatch):
     read_from(split, monkeypatch)
     seen = []
 
-    def labels(moe, teacher, z, active):
+    def labels(outputs, teacher, z, active):
         seen.append(len(z))
-        return teacher_labels(moe, teacher, z, active)
+        assert len(outputs) == len(z)
+        return teacher_labels(outputs, teacher, z, active)
 
     monkeypatch.setattr("d2dmoe.methods.factorllm.training.teacher_labels", labels)
     train_factorllm(tmp_path / "dense", config(epochs=1, batch_size=len(split)), RUN)

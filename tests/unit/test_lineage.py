@@ -109,6 +109,7 @@ ORDER = {  # of variants of `with_everything`; the others convert the dense mode
     "carved_dense": ["dense", "finetune", "cmoe"],
     "carved_tuned": ["dense", "finetune", "cmoe"],
     "factors": ["dense", "factorllm"],
+    "adapted": ["dense", "finetune", "dyn_adapter"],
     "fewer": [*CONVERSION, "seer"],
     "grouped": [*CONVERSION, "sam"],
     "leaner": ["dense", "finetune", "ldpruner"],
@@ -149,7 +150,7 @@ def test_a_suite_runs_its_own_variants_and_those_its_figures_compare_with(everyt
     own = {"pruned_sparse", "student_sparse", "int8", "sparse_int8"}
     assert found["compatibility"] == dense | bases | own | {"sparse"}
     own = {"carved", "carved_dense", "carved_tuned", "factors", "fewer", "grouped", "leaner"}
-    own |= {"adaptive"}
+    own |= {"adaptive", "adapted"}
     assert found["neighbours"] == dense | {"sparse", "cats", "chess", "teal"} | own
 
 
@@ -439,6 +440,7 @@ SECTIONS = {  # of a task: the stages that its options reach first
     "ztw": {"ztw"},
     "avit": {"avit"},
     "factorllm": {"factorllm"},
+    "dyn_adapter": {"dyn_adapter"},
     "seer": {"seer", "sparsify"},  # from which it takes its passes
     "ldpruner": {"ldpruner", "finetune"},  # likewise
     "sam": {"sam", "sparsify"},  # likewise

@@ -727,6 +727,7 @@ THRESHOLDS = MODEL | METHOD | {"config/stages.py", "config/trained.py", "stages/
 THRESHOLDS |= files("data/", "augment image_sources pictures splits vendored")
 THRESHOLDS |= files("methods/thresholds/", "calibration layers options")
 THRESHOLDS |= files("", "inputs padding seeding") | {"config/sources.py"}
+EXITS = {"methods/early_exits/leaving.py"}
 OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier stages left
     "dense": TRAINING | {"config/stages.py", "stages/dense.py"},
     "finetune": TRAINING | {"config/stages.py", "stages/dense.py"},
@@ -743,7 +744,7 @@ OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier s
     | {"config/stages.py", "stages/clustering.py"},
     "router": TRAINING | EXPERTS | {"config/stages.py", "stages/router.py"},
     "tune": TRAINING | EXPERTS | {"config/stages.py", "stages/tune.py"},
-    "ztw": TRAINING | METHOD | files("methods/ztw/", "exits options training"),
+    "ztw": TRAINING | METHOD | EXITS | files("methods/ztw/", "exits options training"),
     "avit": TRAINING | METHOD | files("methods/avit/", "halting options training"),
     "thresholds": THRESHOLDS
     | files("", "balanced_kmeans experts")
@@ -759,6 +760,10 @@ OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier s
     | METHOD
     | {"balanced_kmeans.py", "experts.py", "padding.py"}
     | files("methods/factorllm/", "layer losses options training"),
+    "dyn_adapter": TRAINING
+    | METHOD
+    | EXITS
+    | files("methods/dyn_adapter/", "adapters options training"),
     "seer": TRAINING
     | EXPERTS
     | METHOD
@@ -1132,9 +1137,9 @@ def test_an_edit_of_a_kernel_repeats_just_what_measures_models_and_layers(code, 
 @pytest.mark.parametrize(
     ("pattern", "rules"),
     [
-        ("methods/ztw/*.py", ("ztw", "evaluate_exits")),
+        ("methods/early_exits/*.py", ("ztw", "dyn_adapter", "evaluate_exits")),
         ("methods/avit/*.py", ("avit", "evaluate_halting")),
-        ("methods/ztw/evaluation.py", ("evaluate_exits",)),
+        ("methods/early_exits/evaluation.py", ("evaluate_exits",)),
         ("methods/avit/evaluation.py", ("evaluate_halting",)),
         ("methods/thresholds/hidden.py", ("thresholds",)),
         ("methods/thresholds/greedy.py", ("input_thresholds",)),
@@ -1168,6 +1173,7 @@ def test_an_edit_of_a_kernel_repeats_just_what_measures_models_and_layers(code, 
         ("methods/sam/losses.py", ("sam",)),
         ("methods/factorllm/evaluation.py", ("evaluate_factors",)),
         ("methods/factorllm/losses.py", ("factorllm",)),
+        ("methods/dyn_adapter/training.py", ("dyn_adapter",)),
         ("methods/seer/evaluation.py", ("evaluate_active",)),
         ("methods/seer/training.py", ("seer",)),
         ("methods/cmoe/carving.py", ("cmoe",)),
@@ -1214,6 +1220,9 @@ def test_an_edit_of_the_wall_clock_redraws_the_benchmarks_figures(code):
 def test_an_edit_of_what_a_stage_leaves_repeats_the_stage_and_what_reads_its_models(code):
     """Models that it did not make stay as they are."""
     assert code.repeated("compression/prune.py") == code.of(lambda x: "prune" in x.stages)
+    for method in ("ztw", "dyn_adapter"):  # which are measured by one evaluation
+        own = code.of(lambda x, stage=method: stage in x.stages)
+        assert code.repeated(f"methods/{method}/*.py") == own
 
 
 @pytest.mark.parametrize(

@@ -207,6 +207,7 @@ STEPS = {  # parent, and options
         BASE | {"expert_size": 4, "shared": 2, "firing": 6, "top_k": 4, "samples": 9},
     ),
     "factorllm": ("dense", BASE | {"active": 2}),
+    "dyn_adapter": ("dense", BASE),
     "seer": ("router", BASE | {"active": 0.5, "removed": 0.25, "scope": "global"}),
     "sam": ("router", BASE | {"active": 0.5, "groups": 2}),
     "ldpruner": ("dense", BASE | {"removed": 2, "samples": 9}),

@@ -29,9 +29,10 @@ from d2dmoe.evaluation import cost_on, evaluate_dense, evaluate_routed
 from d2dmoe.flops import count
 from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.run import Run
-from d2dmoe.methods.ztw import evaluation
-from d2dmoe.methods.ztw.evaluation import evaluate_exits, exit_costs
-from d2dmoe.methods.ztw.exits import Ensemble, Exits, Head, UpTo, exit_blocks, leave_at
+from d2dmoe.methods.early_exits import evaluation
+from d2dmoe.methods.early_exits.evaluation import evaluate_exits, exit_costs
+from d2dmoe.methods.early_exits.leaving import UpTo, exit_blocks, leave_at
+from d2dmoe.methods.ztw.exits import Cascade, Ensemble, Head
 from d2dmoe.methods.ztw.options import ZTWConfig
 from d2dmoe.methods.ztw.training import train_ztw
 from d2dmoe.models import names_where
@@ -127,7 +128,7 @@ def trained(request, tmp_path_factory) -> SimpleNamespace:
 
 
 def test_a_head_sees_the_state_and_the_logits_of_the_one_before_and_ensembles_multiply():
-    exits = Exits(2, d_model=2, num_classes=2, width=None)
+    exits = Cascade(2, every=1, d_model=2, num_classes=2, width=None)
     first, second = exits.heads
     with torch.no_grad():
         for parameter in exits.parameters():
@@ -157,7 +158,7 @@ def test_a_fresh_ensemble_is_the_geometric_mean():
 
 
 def test_no_gradient_reaches_the_head_before_nor_a_head_from_the_ensembles():
-    exits = randomise(Exits(3, d_model=4, num_classes=3, width=None))
+    exits = randomise(Cascade(3, every=1, d_model=4, num_classes=3, width=None))
     heads, ensembles = exits(torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0)))
     heads[2].square().sum().backward(retain_graph=True)
     reached = {name for name, p in exits.named_parameters() if p.grad is not None and p.grad.any()}
@@ -169,7 +170,7 @@ def test_no_gradient_reaches_the_head_before_nor_a_head_from_the_ensembles():
 
 
 def test_fewer_states_give_the_first_exits_outputs():
-    exits = randomise(Exits(3, d_model=4, num_classes=3, width=5))
+    exits = randomise(Cascade(3, every=1, d_model=4, num_classes=3, width=5))
     states = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
     for all_, some in zip(exits(states), exits(states[:2]), strict=True):
         assert torch.equal(all_[:2], some)
@@ -407,6 +408,6 @@ def test_too_few_blocks_are_refused():
 
 
 def test_a_model_without_exits_is_refused(trained):
-    message = "dense holds a model that the stage ztw has not made; it was made by dense$"
+    message = "dense holds a model without early exits"
     with pytest.raises(CheckpointError, match=message):
         evaluate(trained.dense, [0.5])

@@ -88,5 +88,59 @@ CLAIMS = table_of(
             test="d2dmoe.claims.neighbours:channel_thresholds",
             figures=("neighbours",),
         ),
+        Claim(
+            "N2",
+            "TEAL, which skips inputs, is better than CATS, which skips outputs, at equal sparsity",
+            test="d2dmoe.claims.neighbours:input_thresholds",
+            figures=("neighbours",),
+        ),
+        Claim(
+            "N3",
+            "TEAL skips 40-50 % of the whole model with minimal degradation, without training",
+            test="d2dmoe.claims.neighbours:whole_model_sparsity",
+            figures=("neighbours",),
+        ),
+        Claim(
+            "N4",
+            "CATS keeps about 99 % at 50 % of the FFNs' channels, without fine-tuning",
+            test="d2dmoe.claims.neighbours:half_of_the_channels",
+            figures=("neighbours",),
+        ),
+        Claim(
+            "N5",
+            "CMoE activates 75 % of the neurons without loss, without training",
+            test="d2dmoe.claims.neighbours:most_of_the_neurons",
+            figures=("neighbours",),
+        ),
+        Claim(
+            "N6",
+            "CMoE makes experts without the training that conversions took before (MoEfication)",
+            test="d2dmoe.claims.neighbours:experts_without_training",
+            figures=("neighbours",),
+        ),
+        Claim(
+            "N7",
+            "FactorLLM keeps up to 85 % of the performance, and is over 30 % faster",
+            test="d2dmoe.claims.neighbours:few_experts",
+            figures=("neighbours",),
+        ),
+        Claim(
+            "N8",
+            "SEER-MoE removes a quarter of the experts with a minimal loss of accuracy",
+            test="d2dmoe.claims.neighbours:fewer_experts",
+            figures=("neighbours",),
+        ),
+        Claim(
+            "N9",
+            "Dyn-Adapter halves the FLOPs at the same accuracy or a higher one",
+            test="d2dmoe.claims.neighbours:adapters_and_exits",
+            figures=("neighbours",),
+        ),
+        Claim(
+            "N10",
+            "D2DMoE outperforms existing approaches: of these, those that train nothing",
+            test="d2dmoe.claims.neighbours:existing_approaches",
+            figures=("neighbours",),
+        ),
     ]
 )

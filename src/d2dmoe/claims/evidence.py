@@ -50,6 +50,11 @@ class Evidence:
         """The quality that test samples keep at that cost; of a seed without one, the best."""
         return self._summarised(variant, "quality_at_99")
 
+    def quality_at(self, variant: str, ratio: float) -> Estimate | None:
+        """The quality at a share of the dense FLOPs, of `tables.RATIOS`; None where not every seed
+        is that cheap."""
+        return self._summarised(variant, f"quality_at_{ratio}")
+
     def _summarised(self, variant: str, measure: str) -> Estimate | None:
         rows = self.summary[self.summary["variant"] == variant]
         return None if rows.empty else _estimate(*rows.iloc[0][[f"{measure}{e}" for e in ENDS]])

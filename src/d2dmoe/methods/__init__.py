@@ -66,7 +66,7 @@ class Method:
 DENSE = Evaluation("evaluate_dense", "d2dmoe.stages.evaluate:evaluate_dense", knobs=("dense",))
 ROUTED = Evaluation("evaluate", "d2dmoe.stages.evaluate:evaluate", knobs=RULES, layers=True)
 EXITS = Evaluation(
-    "evaluate_exits", "d2dmoe.methods.ztw.evaluation:evaluate_exits", knobs=("confidence",)
+    "evaluate_exits", "d2dmoe.methods.early_exits.evaluation:evaluate_exits", knobs=("confidence",)
 )
 HALTING = Evaluation(
     "evaluate_halting",
@@ -127,6 +127,7 @@ EVALUATIONS = table_of(
     [DENSE, ROUTED, EXITS, HALTING, DENSITY, CALIBRATED, TRUE_NORMS, FACTORS, ACTIVE, GROUPED]
 )
 
+CONFIDENCE = Knob("confidence", "ZTW, Dyn-Adapter: least probability of the class to exit")
 TARGET_DENSITY = Knob("density", "CATS, CHESS, TEAL: target share of channels, or inputs, that run")
 
 
@@ -182,7 +183,7 @@ METHODS = table_of(
             plan="d2dmoe.methods.ztw.plan",
             options="d2dmoe.methods.ztw.options:ZTWVariant",
             section="d2dmoe.methods.ztw.options:ZTWConfig",
-            knob=Knob("confidence", "ZTW: least probability of the class to exit"),
+            knob=CONFIDENCE,
             rival="ZTW (for classifiers)",
         ),
         Method(
@@ -225,6 +226,14 @@ METHODS = table_of(
             options="d2dmoe.methods.factorllm.options:FactorLLMVariant",
             section="d2dmoe.methods.factorllm.options:FactorLLMSection",
             experts=True,
+        ),
+        Method(
+            "dyn_adapter",
+            role="neighbour",
+            plan="d2dmoe.methods.dyn_adapter.plan",
+            options="d2dmoe.methods.dyn_adapter.options:DynAdapterVariant",
+            section="d2dmoe.methods.dyn_adapter.options:DynAdapterConfig",
+            knob=CONFIDENCE,
         ),
         Method(
             "seer",

@@ -4,6 +4,7 @@ import math
 
 from d2dmoe.config.task import Chain, TaskConfig
 from d2dmoe.config.trained import TrainedVariant
+from d2dmoe.models import ARCHITECTURES
 
 
 def need_epochs(task: TaskConfig, name: str, epochs: float, key: str) -> None:
@@ -30,6 +31,17 @@ def need_section(task: TaskConfig, name: str, section: str):
     if getattr(task, section) is None:
         raise ValueError(f"variant '{name}': the task has no section {section}")
     return getattr(task, section)
+
+
+def need_exits(task: TaskConfig, name: str, every: int, section: str) -> None:
+    """A classifier by its first token, with a block before the last that an exit can follow."""
+    if not ARCHITECTURES[task.model.architecture].class_token:
+        raise ValueError(f"variant '{name}': {section} needs a classifier; leave it out")
+    if every >= task.model.layers:
+        raise ValueError(
+            f"variant '{name}': {section}.every = {every} leaves no block of {task.model.layers} "
+            "for an exit; the last has none"
+        )
 
 
 def need_divisor(name: str, key: str, value: int, d_ff: int) -> None:

@@ -162,6 +162,15 @@ STAGES = table_of(
             hint={"experts": "n", "active": "k"},
         ),
         Stage(
+            "dyn_adapter",
+            make="d2dmoe.methods.dyn_adapter.training:train_dyn_adapter",
+            options="d2dmoe.methods.dyn_adapter.options:DynAdapterConfig",
+            rebuild="d2dmoe.methods.dyn_adapter.adapters:add_adapters",
+            tuned=True,
+            dense=False,
+            hint={"width": "r", "every": "every"},
+        ),
+        Stage(
             "seer",
             make="d2dmoe.methods.seer.training:prune_experts",
             options="d2dmoe.methods.seer.options:SEERConfig",

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from d2dmoe.ffn import FFN
@@ -31,13 +32,34 @@ class LinearRouter(nn.Module):
 class FactorMoE(MoE):
     """Experts whose sum is scaled by N / K under a rule that runs K of them; b2 is not scaled."""
 
+    def __init__(self, ffn: FFN, num_experts: int):
+        """See `MoE`."""
+        super().__init__(ffn, num_experts)
+        self.outputs = nn.Identity()  # each expert's, [..., N, d_out]: in training, for hooks
+
     def run(self, z: Tensor, backend: str) -> Tensor:
-        out = super().run(z, backend)
+        if self.training:
+            return self._each(z)
+        return (super().run(z, backend) - self._bias) * self._scale + self._bias
+
+    def _each(self, z: Tensor) -> Tensor:
+        """The same by the output of every expert, which the labels need too."""
+        router: Any = self.router
+        mask, hidden = self.selection(router(z)), self.hidden(z).unbind(-2)
+        each = [h @ down for h, down in zip(hidden, self.down, strict=True)]
+        outputs = self.outputs(torch.stack(each, -2))
+        total = torch.where(mask.unsqueeze(-1), outputs, 0).sum(-2)
+        return total * self._scale + self._bias
+
+    @property
+    def _scale(self) -> float:
         rule, value = self.operating_point
-        if not look_up(RULES, rule, "selection rule").whole:
-            return out
-        bias = 0.0 if self.down_bias is None else self.down_bias
-        return (out - bias) * (self.num_experts / value) + bias
+        counts = look_up(RULES, rule, "selection rule").whole
+        return self.num_experts / value if counts else 1.0
+
+    @property
+    def _bias(self) -> Tensor | float:
+        return 0.0 if self.down_bias is None else self.down_bias
 
 
 def add_linear_router(moe: MoE) -> LinearRouter:

@@ -9,16 +9,15 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from d2dmoe.ffn import FFN
-from d2dmoe.moe import MoE
 
 
 @torch.no_grad()
-def teacher_labels(moe: MoE, teacher: FFN, z: Tensor, active: int) -> Tensor:
+def teacher_labels(outputs: Tensor, teacher: FFN, z: Tensor, active: int) -> Tensor:
     """The K experts whose outputs are nearest, each on its own, to K / N of the teacher's output;
     b2, which lies outside of the experts, is left out of both.
 
     Args:
-        moe: the layer.
+        outputs: of the experts of a layer, [tokens, N, d_out].
         teacher: the FFN that it was, in evaluation mode.
         z: the layer's inputs, [tokens, d_model].
         active: K.
@@ -26,12 +25,12 @@ def teacher_labels(moe: MoE, teacher: FFN, z: Tensor, active: int) -> Tensor:
     Returns:
         Boolean [tokens, N], K of each token.
     """
-    outputs = torch.einsum("tne,ned->tnd", moe.hidden(z), moe.weights.dequantized().down)
+    experts = outputs.shape[1]
     wanted = teacher(z) if teacher.down.bias is None else teacher(z) - teacher.down.bias
-    share = wanted * (active / moe.num_experts)
-    errors = (outputs - share.unsqueeze(1)).square().mean(-1)  # [tokens, N]
+    share = wanted * (active / experts)
+    errors = torch.linalg.vector_norm(outputs - share.unsqueeze(1), dim=-1)  # [tokens, N]
     nearest = errors.topk(active, dim=-1, largest=False).indices
-    return one_hot(nearest, moe.num_experts).sum(-2).bool()
+    return one_hot(nearest, experts).sum(-2).bool()
 
 
 def label_divergence(logits: Tensor, labels: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from d2dmoe.moe import MoE, set_selection, split_ffn, watch_inputs
 from d2dmoe.padding import without_padding
 from d2dmoe.seeding import seed_for
 from d2dmoe.stages.fitting import fit_model
-from d2dmoe.surgery import find, replace
+from d2dmoe.surgery import find, replace, watch
 from d2dmoe.training import Losses, cross_entropy_loss
 
 
@@ -57,8 +57,10 @@ def _split(ffn: FFN, experts: int) -> MoE:
 
 
 def _fit(model: nn.Module, teachers: dict[str, FFN], cfg: FactorLLMConfig, run: Run) -> list[dict]:
-    moes = find(model, MoE)
-    with watch_inputs(model) as inputs:
+    moes = find(model, FactorMoE)
+    shown = {name: moe.outputs for name, moe in moes.items()}
+    seen = watch(shown, lambda _module, _input, output: output.detach())
+    with watch_inputs(model) as inputs, seen as outputs:
 
         def losses(batch: Batch, _progress: float) -> Losses:
             task = cross_entropy_loss(logits_of(model, batch[0]), batch[1], cfg.label_smoothing)
@@ -67,7 +69,9 @@ def _fit(model: nn.Module, teachers: dict[str, FFN], cfg: FactorLLMConfig, run: 
             for name, moe in moes.items():
                 z = without_padding(inputs[name].detach(), real)
                 logits = _router(moe).logits(z)
-                labels = teacher_labels(moe, teachers[name], z, cfg.active)
+                each = outputs[name]  # [batch, tokens, N, d_out]
+                each = each.flatten(0, -3) if real is None else each[real]
+                labels = teacher_labels(each, teachers[name], z, cfg.active)
                 divergence = divergence + label_divergence(logits, labels) / len(moes)
                 mask = moe.selection(logits)
                 balance = balance + balance_loss(logits, mask) / len(moes)

@@ -1,8 +1,9 @@
-"""TEAL's search (arXiv 2408.14690, section 4.4): how sparse the inputs of each linear map may be.
+"""TEAL's search (arXiv 2408.14690, algorithm 1): how sparse the inputs of each linear map may be.
 
 In each block by itself, from all inputs on: of its maps, the one whose inputs are made sparser is
 that which moves the block's output least, until nothing is left. A step saves the same share of the
-block's cost whichever map takes it, so that sizes do not matter.
+block's cost whichever map takes it, so that sizes do not matter: a share of the mean map's cost, so
+that 1 / step steps of a map of mean size leave none of its inputs.
 """
 
 from collections.abc import Iterator, Sequence
@@ -53,7 +54,8 @@ class Block:
     def stepped(self, index: int, step: float) -> Tensor:
         """The sparsities after a step of a map."""
         changed = self.sparsity.clone()
-        changed[index] = min(1.0, float(changed[index] + step / self.shares[index]))
+        saved = step / len(self.maps)  # of the block's cost
+        changed[index] = min(1.0, float(changed[index] + saved / self.shares[index]))
         return changed
 
     def use(self, sparsity: Tensor) -> None:
@@ -84,7 +86,7 @@ def find_paths(
     Args:
         model: with thresholds for the inputs of its linear maps, filled with quantiles.
         inputs: of calibrating batches.
-        step: share of a block's cost that a step saves.
+        step: share of the cost of a block's mean map that a step saves.
         targets: sparsities in [0, 1], rising, [targets].
 
     Returns:

@@ -16,7 +16,8 @@ def calibrate_inputs(parent: Path, cfg: InputThresholdsConfig, run: Run) -> Trai
     """Thresholds of the inputs of all linear maps of a saved dense model: TEAL.
 
     A threshold is that quantile of |x| above which the map's density lies, which a greedy search
-    finds for each target density, the mean of a block by cost.
+    finds for each target density, the mean of a block by cost. The search runs the model hundreds
+    of times, and so reads the first batch of the samples alone.
 
     Raises:
         UserError: model or data are not in order.
@@ -26,6 +27,6 @@ def calibrate_inputs(parent: Path, cfg: InputThresholdsConfig, run: Run) -> Trai
     inputs = drawn_inputs(cfg, run)
     set_quantiles(model, inputs)
     targets = torch.linspace(0, 1, LEVELS)
-    for threshold, density in find_paths(model, inputs, cfg.step, targets):
+    for threshold, density in find_paths(model, inputs[:1], cfg.step, targets):
         threshold.table = torch.stack([threshold.at(float(x)) for x in density])
     return model, spec.with_part("input_thresholds"), []

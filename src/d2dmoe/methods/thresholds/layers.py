@@ -5,18 +5,20 @@ the scale 1, CHESS one for each channel, which amounts to a threshold T / scale 
 skipped is set to 0 here: exact, not faster. A value that is 0 already is skipped at any density.
 """
 
+from collections.abc import Collection
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from d2dmoe.attention import Projection
+from d2dmoe.attention import ROLES, Projection
 from d2dmoe.errors import ModelError
 from d2dmoe.ffn import FFN, ActivationLayer
 from d2dmoe.models.build import separate_projections
 from d2dmoe.spec import ModelSpec
 from d2dmoe.surgery import find, swap
 
+SELECTED = ("q", "o")  # the maps of an attention whose inputs CHESS skips: K and V stay dense
 LEVELS = 1001  # target densities 1, 0.999, …, 0, each of which has a threshold
 
 
@@ -103,9 +105,10 @@ class ThresholdedLinear(nn.Linear):
         return super().forward(self.threshold(z))
 
 
-def projection_roles(model: nn.Module) -> dict[str, str]:
-    """The roles, from q to o, of the linear maps of attentions that are taken apart, by name."""
-    return {name: layer.role for name, layer in find(model, Projection).items()}
+def projection_roles(model: nn.Module, roles: Collection[str] = ROLES) -> dict[str, str]:
+    """The roles, among some, of the linear maps of attentions that are taken apart, by name."""
+    maps = find(model, Projection)
+    return {name: layer.role for name, layer in maps.items() if layer.role in roles}
 
 
 def linear_roles(model: nn.Module) -> dict[str, str]:
@@ -151,11 +154,12 @@ def set_density(model: nn.Module, density: float) -> None:
 
 
 def rebuild_hidden(model: nn.Module, spec: ModelSpec, group: int, attention: bool) -> nn.Module:
-    """Thresholds of hidden channels, and of attention's inputs; what they are is in the weights."""
+    """Thresholds of hidden channels, and of the inputs of Q and O; what they are is in the
+    weights."""
     threshold_hidden(model, group)
     if attention:
         separate_projections(spec.architecture, model)
-        threshold_inputs(model, projection_roles(model))
+        threshold_inputs(model, projection_roles(model, SELECTED))
     return model
 
 

@@ -13,7 +13,8 @@ Samples = Annotated[
 ]
 BatchSize = Annotated[int, Field(gt=0, description="Samples per step of the calibration")]
 Step = Annotated[
-    float, Field(gt=0, le=1, description="Share of a block's cost that a step of the search saves")
+    float,
+    Field(gt=0, le=1, description="Share of a mean map's cost that a step of the search saves"),
 ]
 SAMPLES, BATCH_SIZE, STEP = 128, 32, 0.05
 
@@ -28,7 +29,7 @@ class ThresholdsConfig(Strict):
         None, gt=0, description="Channels that are skipped together; null: each by itself"
     )
     clustering: ClusteringMethod = Field("kmeans", description="How these are chosen")
-    attention: bool = Field(False, description="Whether inputs of attention's maps have some too")
+    attention: bool = Field(False, description="Whether the inputs of Q and O have some too")
     samples: Samples = SAMPLES
     batch_size: BatchSize = BATCH_SIZE
 
@@ -69,7 +70,7 @@ class CHESSVariant(HiddenVariant):
 
     method: Literal["chess"] = Field(description="CHESS: a threshold for each channel")
     attention: bool = Field(
-        False, description="Threshold the inputs of the attention projections too"
+        False, description="Threshold the inputs of the attention's maps Q and O too"
     )
 
 

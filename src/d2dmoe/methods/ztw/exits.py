@@ -8,18 +8,15 @@ So the last operating point is the dense model exactly. The authors' code does t
 """
 
 import math
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
-from d2dmoe.errors import ConfigError
 from d2dmoe.ffn import FFN
-from d2dmoe.inputs import logits_of
-from d2dmoe.models.build import blocks_of
+from d2dmoe.methods.early_exits.leaving import Exits, exit_blocks
 from d2dmoe.spec import ModelSpec
-from d2dmoe.surgery import find, watch
+from d2dmoe.surgery import find
 
 
 class Head(nn.Module):
@@ -66,11 +63,13 @@ class Ensemble(nn.Module):
         return (self.log_weights.exp()[:, None, None] * log_probs).sum(0) + self.bias
 
 
-class Exits(nn.Module):
+class Cascade(Exits):
     """The heads of a model, and for each the ensemble of it and those before it."""
 
-    def __init__(self, exits: int, d_model: int, num_classes: int, width: int | None):
+    def __init__(self, exits: int, every: int, d_model: int, num_classes: int, width: int | None):
+        """`every` so many blocks comes an exit; `width` is that of the heads' hidden layer."""
         super().__init__()
+        self.every = every
         heads = (Head(d_model, num_classes, width, first=i == 0) for i in range(exits))
         self.heads = nn.ModuleList(heads)
         self.ensembles = nn.ModuleList(Ensemble(i + 1, num_classes) for i in range(exits))
@@ -91,6 +90,10 @@ class Exits(nn.Module):
         ensembles = [self.ensembles[i](log_probs[: i + 1]) for i in range(len(logits))]
         return heads, torch.stack(ensembles)
 
+    def answers(self, states: Iterable[Tensor]) -> Tensor:
+        """The ensembles' logits; see `Exits.answers`."""
+        return self(states)[1]
+
 
 def add_exits(model: nn.Module, spec: ModelSpec, every: int, width: int | None) -> nn.Module:
     """Give a model, in place, fresh heads as `model.exits`; its forward does not use them.
@@ -107,76 +110,5 @@ def add_exits(model: nn.Module, spec: ModelSpec, every: int, width: int | None) 
     """
     count = len(exit_blocks(model, spec, every))
     d_model = next(iter(find(model, FFN).values())).d_model
-    model.exits = Exits(count, d_model, len(spec.data["classes"]), width)
+    model.exits = Cascade(count, every, d_model, len(spec.data["classes"]), width)
     return model
-
-
-def exit_blocks(model: nn.Module, spec: ModelSpec, every: int) -> dict[str, nn.Module]:
-    """The blocks that an exit follows, by name: every so many, without the last, after which the
-    model's own classifier costs next to nothing.
-
-    Raises:
-        CheckpointError: the architecture has no class token.
-        ConfigError: there is no such block.
-    """
-    blocks = blocks_of(spec.architecture, model)
-    chosen = dict(list(blocks.items())[every - 1 : -1 : every])
-    if not chosen:
-        raise ConfigError(
-            f"every = {every} leaves no exit before the last of {len(blocks)} blocks; "
-            f"allowed: 1 to {len(blocks) - 1}"
-        )
-    return chosen
-
-
-def watch_states(blocks: Mapping[str, nn.Module]) -> AbstractContextManager[dict[str, Tensor]]:
-    """Record the class token after each block, [batch, d_model], by the block's name."""
-    return watch(blocks, lambda _block, _z, output: output[:, 0])
-
-
-def leave_at(confidence: Tensor, threshold: float) -> Tensor:
-    """The first exit that is confident enough: [exits, samples] -> integers [samples].
-
-    `exits`, the number of them, stands for the model's own classifier.
-    """
-    confident = confidence >= threshold
-    end = torch.ones_like(confident[:1])
-    return torch.cat([confident, end]).int().argmax(0)  # of equal ones the first
-
-
-class UpTo(nn.Module):
-    """A model as a sample runs it that leaves at an exit: nothing after the exit's block."""
-
-    def __init__(self, model: nn.Module, blocks: Mapping[str, nn.Module], index: int):
-        """The exit after `blocks[index]`; an index of `len(blocks)`: the end of the model."""
-        super().__init__()
-        self.model, self.training = model, model.training
-        self.passed = dict(list(blocks.items())[: index + 1])  # their heads run
-        self.early = index < len(blocks)
-
-    def forward(self, **inputs: Tensor) -> Tensor:
-        """Logits [batch, classes] of the exit's ensemble, or at the end of the model."""
-        with watch_states(self.passed) as states:
-            logits = self._run(inputs)
-        _, ensembles = self.model.get_submodule("exits")(states.values())
-        return ensembles[-1] if logits is None else logits
-
-    def _run(self, inputs: dict[str, Tensor]) -> Tensor | None:
-        if not self.early:
-            return logits_of(self.model, inputs)
-        *_, last = self.passed.values()
-        handle = last.register_forward_hook(_leave)  # runs after that of `watch_states`
-        try:
-            with suppress(_Left):
-                self.model(**inputs)
-        finally:
-            handle.remove()
-        return None
-
-
-class _Left(Exception):
-    """A sample left; no fault."""
-
-
-def _leave(*_) -> None:
-    raise _Left

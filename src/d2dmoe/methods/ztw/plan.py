@@ -1,9 +1,8 @@
 """ZTW's stages and checks."""
 
 from d2dmoe.config.task import Chain, TaskConfig
-from d2dmoe.methods.checks import need_epochs, need_section
+from d2dmoe.methods.checks import need_epochs, need_exits, need_section
 from d2dmoe.methods.ztw.options import ZTWVariant
-from d2dmoe.models import ARCHITECTURES
 
 
 def chains(task: TaskConfig, variant: ZTWVariant) -> list[Chain]:
@@ -20,11 +19,5 @@ def knob(task: TaskConfig, variant: ZTWVariant) -> str:
 def check(task: TaskConfig, name: str, variant: ZTWVariant) -> None:
     """A classifier, as many passes as every variant; raises ValueError for the first fault."""
     own = need_section(task, name, "ztw")
-    if not ARCHITECTURES[task.model.architecture].class_token:
-        raise ValueError(f"variant '{name}': ztw needs a classifier; leave it out")
-    if own.every >= task.model.layers:
-        raise ValueError(
-            f"variant '{name}': ztw.every = {own.every} leaves no block of {task.model.layers} for "
-            "an exit; the last has none"
-        )
+    need_exits(task, name, own.every, "ztw")
     need_epochs(task, name, own.epochs, "ztw.epochs")

@@ -8,7 +8,8 @@ from torch import Tensor
 from d2dmoe.checkpoint import Trained, load_dense_model
 from d2dmoe.data.splits import Batch
 from d2dmoe.jobs.run import Run
-from d2dmoe.methods.ztw.exits import UpTo, add_exits, exit_blocks, watch_states
+from d2dmoe.methods.early_exits.leaving import UpTo, exit_blocks, watch_states
+from d2dmoe.methods.ztw.exits import add_exits
 from d2dmoe.methods.ztw.options import ZTWConfig
 from d2dmoe.seeding import seed_for
 from d2dmoe.stages.fitting import fit_part

@@ -1,22 +1,25 @@
-"""ZTW's early exits, measured at every confidence."""
+"""Early exits, measured at every confidence."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from d2dmoe.checkpoint import load_model
 from d2dmoe.data.splits import Split, open_split
+from d2dmoe.errors import CheckpointError
 from d2dmoe.evaluation import Measured, MeasureOptions, cost_on, per_sample
 from d2dmoe.flops import at_lengths, count
 from d2dmoe.inputs import Inputs, logits_of
 from d2dmoe.jobs.progress import Progress
 from d2dmoe.jobs.run import Run
-from d2dmoe.methods.ztw.exits import UpTo, exit_blocks, leave_at, watch_states
+from d2dmoe.methods.early_exits.leaving import Exits, UpTo, exit_blocks, leave_at, watch_states
 from d2dmoe.quality import Outcomes, batches_of, count_parameters
+from d2dmoe.surgery import find
 
 
 def evaluate_exits(model_path: Path, knob: str, cfg: MeasureOptions, run: Run) -> Measured:
@@ -26,7 +29,7 @@ def evaluate_exits(model_path: Path, knob: str, cfg: MeasureOptions, run: Run) -
     sample leaves at the first exit, above 1 none leaves early.
 
     Args:
-        model_path: what `train_ztw` made.
+        model_path: a model with `Exits`.
         knob: the confidence.
         cfg: thresholds; the split, whose samples all count.
         run: device, data and log.
@@ -35,7 +38,7 @@ def evaluate_exits(model_path: Path, knob: str, cfg: MeasureOptions, run: Run) -
         UserError: model or data are not in order.
     """
     model, spec = load_model(model_path)
-    blocks = exit_blocks(model, spec, spec.part("ztw", model_path)["every"])
+    blocks = exit_blocks(model, spec, _exits(model, model_path).every)
     model.to(run.device)
     samples = open_split(run.data, cfg["split"])
     exits = _outcomes(model, blocks, samples, cfg["batch_size"], run)
@@ -50,6 +53,13 @@ def evaluate_exits(model_path: Path, knob: str, cfg: MeasureOptions, run: Run) -
         points.append(point | counted | outcomes.metrics())
         found.append((outcomes, flops))
     return Measured(points, None, per_sample(found))
+
+
+def _exits(model: nn.Module, path: Path) -> Exits:
+    """The exits of a saved model."""
+    for exits in find(model, Exits).values():
+        return exits
+    raise CheckpointError(f"{path} holds a model without early exits")
 
 
 @dataclass(frozen=True)
@@ -78,12 +88,13 @@ def _outcomes(
 ) -> _Outcomes:
     total = math.ceil(len(samples) / batch_size)
     progress = Progress("evaluating exits", total, every_s=run.log_every_s)
+    exits: Any = model.get_submodule("exits")
     batches = []
     with torch.inference_mode(), watch_states(blocks) as states:
         for index, (inputs, targets) in enumerate(batches_of(samples, batch_size, run.device), 1):
             end = logits_of(model, inputs).float()
-            _, ensembles = model.get_submodule("exits")(states.values())
-            batches.append(_outcomes_of(torch.cat([ensembles, end[None]]), targets))
+            answers = exits.answers(states.values())
+            batches.append(_outcomes_of(torch.cat([answers, end[None]]), targets))
             progress.update(index)
     return _Outcomes(*(torch.cat(parts, 1).cpu() for parts in zip(*batches, strict=True)))
 
@@ -104,7 +115,7 @@ def exit_costs(
     """FLOPs of every sample, without padding, for leaving at each exit and at the end.
 
     What is counted is the model up to the exit's block and all heads passed, as it really runs.
-    Ensembles are element-wise and so cost nothing (see `flops`).
+    What is element-wise, as ZTW's ensembles are, costs nothing (see `flops`).
 
     Returns:
         int64 [exits + 1, samples].
