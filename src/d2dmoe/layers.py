@@ -115,7 +115,8 @@ def _fused(attention: FusedProjections | SelfAttention) -> dict[str, Any]:
     maps: list[Any] = [attention.q, attention.k, attention.v]
     widths = [m.out_features if isinstance(m, Projection) else m.d_out for m in maps]
     d_model = maps[0].in_features if isinstance(maps[0], Projection) else maps[0].d_model
-    return {"d_model": d_model, "widths": widths, "bias": all(map(_has_bias, maps))}
+    described = {"d_model": d_model, "widths": widths, "bias": all(map(_has_bias, maps))}
+    return described | ({"groups": attention.groups} if attention.groups > 1 else {})
 
 
 def _has_bias(module: Any) -> bool:
@@ -123,14 +124,19 @@ def _has_bias(module: Any) -> bool:
 
 
 def _apart(
-    replaced: nn.Module, d_model: int = 0, widths: Sequence[int] = (), bias: bool = False
+    replaced: nn.Module,
+    d_model: int = 0,
+    widths: Sequence[int] = (),
+    bias: bool = False,
+    groups: int = 1,
 ) -> nn.Module:
     """An attention's maps with fresh weights for the place of one that is not taken apart."""
     if isinstance(replaced, nn.MultiheadAttention):
         return SelfAttention(replaced)
     like = next(replaced.parameters())
     weight = like.new_empty(sum(widths), d_model)
-    fused = FusedProjections(weight, like.new_empty(sum(widths)) if bias else None, widths)
+    biases = like.new_empty(sum(widths)) if bias else None
+    fused = FusedProjections(weight, biases, widths, groups)
     return fused.requires_grad_(True)
 
 
@@ -152,7 +158,10 @@ def _described(layer: FFN | MoE) -> dict[str, Any]:
     biases = [name for name in linears if getattr(layer, f"{name}_bias") is not None]
     rule, value = layer.operating_point
     if type(layer) is not MoE or not isinstance(layer.router, Router | None):
-        raise ModelError("layers of other methods than D2DMoE are saved by the pipeline alone")
+        raise ModelError(
+            "the model has int8 experts or layers of other methods than D2DMoE, which are saved by "
+            "the pipeline alone: save it before it is quantised"
+        )
     d_ff = layer.num_experts * layer.expert_size
     described = _shape(layer, d_ff, biases) | {"num_experts": layer.num_experts}
     if layer.router is not None:
