@@ -56,16 +56,14 @@ def watch_padding(model: nn.Module) -> Iterator[Callable[[], Tensor | None]]:
 
     def follow(module: nn.Module, names: list[str]) -> None:
         takes = [name for name in MASKS if name in names]
+        parts = {MASKS[name][0] for name in takes}
+        part = DECODER if parts == {DECODER} else WHOLE  # whose tokens the module reads
 
         def enter(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
             given = dict.fromkeys(takes) | dict(zip(names, args, strict=False)) | kwargs
-            said = [given[name] for name in MASKS if name in given]
-            masks = masks_of(given)
-            if masks:
-                holding.append(masks.get(WHOLE, masks.get(DECODER)))
-            else:  # None, or not said, or in a shape for attentions
-                all_real = bool(said) and all(mask is None for mask in said)
-                holding.append(None if all_real else holding[-1])
+            said = [given[name] for name in MASKS if name in given and MASKS[name][0] == part]
+            inherited = None if said and all(mask is None for mask in said) else holding[-1]
+            holding.append(masks_of(given).get(part, inherited))
 
         def leave(*_: Any) -> None:
             holding.pop()
