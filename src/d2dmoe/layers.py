@@ -19,6 +19,8 @@ from d2dmoe.moe import MoE
 from d2dmoe.router import Router
 from d2dmoe.surgery import find, put, swap
 
+NESTED = "_used_nested_tensor"  # what a torch encoder did with padding before anything was put in
+
 
 class Bypass(nn.Identity):
     """Stands where a map or an activation was that an FFN elsewhere in the block now computes."""
@@ -93,7 +95,12 @@ def rebuild(model: nn.Module, described: dict[str, Any]) -> nn.Module:
 
 def leave_fast_path(model: nn.Module) -> None:
     """Let torch's encoder layers call their modules where one of them is an FFN: their fast path
-    reads the weights of `linear1` and calls none. Others may take it as before."""
+    reads the weights of `linear1` and calls none. Nor may their encoder then read these, to leave
+    padding out. Others may take it as before."""
+    for encoder in find(model, nn.TransformerEncoder).values():
+        ours = [x for x in encoder.modules() if isinstance(x, FFN | MoE | SelfAttention)]
+        allowed = vars(encoder).setdefault(NESTED, getattr(encoder, "use_nested_tensor", False))
+        encoder.use_nested_tensor = allowed and not ours
     for layer in find(model, nn.TransformerEncoderLayer).values():
         if isinstance(layer.linear1, FFN | MoE):
             layer.activation_relu_or_gelu = 0

@@ -391,6 +391,24 @@ def test_torch_s_fast_path_does_not_bypass_the_layers():
     assert torch.equal(outputs(fresh), outputs(model))
 
 
+@pytest.mark.parametrize("projections", [False, True])
+def test_torch_s_encoders_leave_padding_out_without_the_layers_weights(projections):
+    """In evaluation mode they make nested tensors of what is no padding, and read weights."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(D, 2, D_FF, batch_first=True)
+    model, x = nn.TransformerEncoder(layer, 2).eval(), example().args[0]
+    padding = torch.arange(TOKENS).expand(2, -1) >= torch.tensor([[7], [TOKENS]])
+    assert model.use_nested_tensor
+    with torch.no_grad():
+        before = model(x, src_key_padding_mask=padding)
+        if projections:
+            separate_projections(model)
+        else:
+            d2dmoe.convert(model, 16)
+        after = model(x, src_key_padding_mask=padding)
+    torch.testing.assert_close(after[~padding], before[~padding], rtol=0, atol=1e-5)
+
+
 def test_projections_are_separate_and_imitated_and_split():
     model, fresh = encoder(), encoder()
     before = outputs(model)

@@ -247,6 +247,20 @@ def test_what_is_saved_beside_a_model_is_checked_before(options, reason, tmp_pat
         d2dmoe.push_to_hub(converted(), None)
 
 
+@pytest.mark.parametrize(
+    "option", [{"seed": "x"}, {"seed": -1}, {"seed": None}, {"steps": True}, {"steps": 1.0}]
+)
+def test_steps_and_seeds_of_trainings_are_whole_numbers(option):
+    batches, options = [(images(), torch.tensor([0, 1, 2, 0]))], {"steps": 1} | option
+    for call in (
+        lambda: d2dmoe.train_routers(converted(), batches, width=4, **options),
+        lambda: d2dmoe.sparsify(Model(), batches, lr=1e-3, alpha=0.1, **options),
+        lambda: d2dmoe.imitate_projections(Model(), [images()], **options),
+    ):
+        with pytest.raises(UserError, match=f"{next(iter(option))} = .* whole number"):
+            call()
+
+
 @pytest.mark.parametrize("loss", [lambda outputs: outputs, lambda outputs, batch: 1 / 0])
 def test_a_loss_that_fails_is_named_with_its_cause(loss):
     batches = [(images(), torch.tensor([0, 1, 2, 0]))]

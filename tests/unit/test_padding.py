@@ -257,7 +257,7 @@ def test_masks_of_padding_are_those_of_real_tokens_turned_round():
     assert seen_by(Torchs()) == [None]
     additive = torch.zeros(2, 3).masked_fill(~first, float("-inf"))  # as torch's layers hand it on
     assert seen_by(Torchs(), tgt_key_padding_mask=additive) == [first.tolist()]
-    layer = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 1, 8, batch_first=True), 1)
+    layer = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), 1)
     layer.layers[0].linear1 = nn.Sequential(Inner(), layer.layers[0].linear1)
     assert seen_by(layer.train(), src_key_padding_mask=~first) == [first.tolist()]
 

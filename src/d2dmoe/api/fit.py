@@ -41,12 +41,13 @@ class FitConfig:
 
     def __post_init__(self):
         check_whole("steps", self.steps)
+        check_whole("seed", self.seed, least=0)
         check_number("lr", self.lr)
 
 
 def check_whole(name: str, value: Any, least: int = 1) -> None:
     """Refuse an option that is no whole number, or too small a one."""
-    if not isinstance(value, Integral) or value < least:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name} = {value!r} must be a whole number, at least {least}")
 
 
