@@ -2,6 +2,8 @@
 was tried. Tiny models with random weights, on the CPU, in two minutes:
 
     uv run python tools/families.py > docs/families.md
+
+or the rows of some alone: tools/families.py BERT "GPT-2".
 """
 
 import sys
@@ -15,6 +17,7 @@ from families import FAMILIES, REFUSED  # noqa: E402
 from family_checks import COLUMNS, Subject, reload_all, save_all  # noqa: E402
 
 from d2dmoe.errors import UserError  # noqa: E402
+from d2dmoe.lookup import look_up  # noqa: E402
 
 ABOUT = """\
 # Model families
@@ -54,9 +57,9 @@ def row(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("\n", " ").replace("|", "\\|") for cell in cells) + " |"
 
 
-def main() -> None:
-    """Print the tables in Markdown."""
-    subjects = [Subject(family) for family in FAMILIES.values()]
+def main(names: list[str]) -> None:
+    """Print the tables in Markdown; of the families of these names, or of all."""
+    subjects = [Subject(look_up(FAMILIES, name, "family")) for name in names or FAMILIES]
     with tempfile.TemporaryDirectory() as folder:
         save_all(subjects, Path(folder))
         reloaded = reload_all(Path(folder))
@@ -79,4 +82,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

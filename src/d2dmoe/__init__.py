@@ -9,6 +9,8 @@ from d2dmoe.lookup import resolve
 from d2dmoe.registration import register
 
 if TYPE_CHECKING:
+    from d2dmoe.api.backends import choose_backends as choose_backends
+    from d2dmoe.api.backends import explain_backends as explain_backends
     from d2dmoe.api.calibrate import calibrate as calibrate
     from d2dmoe.api.convert import convert as convert
     from d2dmoe.api.evaluate import evaluate as evaluate
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from d2dmoe.api.routers import train_routers as train_routers
     from d2dmoe.api.sensitivity import measure_sensitivity as measure_sensitivity
     from d2dmoe.api.sparsify import sparsify as sparsify
+    from d2dmoe.compression.quantize import quantize_experts as quantize_experts
     from d2dmoe.conversion import add_routers as add_routers
     from d2dmoe.moe import operating_point as operating_point
     from d2dmoe.moe import set_operating_point as set_operating_point
@@ -42,6 +45,9 @@ PUBLIC = {  # names and the code that they stand for
     "set_operating_point": "d2dmoe.moe:set_operating_point",
     "operating_point": "d2dmoe.moe:operating_point",
     "offload": "d2dmoe.offloading.offload:offload",
+    "choose_backends": "d2dmoe.api.backends:choose_backends",
+    "explain_backends": "d2dmoe.api.backends:explain_backends",
+    "quantize_experts": "d2dmoe.compression.quantize:quantize_experts",
     "save_pretrained": "d2dmoe.api.pretrained:save_pretrained",
     "from_pretrained": "d2dmoe.api.pretrained:from_pretrained",
     "push_to_hub": "d2dmoe.api.pretrained:push_to_hub",

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from d2dmoe.ffn import FFN
-from d2dmoe.inputs import Inputs, real_tokens
+from d2dmoe.inputs import Inputs
+from d2dmoe.padding import real_tokens
 from d2dmoe.sparsity import Activations, watch_activations
 from d2dmoe.surgery import find
 

@@ -42,12 +42,22 @@ def _parameter(values: Tensor) -> nn.Parameter:
 
 @torch.enable_grad()  # parts of a trainable weight are trainable
 def _add_parts(
-    module: nn.Module, weight: Tensor, bias: Tensor | None, widths: Sequence[int]
+    module: nn.Module,
+    weight: Tensor,
+    bias: Tensor | None,
+    widths: Sequence[int],
+    groups: int = 1,
 ) -> None:
     """Cut a fused weight [d, d_model] and bias [d] into the projections q, k and v."""
-    biases = [None] * 3 if bias is None else bias.split(widths)
-    for role, w, b in zip("qkv", weight.split(widths), biases, strict=True):
+    biases = [None] * 3 if bias is None else _cut(bias, widths, groups)
+    for role, w, b in zip("qkv", _cut(weight, widths, groups), biases, strict=True):
         module.add_module(role, Projection.of(role, w, b))
+
+
+def _cut(fused: Tensor, widths: Sequence[int], groups: int) -> list[Tensor]:
+    """The rows [width, ...] of Q, K and V in those of all, [d, ...]."""
+    parts = fused.unflatten(0, (groups, -1)).split([width // groups for width in widths], dim=1)
+    return [part.flatten(0, 1) for part in parts]
 
 
 class FusedProjections(nn.Module):
@@ -57,14 +67,27 @@ class FusedProjections(nn.Module):
     k: Projection
     v: Projection
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, widths: Sequence[int] | None = None):
-        """From the fused weight [d, d_model] and bias [d]; `widths` are those of Q, K and V, which
-        add up to d; None: all are the same."""
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        widths: Sequence[int] | None = None,
+        groups: int = 1,
+    ):
+        """From the fused weight [d, d_model] and bias [d].
+
+        Args:
+            widths: of Q, K and V, which add up to d; None: all are the same.
+            groups: of heads, if each has its Q, K and V side by side, as in GPT-NeoX; 1: Q, K and V
+                of all heads lie side by side.
+        """
         super().__init__()
-        _add_parts(self, weight, bias, list(widths or [weight.shape[0] // 3] * 3))
+        self.groups = groups
+        _add_parts(self, weight, bias, list(widths or [weight.shape[0] // 3] * 3), groups)
 
     def forward(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., d]
-        return torch.cat((self.q(z), self.k(z), self.v(z)), dim=-1)
+        parts = [x.unflatten(-1, (self.groups, -1)) for x in (self.q(z), self.k(z), self.v(z))]
+        return torch.cat(parts, dim=-1).flatten(-2)
 
 
 class SelfAttention(nn.Module):

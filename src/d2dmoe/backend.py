@@ -88,7 +88,7 @@ class Backend:
             rule, value = point
             return (
                 f"dense, but for few and large experts on the CPU: not calibrated at {rule} = "
-                f"{value:g}, see d2dmoe.kernels.calibration"
+                f"{value:g}, see d2dmoe.choose_backends"
             )
         return "; ".join(str(choice) for choice in self.choices.values())
 

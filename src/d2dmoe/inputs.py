@@ -9,9 +9,3 @@ def logits_of(model: nn.Module, inputs: Inputs) -> Tensor:
     """The model's logits: [batch, classes], or [batch, tokens, vocabulary]."""
     outputs = model(**inputs)
     return getattr(outputs, "logits", outputs)  # transformers wraps them, torchvision does not
-
-
-def real_tokens(inputs: Inputs) -> Tensor | None:
-    """Which tokens are no padding: boolean [batch, tokens], or None where all are real."""
-    mask = inputs.get("attention_mask")
-    return None if mask is None else mask.bool()

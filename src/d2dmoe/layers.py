@@ -21,6 +21,8 @@ from d2dmoe.selection import Selection
 from d2dmoe.stand_ins import StandIn
 from d2dmoe.surgery import find, put, swap
 
+NESTED = "_used_nested_tensor"  # what a torch encoder did with padding before anything was put in
+
 
 class Bypass(nn.Identity):
     """Stands where a map or an activation was that an FFN elsewhere in the block now computes."""
@@ -102,7 +104,12 @@ def rebuild(model: nn.Module, described: dict[str, Any]) -> nn.Module:
 
 def leave_fast_path(model: nn.Module) -> None:
     """Let torch's encoder layers call their modules where one of them is an FFN: their fast path
-    reads the weights of `linear1` and calls none. Others may take it as before."""
+    reads the weights of `linear1` and calls none. Nor may their encoder then read these, to leave
+    padding out. Others may take it as before."""
+    for encoder in find(model, nn.TransformerEncoder).values():
+        ours = [x for x in encoder.modules() if isinstance(x, FFN | MoE | SelfAttention)]
+        allowed = vars(encoder).setdefault(NESTED, getattr(encoder, "use_nested_tensor", False))
+        encoder.use_nested_tensor = allowed and not ours
     for layer in find(model, nn.TransformerEncoderLayer).values():
         if isinstance(layer.linear1, FFN | MoE):
             layer.activation_relu_or_gelu = 0
@@ -124,7 +131,8 @@ def _fused(attention: FusedProjections | SelfAttention) -> dict[str, Any]:
     maps: list[Any] = [attention.q, attention.k, attention.v]
     widths = [m.out_features if isinstance(m, Projection) else m.d_out for m in maps]
     d_model = maps[0].in_features if isinstance(maps[0], Projection) else maps[0].d_model
-    return {"d_model": d_model, "widths": widths, "bias": all(map(_has_bias, maps))}
+    described = {"d_model": d_model, "widths": widths, "bias": all(map(_has_bias, maps))}
+    return described | ({"groups": attention.groups} if attention.groups > 1 else {})
 
 
 def _has_bias(module: Any) -> bool:
@@ -132,14 +140,19 @@ def _has_bias(module: Any) -> bool:
 
 
 def _apart(
-    replaced: nn.Module, d_model: int = 0, widths: Sequence[int] = (), bias: bool = False
+    replaced: nn.Module,
+    d_model: int = 0,
+    widths: Sequence[int] = (),
+    bias: bool = False,
+    groups: int = 1,
 ) -> nn.Module:
     """An attention's maps with fresh weights for the place of one that is not taken apart."""
     if isinstance(replaced, nn.MultiheadAttention):
         return SelfAttention(replaced)
     like = next(replaced.parameters())
     weight = like.new_empty(sum(widths), d_model)
-    fused = FusedProjections(weight, like.new_empty(sum(widths)) if bias else None, widths)
+    biases = like.new_empty(sum(widths)) if bias else None
+    fused = FusedProjections(weight, biases, widths, groups)
     return fused.requires_grad_(True)
 
 
@@ -154,8 +167,9 @@ def _described(layer: FFN | MoE) -> dict[str, Any]:
     linears: dict[str, Any] = {"up": layer.up, "gate": layer.gate, "down": layer.down}
     if not _is_own(layer):
         raise ModelError(
-            f"layers of type {type(layer).__name__} cannot be saved so: restore offloaded ones; "
-            "those of other methods than D2DMoE are saved by the pipeline alone"
+            f"layers of type {type(layer).__name__} cannot be saved so: restore offloaded ones, and "
+            "save a model before it is quantised; those of other methods than D2DMoE are saved by "
+            "the pipeline alone"
         )
     if isinstance(layer, FFN):
         biases = [

@@ -4,7 +4,7 @@ Layers treat all tokens alike, so that they hold nothing of a call: a padding to
 and its outputs are used by nobody. A sample costs what it would cost alone.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from inspect import Parameter, signature
 from typing import Any
@@ -13,17 +13,39 @@ from torch import Tensor, nn
 
 from d2dmoe.surgery import Hook
 
+WHOLE, DECODER = "", "decoder"  # parts of a model, by the tokens that they read
 MASK = "attention_mask"
-"""The argument that says which tokens are real, in models as transformers has them."""
+MASKS = {  # arguments of forward: whose tokens they describe, and the value of real ones
+    MASK: (WHOLE, True),  # as models of transformers have it
+    f"decoder_{MASK}": (DECODER, True),
+    "src_key_padding_mask": (WHOLE, False),  # torch's own layers mark padding
+    "tgt_key_padding_mask": (DECODER, False),
+}
+
+
+def masks_of(arguments: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Which tokens of a call are real, by its arguments' names: boolean [batch, tokens], by part of
+    the model; masks of other shapes are none of tokens."""
+    given = {name: arguments[name] for name in MASKS if name in arguments}
+    return {
+        MASKS[name][0]: mask.bool().eq(MASKS[name][1])
+        for name, mask in given.items()
+        if isinstance(mask, Tensor) and mask.ndim == 2
+    }
+
+
+def real_tokens(arguments: Mapping[str, Any]) -> Tensor | None:
+    """Which tokens of a call are no padding, boolean [batch, tokens]; None: all are real."""
+    return masks_of(arguments).get(WHOLE)
 
 
 @contextmanager
 def watch_padding(model: nn.Module) -> Iterator[Callable[[], Tensor | None]]:
-    """Follow the model's attention masks, for hooks on modules inside of it.
+    """Follow the masks that the model's modules are called with, for hooks on modules inside of it.
 
-    A mask [batch, tokens], 0 for padding, that a module is called with holds for all inside of it,
-    but for modules that are called with another one or with None, as decoders beside an encoder.
-    What models make of it for their attentions, in other shapes, changes nothing.
+    A mask [batch, tokens] that a module is called with holds for all inside of it, but for modules
+    that are called with another one or with None, as decoders beside an encoder. What models make
+    of it for their attentions, in other shapes, changes nothing.
 
     Yields:
         A function that gives the mask which holds at present, boolean [batch, tokens]; None: all
@@ -33,12 +55,15 @@ def watch_padding(model: nn.Module) -> Iterator[Callable[[], Tensor | None]]:
     handles = []
 
     def follow(module: nn.Module, names: list[str]) -> None:
+        takes = [name for name in MASKS if name in names]
+        parts = {MASKS[name][0] for name in takes}
+        part = DECODER if parts == {DECODER} else WHOLE  # whose tokens the module reads
+
         def enter(_module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-            given = dict(zip(names, args, strict=False)) | kwargs
-            unsaid = None if MASK in names else holding[-1]
-            mask = given.get(MASK, unsaid)
-            flags = mask is None or isinstance(mask, Tensor) and mask.ndim == 2
-            holding.append(_boolean(mask) if flags else holding[-1])
+            given = dict.fromkeys(takes) | dict(zip(names, args, strict=False)) | kwargs
+            said = [given[name] for name in MASKS if name in given and MASKS[name][0] == part]
+            inherited = None if said and all(mask is None for mask in said) else holding[-1]
+            holding.append(masks_of(given).get(part, inherited))
 
         def leave(*_: Any) -> None:
             holding.pop()
@@ -49,17 +74,13 @@ def watch_padding(model: nn.Module) -> Iterator[Callable[[], Tensor | None]]:
     for module in model.modules():
         parameters = signature(module.forward).parameters
         takes_any = any(p.kind == Parameter.VAR_KEYWORD for p in parameters.values())
-        if MASK in parameters or takes_any:
+        if takes_any or MASKS.keys() & parameters.keys():
             follow(module, list(parameters))
     try:
         yield lambda: holding[-1]
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _boolean(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else mask.bool()
 
 
 def without_padding(values: Tensor, real: Tensor | None) -> Tensor:

@@ -5,7 +5,7 @@ as soon as that table exists: at once, or when transformers is asked for a model
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 MODELS = "transformers.modeling_utils"  # imported before any model is loaded, after that table
 QUANTIZER = "d2dmoe.huggingface.quantizer"  # adds itself to the table
 
-M = TypeVar("M")
+M = TypeVar("M")  # of models
 
 
 def register() -> None:
@@ -27,12 +27,25 @@ def register() -> None:
 
 def attach(model: M) -> M:
     """Let a model of transformers, whatever was put into it, be saved as what it is by its own
-    `save_pretrained`. Returns the model; those of others have nothing of the kind.
+    `save_pretrained`; or those that others surround, as PEFT and one's own classes do. Returns the
+    model.
 
     Raises:
         UserError: transformers has quantised the model.
     """
-    return import_module(QUANTIZER).attach(model) if is_of_transformers(model) else model
+    if MODELS in sys.modules:
+        for part in _outermost(model):
+            import_module(QUANTIZER).attach(part)
+    return model
+
+
+def _outermost(model: Any) -> Iterator[Any]:
+    """The model if it is one of transformers, else those inside of it that are."""
+    if is_of_transformers(model):
+        yield model
+    else:
+        for child in model.children():
+            yield from _outermost(child)
 
 
 def is_of_transformers(model: Any) -> bool:

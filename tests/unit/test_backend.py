@@ -58,7 +58,7 @@ def test_gradients_flow_where_they_are_asked_for(model):
 def test_an_uncalibrated_layer_says_so(model):
     assert Backend().pick(10, POINT) == "auto"
     (reason,) = set(explain(model).values())
-    assert "not calibrated at dynamic_k = 0.5, see d2dmoe.kernels.calibration" in reason
+    assert "not calibrated at dynamic_k = 0.5, see d2dmoe.choose_backends" in reason
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,19 @@ REFUSED = [
 ]
 
 
+def failing():
+    yield TOKENS
+    raise FileNotFoundError("photo.png")
+
+
+REFUSED += [
+    (failing(), "batch 2 cannot be read.*FileNotFoundError: photo.png"),
+    (map(int, "x"), "batch 1 cannot be read.*ValueError"),
+    ([{"input_ids": TOKENS, "attention_mask": torch.ones(4, 5)}], r"\(4, 5\) beside input_ids"),
+    ([{"input_ids": TOKENS, "attention_mask": torch.zeros(4, 6)}], "padding"),
+]
+
+
 @pytest.mark.parametrize(("batches", "hint"), REFUSED)
 def test_what_is_no_batch_is_refused_with_the_remedy(bert, batches, hint):
     with pytest.raises(DataError, match=hint):

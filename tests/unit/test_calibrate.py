@@ -70,6 +70,34 @@ def test_a_language_model_has_a_perplexity_and_no_labels():
     assert found.loss is not None and found.perplexity == pytest.approx(math.exp(found.loss))
 
 
+def test_texts_without_a_next_token_leave_losses_and_intervals_as_they_are():
+    model, tokens = make_routed_language("gpt2"), make_tokens(4, 9)
+    texts = [{"input_ids": tokens}]
+    found = evaluate(model, texts)
+    more = evaluate(model, [*texts, {"input_ids": tokens[:, :1]}])
+    assert more.loss == found.loss and more.intervals["loss"] == found.intervals["loss"]
+    assert more.samples == 8 and more.flops < found.flops
+
+
+@pytest.mark.parametrize("dtype", ["int32", "int16", "uint16", "uint8"])
+def test_tokens_and_classes_are_whole_numbers_of_any_size(dtype):
+    model, tokens = make_routed_language("gpt2"), make_tokens(4, 9)
+    expected, small = evaluate(model, [{"input_ids": tokens}]), tokens.numpy().astype(dtype)
+    for batch in ({"input_ids": small}, {"input_ids": small, "labels": small}, small):
+        assert evaluate(model, [batch]).loss == expected.loss
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of few samples
+        labels = torch.tensor([0, 1, 2, 0]).to(getattr(torch, dtype))
+        evaluate(make_routed_language("bert"), [({"input_ids": tokens}, labels)])
+
+
+@pytest.mark.parametrize("text", [{"labels": torch.full((4, 9), -100)}, {}])
+def test_where_nothing_is_to_be_predicted_there_is_no_loss(text):
+    ids = make_tokens(4, 9 if text else 1)
+    with pytest.raises(DataError, match="nothing to predict"):
+        evaluate(make_routed_language("gpt2"), [{"input_ids": ids} | text])
+
+
 def test_the_cost_does_not_depend_on_the_backend_that_runs():
     model, inputs = make_routed(), batches()[0][0]
     sample = {"x": inputs["x"][:1]}

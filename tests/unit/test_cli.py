@@ -1,8 +1,10 @@
 """Laws of the command line: its results, its one message, its exit codes, and what it leaves."""
 
 import json
+import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +23,7 @@ from d2dmoe.errors import DataError, UserError
 
 COMMANDS = ["inspect", "convert", "calibrate", "evaluate", "benchmark", "push"]
 LABELS = ["river", "house"]
+ANIMALS = ["cat", "dog", "eel"]
 
 
 def call(*arguments: object, code: int = 0, **options) -> SimpleNamespace:
@@ -95,7 +98,8 @@ def test_a_wrong_call_ends_with_2(arguments):
         ("{}/damaged", "config.json"),
         ("{}/list", "config.json"),
         ("{}/foreign", "FrobnicatorForCausalLM"),
-        ("{}/of_timm", "local-dir"),
+        ("{}/of_timm", "model.safetensors"),
+        ("{}/no_vit", "vit_of_mine"),
         ("timm:vit_of_mine", "vit_of_mine"),
         ("torchvision:vit_of_mine", "vit_of_mine"),
         ("{}", "config.json"),
@@ -106,6 +110,7 @@ def test_what_is_no_model_is_one_message(folder, texts, model, said):
         "damaged": "{",
         "list": "[]",
         "of_timm": '{"architecture": "vit_tiny_patch16_224", "num_classes": 3}',
+        "no_vit": '{"architecture": "vit_of_mine", "num_classes": 3}',
         "foreign": '{"model_type": "gpt2", "architectures": ["FrobnicatorForCausalLM"]}',
     }.items():
         (folder / name).mkdir(exist_ok=True)
@@ -428,3 +433,92 @@ def test_convert_writes_a_whole_folder_once(bert, texts, folder):
     call(*arguments, "--force", "--seed", 1)
     assert (folder / "new" / "model.safetensors").read_bytes() != before
     assert "does not divide" in fault(*arguments, "--force", "--expert-size", 15)
+
+
+@pytest.fixture(scope="module")
+def photos(folder) -> Path:
+    """Small images of three classes, nine for each split."""
+    for index in range(27):
+        split = ("train", "validation", "test")[index % 3]
+        file = folder / "photos" / split / ANIMALS[index // 3 % 3] / f"{index}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.effect_noise((16, 16), 4.0 * index).convert("RGB").save(file)
+    return folder / "photos"
+
+
+@pytest.fixture(scope="module")
+def of_timm(folder) -> str:
+    """A folder as timm writes it, of a model with a preparation and classes of its own."""
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    model = timm.create_model("test_vit", num_classes=3, img_size=32, pos_drop_rate=0.1)
+    model.pretrained_cfg |= {"mean": (0.1, 0.2, 0.3), "input_size": (3, 32, 32)}
+    timm.models.save_for_hf(
+        model, folder / "of timm", {"label_names": ANIMALS}, safe_serialization=True
+    )
+    return str(folder / "of timm")
+
+
+@pytest.fixture
+def of_torchvision(tmp_path, monkeypatch) -> str:
+    """A small model among torchvision's, whose weights lie in the cache of torch."""
+    import torch
+    from torchvision.models import VisionTransformer, WeightsEnum, _api
+    from torchvision.transforms._presets import ImageClassification
+
+    about = {"categories": ANIMALS, "_file_size": 10_000}  # MB: would be asked for
+    prepared = partial(ImageClassification, crop_size=32, resize_size=32)
+
+    class Weights(WeightsEnum):
+        DEFAULT = _api.Weights("https://nowhere/tiny.pth", prepared, about)
+
+    def tiny(*, weights: Weights | None = None, num_classes: int = 3) -> torch.nn.Module:
+        model = VisionTransformer(32, 16, 2, 2, 16, 64, num_classes=num_classes)
+        torch.nn.init.normal_(model.heads.head.weight)  # a fresh one is zero
+        return model
+
+    tiny.__module__ = "torchvision.models.tiny"
+    monkeypatch.setitem(_api.BUILTIN_MODELS, "tiny", tiny)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(tiny().state_dict(), tmp_path / "hub" / "checkpoints" / "tiny.pth")
+    return "torchvision:tiny"
+
+
+@pytest.mark.parametrize("made_of", ["of_timm", "of_torchvision"])
+def test_the_whole_way_of_a_model_for_images(made_of, photos, tmp_path, request):
+    """Images are prepared as the model's weights say, before and after the conversion."""
+    original, new = request.getfixturevalue(made_of), tmp_path / "new"
+    data = ["--data", photos, "--batch-size", 8, "--json"]
+    found = json.loads(call("inspect", original, *data).stdout)
+    assert found["ffns"] and all(0 < ffn["firing"] <= 1 for ffn in found["ffns"])
+    sizes = ["--expert-size", 16, "--router-width", 4]
+    call("convert", original, new, *data, "--router-steps", 2, *sizes)
+    call("calibrate", new, *data, "--flops-ratio", 0.9)
+    measured = json.loads(call("evaluate", new, *data, "--against", original).stdout)
+    assert measured["quality"] == "accuracy on the labels"
+    one, every, point = (
+        measured["measured"][name] for name in ("original", "every expert", "operating point")
+    )
+    assert every["loss"] == pytest.approx(one["loss"], rel=1e-4)
+    assert every["accuracy"] == one["accuracy"]
+    assert point["flops"] < every["flops"]
+
+
+def test_a_model_of_timm_on_the_hub_is_read_as_its_folder(of_timm, monkeypatch):
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(of_timm)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *_, **__: config)
+    monkeypatch.setattr("d2dmoe.cli.of_transformers.hub_bytes", lambda *_: 0)
+    monkeypatch.setattr("d2dmoe.cli.of_transformers.fetch", lambda *_: Path(of_timm))
+    assert json.loads(call("inspect", "me/mine", "--json").stdout)["class"] == "VisionTransformer"
+
+
+def test_a_damaged_folder_of_timm_is_one_message(of_timm, tmp_path):
+    shutil.copytree(of_timm, tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "safe_serialization=True" in fault("inspect", tmp_path / "cut")

@@ -14,7 +14,6 @@ from torch.nn.functional import normalize, softmax
 from d2dmoe.checkpoint import load_model, save_model
 from d2dmoe.errors import CheckpointError, ConfigError, ModelError
 from d2dmoe.formulas import ffn_flops
-from d2dmoe.inputs import real_tokens
 from d2dmoe.jobs.run import Run
 from d2dmoe.layers import describe
 from d2dmoe.methods.cmoe.carving import carve_neurons, firing
@@ -22,6 +21,7 @@ from d2dmoe.methods.cmoe.options import CMoEConfig
 from d2dmoe.methods.cmoe.router import WeightedMoE, add_analytic_router
 from d2dmoe.methods.cmoe.training import carve
 from d2dmoe.moe import MoE, set_selection, split_ffn, watch_inputs, watch_selections
+from d2dmoe.padding import real_tokens
 from d2dmoe.plan.plan import load_plan
 from d2dmoe.plan.variants import chains
 from d2dmoe.quality import quality

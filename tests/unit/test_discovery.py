@@ -2,11 +2,21 @@
 model's outputs; what is none, or cannot be proved, stays as it was and is refused by name."""
 
 import copy
+import json
+import warnings
 
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import gelu, relu
+from torch.nn.functional import gelu, relu, scaled_dot_product_attention
+from transformers import (
+    BloomConfig,
+    BloomForCausalLM,
+    FalconConfig,
+    FalconForCausalLM,
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+)
 
 import d2dmoe
 from d2dmoe.activations import ACTIVATIONS, torch_function
@@ -155,6 +165,67 @@ def test_one_block_that_two_places_share_stays_one():
     d2dmoe.convert(model, 16, example=example().args)
     assert model.blocks[0] is model.blocks[1] and len(find(model, MoE)) == 1
     torch.testing.assert_close(outputs(model), before)
+
+
+def test_hooks_whose_modules_go_are_named():
+    model, calls = made("plain", nn.ReLU()), []
+    model.blocks[0].register_forward_hook(lambda *_: calls.append("block"))
+    model.blocks[1].x1.register_forward_pre_hook(lambda *_: calls.append("map"))
+    with pytest.warns(UserWarning, match="hooks of blocks.0 and 1 more"):
+        d2dmoe.convert(model, 12, example=example().args)
+    calls.clear()
+    outputs(model)
+    assert not calls
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        other = made("plain", nn.ReLU())
+        other.register_forward_hook(lambda *_: calls.append("model"))
+        d2dmoe.convert(other, 12, example=example().args)
+    calls.clear()
+    outputs(other)
+    assert calls == ["model"]
+
+
+def tied(kind: str) -> nn.Module:
+    """A model of three blocks, of which the last shares tensors with the first."""
+    model: nn.Module = Model("plain", nn.GELU(), layers=3)
+    one, other = model.blocks[0], model.blocks[2]
+    if kind == "all":
+        other.x1.weight, other.x2.weight = one.x1.weight, one.x2.weight
+        other.x1.bias, other.x2.bias = one.x1.bias, one.x2.bias
+    elif kind == "one matrix":
+        other.x2.weight = one.x2.weight
+    elif kind == "a bias":
+        other.x2.bias = one.x2.bias
+    elif kind == "memory":
+        other.x1.weight.data = one.x1.weight.data
+    elif kind == "outside":
+        model = nn.Sequential(model, nn.Linear(D, D_FF))
+        model[1].weight = one.x1.weight
+    return model
+
+
+@pytest.mark.parametrize("kind", ["all", "one matrix", "a bias", "memory", "outside"])
+def test_weights_that_several_modules_share_are_not_parted(kind):
+    model = tied(kind)
+    before, tensors = outputs(model), len(list(model.parameters()))
+    refused = dict(d2dmoe.inspect(model, example=example().args[0]).refused)
+    assert refused and all("shares weights with" in reason for reason in refused.values())
+    d2dmoe.convert(model, 12, example=example().args[0])
+    parted = 1 if kind != "outside" else 2  # the blocks between them
+    assert len(find(model, MoE)) == parted and len(refused) == 3 - parted
+    assert len(list(model.parameters())) == tensors  # of an FFN as many as of its experts
+    torch.testing.assert_close(outputs(model), before, rtol=0, atol=1e-5)
+
+
+def test_ffns_of_ones_own_that_share_weights_are_named():
+    model = nn.Sequential(*(FFN(nn.Linear(D, D_FF), nn.Linear(D_FF, D), "relu") for _ in range(2)))
+    model[1].down.weight = model[0].down.weight
+    with pytest.raises(UserError, match="0: it shares weights with 1.down"):
+        d2dmoe.convert(model, 12)
+    assert not find(model, MoE)
+    model[1] = model[0]
+    assert len(find(d2dmoe.convert(model, 12), MoE)) == 1
 
 
 @pytest.mark.parametrize(
@@ -320,6 +391,24 @@ def test_torch_s_fast_path_does_not_bypass_the_layers():
     assert torch.equal(outputs(fresh), outputs(model))
 
 
+@pytest.mark.parametrize("projections", [False, True])
+def test_torch_s_encoders_leave_padding_out_without_the_layers_weights(projections):
+    """In evaluation mode they make nested tensors of what is no padding, and read weights."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(D, 2, D_FF, batch_first=True)
+    model, x = nn.TransformerEncoder(layer, 2).eval(), example().args[0]
+    padding = torch.arange(TOKENS).expand(2, -1) >= torch.tensor([[7], [TOKENS]])
+    assert model.use_nested_tensor
+    with torch.no_grad():
+        before = model(x, src_key_padding_mask=padding)
+        if projections:
+            separate_projections(model)
+        else:
+            d2dmoe.convert(model, 16)
+        after = model(x, src_key_padding_mask=padding)
+    torch.testing.assert_close(after[~padding], before[~padding], rtol=0, atol=1e-5)
+
+
 def test_projections_are_separate_and_imitated_and_split():
     model, fresh = encoder(), encoder()
     before = outputs(model)
@@ -334,6 +423,76 @@ def test_projections_are_separate_and_imitated_and_split():
     assert len(find(model, MoE)) == 10 and not find(model, Projection)
     rebuild(fresh, describe(model)).load_state_dict(model.state_dict())
     assert torch.equal(outputs(fresh), outputs(model))
+
+
+class Grouped(nn.Module):
+    """Attention whose one map gives, for each group of heads, its queries, a key and a value."""
+
+    def __init__(self, groups: int, queries: int):
+        super().__init__()
+        self.shape = (groups, queries + 2, 4)
+        self.query_key_value = nn.Linear(D, groups * (queries + 2) * 4)
+        self.dense = nn.Linear(groups * queries * 4, D)
+
+    def parts(self, fused):
+        """Q, K and V, each [..., heads, 4]."""
+        by_group = fused.unflatten(-1, self.shape)
+        return by_group[..., :-2, :].flatten(-3, -2), by_group[..., -2, :], by_group[..., -1, :]
+
+    def forward(self, x):
+        q, k, v = (part.transpose(1, 2) for part in self.parts(self.query_key_value(x)))
+        k, v = (part.repeat_interleave(self.shape[1] - 2, dim=1) for part in (k, v))
+        return self.dense(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
+
+
+@pytest.mark.parametrize(("groups", "queries"), [(4, 1), (2, 2), (1, 4)])
+def test_projections_that_lie_by_groups_of_heads_are_taken_apart(groups, queries):
+    model = nn.Sequential(Grouped(groups, queries), *made("plain", nn.ReLU()).blocks)
+    attention, x = model[0], example().args[0]
+    before, expected = outputs(model), attention.parts(attention.query_key_value(x))
+    separate_projections(model, x)
+    torch.testing.assert_close(outputs(model), before)
+    for role, values in zip("qkv", expected, strict=True):
+        part = getattr(attention.query_key_value, role)
+        assert part.role == role
+        torch.testing.assert_close(part(x), values.flatten(-2))
+    described = json.loads(json.dumps(describe(model)))
+    again = rebuild(
+        nn.Sequential(Grouped(groups, queries), *made("plain", nn.ReLU()).blocks), described
+    )
+    again.load_state_dict(model.state_dict())
+    torch.testing.assert_close(outputs(again), before)
+
+
+def gpt_neox() -> nn.Module:
+    sizes = {"hidden_size": D, "num_hidden_layers": 2, "intermediate_size": D_FF}
+    return GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=50, num_attention_heads=4, **sizes))
+
+
+def bloom() -> nn.Module:
+    return BloomForCausalLM(BloomConfig(vocab_size=50, hidden_size=D, n_layer=2, n_head=4))
+
+
+def falcon() -> nn.Module:
+    sizes = {"hidden_size": D, "num_hidden_layers": 2, "num_attention_heads": 4, "num_kv_heads": 2}
+    return FalconForCausalLM(FalconConfig(vocab_size=50, new_decoder_architecture=True, **sizes))
+
+
+@pytest.mark.parametrize("make", [gpt_neox, bloom, falcon])
+def test_projections_of_transformers_that_lie_by_heads_become_experts(make, tmp_path):
+    torch.manual_seed(0)
+    model, tokens = make().eval(), torch.arange(2, 26).view(2, 12)
+    with torch.no_grad():
+        before = model(tokens).logits
+        separate_projections(model)
+        torch.testing.assert_close(model(tokens).logits, before)
+    d2dmoe.imitate_projections(model, [tokens], steps=1, maps=["q", "v"], multiple=4)
+    d2dmoe.convert(model, 4, attention=["q", "v"])
+    assert [moe.role for moe in find(model, MoE).values()].count("v") == 2
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        loaded = type(model).from_pretrained(tmp_path)
+        assert torch.equal(loaded(tokens).logits, model(tokens).logits)
 
 
 def test_inspection_counts_what_fires_and_leaves_the_model():

@@ -229,6 +229,78 @@ def test_losses_are_functions_and_folders_are_paths(tmp_path):
             d2dmoe.from_pretrained(folder, **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"tokenizer": "gpt2"}, "tokenizer must be one of transformers"),
+        ({"image_processor": 3}, "image_processor must be one of transformers"),
+        ({"evaluation": "good"}, "evaluation must be what d2dmoe.evaluate gave"),
+        ({"max_shard_size": "5 apples"}, "max_shard_size = '5 apples'"),
+        ({"max_shard_size": 0}, "max_shard_size = 0"),
+    ],
+)
+def test_what_is_saved_beside_a_model_is_checked_before(options, reason, tmp_path):
+    with pytest.raises(UserError, match=reason):
+        d2dmoe.save_pretrained(converted(), tmp_path, **options)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match="repo_id"):
+        d2dmoe.push_to_hub(converted(), None)
+
+
+@pytest.mark.parametrize(
+    "option", [{"seed": "x"}, {"seed": -1}, {"seed": None}, {"steps": True}, {"steps": 1.0}]
+)
+def test_steps_and_seeds_of_trainings_are_whole_numbers(option):
+    batches, options = [(images(), torch.tensor([0, 1, 2, 0]))], {"steps": 1} | option
+    for call in (
+        lambda: d2dmoe.train_routers(converted(), batches, width=4, **options),
+        lambda: d2dmoe.sparsify(Model(), batches, lr=1e-3, alpha=0.1, **options),
+        lambda: d2dmoe.imitate_projections(Model(), [images()], **options),
+    ):
+        with pytest.raises(UserError, match=f"{next(iter(option))} = .* whole number"):
+            call()
+
+
+@pytest.mark.parametrize("loss", [lambda outputs: outputs, lambda outputs, batch: 1 / 0])
+def test_a_loss_that_fails_is_named_with_its_cause(loss):
+    batches = [(images(), torch.tensor([0, 1, 2, 0]))]
+    for call in (
+        lambda: d2dmoe.evaluate(converted(), batches, loss=loss),
+        lambda: d2dmoe.sparsify(Model(), batches, steps=1, lr=1e-3, alpha=0.1, loss=loss),
+    ):
+        with pytest.raises(UserError, match=r"loss\(outputs, batch\) fails") as caught:
+            call()
+        assert type(caught.value.__cause__).__name__ in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [({"alpha": "x"}, "alpha"), ({"alpha": -1}, "or 0"), ({"maps": []}, "at least one of q, k")],
+)
+def test_options_of_imitation_are_checked(options, reason):
+    with pytest.raises(UserError, match=reason):
+        d2dmoe.imitate_projections(Model(), [images()], steps=1, **options)
+
+
+def test_backends_are_chosen_of_batches_of_any_form():
+    model, other = converted().train(), Open()
+    d2dmoe.convert(other, num_experts=4, example=(images(),))
+    for one in (model, other):
+        d2dmoe.add_routers(one, "regression", 4)
+    for batch in (images(), {"x": images()}, (images(), torch.zeros(4, dtype=torch.int64))):
+        choices = d2dmoe.choose_backends(model, batch)
+        assert {*choices} == {*d2dmoe.explain_backends(model)} and model.training
+        assert all(choice.backend in ("dense", "dynamic_k") for choice in choices.values())
+    assert len(d2dmoe.choose_backends(other, images())) == 2
+    for call in (d2dmoe.explain_backends, lambda it: d2dmoe.choose_backends(it, images())):
+        with pytest.raises(UserError, match="no experts with routers"):
+            call(Model())
+    with pytest.raises(UserError, match="cannot be called"):
+        d2dmoe.choose_backends(model, images()[..., 1:])
+    with pytest.raises(UserError, match="no experts"):
+        d2dmoe.quantize_experts(Model())
+
+
 class Open(Model):
     def forward(self, *args, **kwargs):
         return super().forward(*args, **kwargs)

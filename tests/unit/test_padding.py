@@ -240,6 +240,28 @@ def test_each_part_of_a_model_has_the_mask_that_it_was_called_with():
     assert seen_by(Wrapper(Stack()), other=FIRST) == [None]
 
 
+class Torchs(nn.Module):
+    """Its layers mark padding, as torch's own do."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = Inner()
+
+    def forward(self, tgt, memory=None, tgt_key_padding_mask=None):
+        return self.inner(tgt)
+
+
+def test_masks_of_padding_are_those_of_real_tokens_turned_round():
+    first = FIRST.bool()
+    assert seen_by(Torchs(), tgt_key_padding_mask=~first) == [first.tolist()]
+    assert seen_by(Torchs()) == [None]
+    additive = torch.zeros(2, 3).masked_fill(~first, float("-inf"))  # as torch's layers hand it on
+    assert seen_by(Torchs(), tgt_key_padding_mask=additive) == [first.tolist()]
+    layer = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True), 1)
+    layer.layers[0].linear1 = nn.Sequential(Inner(), layer.layers[0].linear1)
+    assert seen_by(layer.train(), src_key_padding_mask=~first) == [first.tolist()]
+
+
 def test_a_forward_that_fails_leaves_no_mask_behind():
     model = Stack()
     with watch_padding(model) as real_tokens:

@@ -720,7 +720,7 @@ MODEL |= files("config/", "augment model named strict training")
 TRAINING = MODEL | files("data/", "augment batches image_sources pictures splits vendored")
 TRAINING |= files("", "inputs optimizer quality seeding training") | {"stages/fitting.py"}
 TRAINING |= {"config/sources.py"}
-SPARSE = TRAINING | {"config/stages.py", "sparsity.py"}
+SPARSE = TRAINING | {"config/stages.py", "padding.py", "sparsity.py"}
 EXPERTS = files("", "backend conversion moe router selection selection_rules weights")
 COMPRESSION, METHOD = {"config/compression.py"}, {"config/variant.py"}  # their options
 THRESHOLDS = MODEL | METHOD | {"config/stages.py", "config/trained.py", "stages/drawn.py"}
@@ -742,8 +742,8 @@ OF_A_STAGE = {  # what it depends on, beside its architecture and what earlier s
     | EXPERTS
     | files("", "balanced_kmeans experts inputs seeding")
     | {"config/stages.py", "stages/clustering.py"},
-    "router": TRAINING | EXPERTS | {"config/stages.py", "stages/router.py"},
-    "tune": TRAINING | EXPERTS | {"config/stages.py", "stages/tune.py"},
+    "router": TRAINING | EXPERTS | {"config/stages.py", "padding.py", "stages/router.py"},
+    "tune": TRAINING | EXPERTS | {"config/stages.py", "padding.py", "stages/tune.py"},
     "ztw": TRAINING | METHOD | EXITS | files("methods/ztw/", "exits options training"),
     "avit": TRAINING | METHOD | files("methods/avit/", "halting options training"),
     "thresholds": THRESHOLDS

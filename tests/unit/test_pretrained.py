@@ -15,6 +15,7 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from small_language import language_spec, make_language
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -51,6 +52,7 @@ from transformers.models.t5.modeling_t5 import T5LayerFF
 
 import d2dmoe
 from d2dmoe.api.pretrained import from_pretrained, push_to_hub, save_pretrained
+from d2dmoe.checkpoint import save_model
 from d2dmoe.conversion import add_routers, to_moe
 from d2dmoe.errors import CheckpointError, UserError
 from d2dmoe.experts import assign_neurons
@@ -696,3 +698,68 @@ def test_converted_attentions_come_back(tmp_path):
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert torch.equal(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
     assert describe(loaded) == describe(model)
+
+
+class Adapted(nn.Module):
+    """A linear map with an adapter of low rank, as PEFT's."""
+
+    def __init__(self, base: nn.Linear):
+        super().__init__()
+        self.base_layer, self.down = base, nn.Linear(base.in_features, 2, bias=False)
+        self.up = nn.Linear(2, base.out_features, bias=False)
+
+    def forward(self, x):
+        return self.base_layer(x) + self.up(self.down(x))
+
+
+class Wrapper(nn.Module):
+    """Somebody's class around a model, as PEFT's are."""
+
+    def __init__(self, inner: nn.Module):
+        super().__init__()
+        self.inner = inner
+
+    def get_base_model(self) -> nn.Module:
+        return self.inner
+
+    def forward(self, **inputs):
+        return self.inner(**inputs)
+
+
+def test_a_model_with_adapters_is_saved_when_they_are_merged(tmp_path):
+    model = split(llama())
+    attention = model.model.layers[0].self_attn
+    plain, attention.q_proj = attention.q_proj, Adapted(attention.q_proj)
+    for either in (model, Wrapper(model)):
+        with pytest.raises(UserError, match="q_proj has an adapter.*merge_and_unload"):
+            save_pretrained(either, tmp_path / "a")
+    attention.q_proj = plain
+    save_pretrained(Wrapper(model), tmp_path / "a")
+    assert equal(from_pretrained(tmp_path / "a"), model)
+
+
+def test_a_model_that_another_surrounds_saves_what_it_is(tmp_path):
+    inner = LlamaForCausalLM(llama().config)
+    outer = Wrapper(inner)
+    d2dmoe.convert(outer, 8, example={"input_ids": IDS})
+    assert find(inner, MoE)
+    inner.save_pretrained(tmp_path)
+    assert equal(AutoModelForCausalLM.from_pretrained(tmp_path), inner)
+
+
+def test_a_model_of_the_workflow_is_loaded_from_its_folder(tmp_path):
+    model = make_language("bert", "relu")
+    save_model(tmp_path / "model.safetensors", model, language_spec("bert", activation="relu"))
+    for name in (tmp_path, tmp_path / "model.safetensors"):
+        loaded = from_pretrained(str(name))
+        assert not loaded.training and describe(loaded) == describe(model)
+        for key, tensor in model.state_dict().items():
+            assert torch.equal(loaded.state_dict()[key], tensor)
+    assert (
+        next(from_pretrained(tmp_path, dtype=torch.bfloat16).parameters()).dtype is torch.bfloat16
+    )
+    with pytest.raises(UserError, match="revision"):
+        from_pretrained(tmp_path, revision="main")
+    (tmp_path / "model.safetensors").write_bytes(b"1")
+    with pytest.raises(CheckpointError, match="model.safetensors"):
+        from_pretrained(tmp_path)

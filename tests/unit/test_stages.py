@@ -22,11 +22,11 @@ from d2dmoe.config.stages import (
 from d2dmoe.errors import CheckpointError
 from d2dmoe.ffn import FFN
 from d2dmoe.formulas import router_flops
-from d2dmoe.inputs import real_tokens
 from d2dmoe.jobs.run import Run
 from d2dmoe.lookup import resolve
 from d2dmoe.models import ARCHITECTURES
 from d2dmoe.moe import MoE, watch_inputs
+from d2dmoe.padding import real_tokens
 from d2dmoe.stages import STAGES
 from d2dmoe.stages.activity import activity
 from d2dmoe.stages.clustering import cluster

@@ -3,10 +3,12 @@
 import re
 from fnmatch import fnmatch
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
-from d2dmoe.spec import ModelSpec, build
+import d2dmoe
+from d2dmoe.layers import describe
 from workflow.conftest import ROOT
 
 pytestmark = pytest.mark.workflow
@@ -26,28 +28,27 @@ def test_the_library_example_runs(finished_language, capsys, tmp_path, monkeypat
     code = EXAMPLES[0]
     converted = finished_language.plan.line("main", "gpt2", "d2dmoe")
     for step in (converted.step_of("sparsify"), converted.last):
-        (shown,) = re.findall(rf"results/models/.*/{step.stage.name}-….*safetensors", code)
-        assert fnmatch(step.model, shown.replace("…", "*"))
-        code = code.replace(shown, str(finished_language.folder / step.model))
+        (shown,) = re.findall(rf"results/models/.*/{step.stage.name}-…", code)
+        folder = str(Path(step.model).parent)
+        assert fnmatch(folder, shown.replace("…", "*"))
+        code = code.replace(shown, str(finished_language.folder / folder))
     monkeypatch.chdir(tmp_path)
     names = run_example(code)
     assert float(capsys.readouterr().out) > 0
-    converted, spec = names["load_model"]("converted.safetensors")
-    assert type(converted).__name__ == "GPT2LMHeadModel" and spec == names["spec"]
+    saved = names["d2dmoe"].from_pretrained("converted")
+    assert type(saved).__name__ == "GPT2LMHeadModel"
+    assert describe(saved) == describe(names["model"])
     exec(compile(EXAMPLES[1], "docs/library.md", "exec"), names)
     assert "of the experts in" in capsys.readouterr().out
     exec(compile(EXAMPLES[2].replace('"cuda"', '"cpu"'), "docs/library.md", "exec"), names)
     assert "MiB of experts are on the device" in capsys.readouterr().out
 
 
-def test_the_example_of_a_published_checkpoint_runs_but_for_the_hub():
-    code = EXAMPLES[3].replace('"hub:openai-community/gpt2"', '"scratch"')
-    code = code.replace('"layers": 12', '"layers": 1')
-    assert "scratch" in code and '"layers": 1,' in code
-    names = run_example(code)
-    (spec,) = re.findall(r"`d2dmoe\.spec\.(ModelSpec\(.*?\))`", LIBRARY)
-    spec = eval(spec, names | {"ModelSpec": ModelSpec})
-    assert build(spec).state_dict().keys() == names["model"].state_dict().keys()
+def test_the_library_page_shows_public_functions_only():
+    imported = re.findall(r"^\s*(?:from|import) (\S+)", "".join(EXAMPLES), re.M)
+    assert {*imported} == {"torch", "d2dmoe"}
+    shown = re.findall(r"d2dmoe\.(\w+)", "".join(EXAMPLES))
+    assert shown and {*shown} <= {*d2dmoe.PUBLIC}
 
 
 def test_the_tokenizer_opens_as_shown(finished_language, monkeypatch):

@@ -1,5 +1,6 @@
 """Converting a model in memory: its FFNs become mixtures of experts."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,7 @@ from torch import nn
 from d2dmoe.attention import ROLES
 from d2dmoe.discovery.examples import example_for
 from d2dmoe.discovery.ffns import adopt_ffns
+from d2dmoe.discovery.maps import SHARED, shared_with
 from d2dmoe.discovery.refusals import check
 from d2dmoe.errors import ConfigError, ModelError, whole
 from d2dmoe.experts import assign_neurons
@@ -20,6 +22,7 @@ from d2dmoe.surgery import find, put
 
 EXPERTS = 64  # neurons of an expert are about d_ff / EXPERTS where nothing is asked for
 STORED = (torch.int8, torch.uint8, torch.int32)  # of quantised weights
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 SMALLEST = 16  # neurons of an expert: GPU kernels take no fewer
 
 
@@ -83,10 +86,27 @@ def convert(
     check(model)
     check_roles(attention)
     _check_there(model, attention)
+    with hooks_followed(model):
+        _convert(model, expert_size, attention, num_experts, method, seed, example)
+    return model
+
+
+def _convert(
+    model: nn.Module,
+    expert_size: int | None,
+    attention: Sequence[str],
+    num_experts: int | None,
+    method: str,
+    seed: int,
+    example: Any,
+) -> None:
     with adopted(model, example):
         chosen = [(n, f) for n, f in find(model, FFN).items() if f.role in ("ffn", *attention)]
         if not chosen:
             raise ModelError(f"{type(model).__name__} is converted already")
+        for name, ffn in chosen:
+            if (other := shared_with(model, [ffn])) is not None:
+                raise ModelError(f"{name}: {SHARED.format(other)}")
         counts = [_num_experts(name, ffn, expert_size, num_experts) for name, ffn in chosen]
         neurons = [
             assign_neurons(ffn.activated.weight, count, method, seed)
@@ -94,7 +114,22 @@ def convert(
         ]
     for (name, ffn), groups in zip(chosen, neurons, strict=True):
         put(model, name, split_ffn(ffn, groups).train(ffn.training))
-    return model
+
+
+@contextmanager
+def hooks_followed(model: nn.Module) -> Iterator[None]:
+    """Warn of hooks whose modules the block of code takes out of the model."""
+    hooked = {name: m for name, m in model.named_modules() if any(getattr(m, h) for h in HOOKS)}
+    yield
+    left = set(model.modules())
+    gone = [name for name, module in hooked.items() if module not in left]
+    if gone:
+        others = f" and {len(gone) - 1} more" if len(gone) > 1 else ""
+        warnings.warn(
+            f"the hooks of {gone[0]}{others} are called no more, for other modules stand there "
+            "now: register them on these",
+            stacklevel=4,
+        )
 
 
 @contextmanager

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from d2dmoe.api.batches import TARGETS, Batch
+from d2dmoe.api.batch import TARGETS, Batch
 from d2dmoe.api.forwards import Forward
-from d2dmoe.api.padding import DECODER, MASKS, WHOLE
 from d2dmoe.flops import LayerCost, model_cost
+from d2dmoe.padding import DECODER, MASKS, WHOLE
 
 CHECKS = 4  # shapes at which the polynomial is checked
 EXACT = 1e-9  # of a count: rounding of the polynomial

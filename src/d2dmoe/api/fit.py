@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from d2dmoe.api.batches import Batch, Batches, place_of
+from d2dmoe.api.batch import Batch
+from d2dmoe.api.batches import Batches, place_of
 from d2dmoe.errors import ConfigError, UserError
 from d2dmoe.optimizer import lr_at, make_optimizer
 from d2dmoe.seeding import seed_for
@@ -40,19 +41,21 @@ class FitConfig:
 
     def __post_init__(self):
         check_whole("steps", self.steps)
-        check_number("lr", self.lr, above=0.0)
+        check_whole("seed", self.seed, least=0)
+        check_number("lr", self.lr)
 
 
 def check_whole(name: str, value: Any, least: int = 1) -> None:
     """Refuse an option that is no whole number, or too small a one."""
-    if not isinstance(value, Integral) or value < least:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise ConfigError(f"{name} = {value!r} must be a whole number, at least {least}")
 
 
-def check_number(name: str, value: Any, above: float) -> None:
-    """Refuse an option that is no number, or not above a bound."""
-    if not isinstance(value, Real) or not (math.isfinite(value) and float(value) > above):
-        raise ConfigError(f"{name} = {value!r} must be a number above {above:g}")
+def check_number(name: str, value: Any, or_zero: bool = False) -> None:
+    """Refuse an option that is no number above 0."""
+    is_number = isinstance(value, Real) and math.isfinite(value)
+    if not is_number or not (float(value) > 0 or (or_zero and value == 0)):
+        raise ConfigError(f"{name} = {value!r} must be a number above 0{' or 0' * or_zero}")
 
 
 def fit(

@@ -20,6 +20,8 @@ from d2dmoe.layers import describe, rebuild
 
 WEIGHTS = "model*.safetensors"  # one file, or shards
 KEY = "d2dmoe"  # of what was put into the model
+IMAGES = "pretrained_cfg"  # of timm's models: how images are prepared, and what classes are called
+OF_THIS_MACHINE = {"file", "source", "state_dict"}  # entries of it that folders do without
 AGAIN = "Fetch the folder again, or save the model anew."
 
 
@@ -44,7 +46,9 @@ def save(
         "dtype": str(_dtype(model)).removeprefix("torch."),
         KEY: {"version": __version__} | describe(model),
     }
-    text = json.dumps(about, indent=2, sort_keys=True) + "\n"
+    if isinstance(getattr(model, IMAGES, None), dict):
+        about[IMAGES] = _portable(model)
+    text = json.dumps(about, indent=2, sort_keys=True, default=lambda _: None) + "\n"
     (folder / CONFIG).write_text(text, encoding="utf-8")
     save_torch_model(model, folder, max_shard_size=max_shard_size)
 
@@ -74,7 +78,14 @@ def load(folder: Path, about: dict[str, Any], model: nn.Module | None) -> nn.Mod
     for path in sorted(folder.glob(WEIGHTS)):
         tensors |= load_published(path, AGAIN)
     _fill(model, tensors, folder)
+    if isinstance(about.get(IMAGES), dict):
+        model.pretrained_cfg = {**getattr(model, IMAGES, {}), **about[IMAGES]}  # type: ignore[assignment]
     return model.eval()
+
+
+def _portable(model: Any) -> dict[str, Any]:
+    """What timm knows of a model's weights, without where they lay on this machine."""
+    return {name: x for name, x in model.pretrained_cfg.items() if name not in OF_THIS_MACHINE}
 
 
 def _fill(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -> None:

@@ -33,12 +33,13 @@ def ratio_interval(above: Tensor, below: Tensor, again: bool = False) -> Interva
             their source's own value: √2 times as wide, for those samples scatter as well.
 
     Returns:
-        None of fewer than two samples.
+        None of fewer than two samples of which there is anything.
     """
-    count = len(above)
+    pairs = torch.stack([above, below], dim=1).double().cpu()
+    pairs = pairs[pairs.any(dim=1)]  # a text of one token has nothing that is to be predicted
+    count = len(pairs)
     if count < 2:
         return None
-    pairs = torch.stack([above, below], dim=1).double().cpu()
     found = [_drawn(pairs)]
     if count >= 2 * RUNS:
         found.append(_drawn(torch.stack([run.sum(0) for run in pairs.tensor_split(RUNS)])))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
-from d2dmoe.api.convert import adopted
+from d2dmoe.api.convert import adopted, hooks_followed
 from d2dmoe.api.forwards import unwrapped
 from d2dmoe.errors import UserError
 from d2dmoe.ffn import FFN
@@ -222,7 +222,7 @@ def _prepared(model: nn.Module, mode: str, example: Any) -> dict[str, FFN]:
             f"the FFNs of {type(unwrapped(model)).__name__} cannot be replaced inside "
             f"{type(model).__name__}: make SparsityPenalty(model) before the model is wrapped"
         )
-    with adopted(model, example):
+    with hooks_followed(model), adopted(model, example):
         ffns = find(model, FFN)
         if not ffns:
             raise UserError(
@@ -233,5 +233,5 @@ def _prepared(model: nn.Module, mode: str, example: Any) -> dict[str, FFN]:
             activation = activation_of(mode) or ffn.activation_name
             if activation != ffn.activation_name:
                 ffn.set_activation(activation)
-    attach(unwrapped(model))
+    attach(model)
     return ffns

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from d2dmoe.api.batches import Batch, Batches
+from d2dmoe.api.batch import Batch
+from d2dmoe.api.batches import Batches
 from d2dmoe.api.padding import IGNORED
 from d2dmoe.api.task_loss import Loss, predictions, sample_losses
-from d2dmoe.errors import UserError
+from d2dmoe.errors import DataError, UserError
 from d2dmoe.moe import MoE
 from d2dmoe.selection import Selection
 from d2dmoe.surgery import find, in_mode, watch
@@ -78,7 +79,12 @@ def measure(
             if each is not None:
                 each(batch)
     samples, by_layer = executed.result()
-    return Measured(samples, by_layer, _joined(found) if found and not unlabelled else None)
+    scores = _joined(found) if found and not unlabelled else None
+    if scores is not None and not scores.targets.any():
+        raise DataError(
+            "there is nothing to predict: all labels are -100, or all texts have one token"
+        )
+    return Measured(samples, by_layer, scores)
 
 
 class _Executed:

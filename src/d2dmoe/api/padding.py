@@ -10,16 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from d2dmoe.api.forwards import is_encoder_decoder, unwrapped
+from d2dmoe.padding import DECODER, WHOLE, masks_of
 
 IGNORED = -100  # the target of tokens that are not to be predicted, torch's and transformers'
-
-WHOLE, DECODER = "", "decoder"  # parts of a model, by what they read
-MASKS = {  # arguments of forward: whose tokens they describe, and the value of real ones
-    "attention_mask": (WHOLE, True),
-    "decoder_attention_mask": (DECODER, True),
-    "src_key_padding_mask": (WHOLE, False),  # torch's own layers mark padding
-    "tgt_key_padding_mask": (DECODER, False),
-}
 
 
 @dataclass(frozen=True)
@@ -58,17 +51,13 @@ def _fitted(mask: Tensor, shape: tuple[int, ...]) -> Tensor | None:
     return mask.flatten() if shape == (mask.numel(),) else None
 
 
-def real_tokens(model: nn.Module, arguments: Mapping[str, Any]) -> RealTokens:
+def real_by_part(model: nn.Module, arguments: Mapping[str, Any]) -> RealTokens:
     """Of a call of forward, by its arguments' names.
 
     A decoder's tokens are those with `decoder_attention_mask`; without one, and where the model
     makes them of `labels`, those that are to be predicted.
     """
-    masks: dict[str, Tensor] = {}
-    for name, (part, real) in MASKS.items():
-        mask = arguments.get(name)
-        if isinstance(mask, Tensor) and mask.ndim == 2:
-            masks[part] = mask.bool().eq(real)
+    masks = masks_of(arguments)
     if not is_encoder_decoder(model):
         return RealTokens(masks, DECODER if DECODER in masks else None)
     labels = arguments.get("labels")

@@ -4,7 +4,9 @@ Those of transformers have its own form, which its `AutoModel…` classes read a
 others that of `api.folders`. A model card comes with each.
 """
 
-from dataclasses import replace
+import re
+from collections.abc import Mapping
+from dataclasses import is_dataclass, replace
 from importlib import import_module
 from os import PathLike
 from pathlib import Path
@@ -20,6 +22,7 @@ from d2dmoe.api import folders
 from d2dmoe.api.base import base_of, copy_processing
 from d2dmoe.api.card import write_card
 from d2dmoe.api.factories import library_of
+from d2dmoe.api.forwards import unwrapped
 from d2dmoe.api.hub import CONFIG, fetch, read_config
 from d2dmoe.errors import CheckpointError, UserError
 from d2dmoe.layers import describe
@@ -28,6 +31,7 @@ from d2dmoe.registration import MODELS, attach, is_of_transformers
 from d2dmoe.surgery import check_module
 
 TRANSFORMERS = "transformers"
+MODEL_FILE = "model.safetensors"  # of the workflow's folders, beside which lies no configuration
 
 
 def save_pretrained(
@@ -69,10 +73,13 @@ def save_pretrained(
         The folder.
 
     Raises:
-        UserError: nothing in the model was converted, the factory given builds another one, or the
-            folder cannot be written.
+        UserError: nothing in the model was converted, it has adapters that are not merged, the
+            factory given builds another one, or the folder cannot be written.
     """
-    model, folder = _unwrapped(model), _as_path(folder)
+    model, folder = unwrapped(model), _as_path(folder)
+    check_module(model)
+    _check_merged(model)
+    _check_others(tokenizer, image_processor, evaluation, max_shard_size)
     if not describe(model)["layers"]:
         raise UserError(
             f"Nothing in this {type(model).__name__} was converted. Call d2dmoe.convert(model) "
@@ -109,7 +116,8 @@ def from_pretrained(
     """The converted model of a folder, or of that name on the hub, in eval mode.
 
     Args:
-        name: of a folder that was written by `save_pretrained`, ours or transformers'.
+        name: of a folder that was written by `save_pretrained`, ours or transformers', or of one in
+            which the workflow left a model.
         model: a dense one of the same architecture, which is changed in place. Where the folder
             names a class of transformers or a factory of timm or torchvision none is needed; code
             of others that a folder names is not run. Of one of transformers only the class counts.
@@ -127,6 +135,14 @@ def from_pretrained(
         check_module(model)
     if dtype is not None and not isinstance(dtype, torch.dtype):
         raise UserError(f"dtype = {dtype!r} must be one of torch's, as torch.bfloat16")
+    if (of_workflow := _of_workflow(Path(name))) is not None:
+        if model is not None or options or revision is not None:
+            raise UserError(
+                f"{name} is a model of the workflow, which its file rebuilds: leave model=, "
+                "revision= and options out"
+            )
+        loaded, _spec = resolve("d2dmoe.checkpoint:load_model")(of_workflow)
+        return loaded if dtype is None else loaded.to(dtype)
     about = read_config(str(name), revision, options.get("token"))
     if folders.KEY in about:
         if options.keys() - {"token"}:
@@ -174,6 +190,8 @@ def push_to_hub(
     Raises:
         UserError: as in `save_pretrained`, or the hub refuses.
     """
+    if not isinstance(repo_id, str):
+        raise UserError(f"repo_id = {repo_id!r} must be a text, as 'owner/name'")
     api = api or HfApi(token=token)
     with TemporaryDirectory() as folder:
         save_pretrained(model, folder, repo_id=repo_id, **saving)
@@ -204,13 +222,41 @@ def _as_path(folder: Any) -> Path:
     return Path(folder)
 
 
-def _unwrapped(model: Any) -> nn.Module:
-    """The model inside of a compiled or a parallel one."""
-    while hasattr(model, "_orig_mod") or isinstance(
-        model, nn.DataParallel | nn.parallel.DistributedDataParallel
-    ):
-        model = getattr(model, "_orig_mod", None) or model.module
-    return model
+def _check_others(tokenizer: Any, image_processor: Any, evaluation: Any, size: Any) -> None:
+    """Refuse what is saved beside the model and is not of its kind."""
+    for name, given in (("tokenizer", tokenizer), ("image_processor", image_processor)):
+        if given is not None and not hasattr(given, "save_pretrained"):
+            raise UserError(
+                f"{name} must be one of transformers, as AutoTokenizer.from_pretrained(…) gives, "
+                f"not {given!r:.80}"
+            )
+    if not (evaluation is None or isinstance(evaluation, Mapping) or is_dataclass(evaluation)):
+        raise UserError(
+            "evaluation must be what d2dmoe.evaluate gave, or a mapping as {'accuracy': 0.9}, not "
+            f"{evaluation!r:.80}"
+        )
+    is_bytes = isinstance(size, int) and size > 0
+    if not is_bytes and not re.fullmatch(r"\s*\d+(\.\d+)?\s*[KMGT]B\s*", str(size), re.IGNORECASE):
+        raise UserError(f"max_shard_size = {size!r}: give a number of bytes, or a text as '5GB'")
+
+
+def _of_workflow(path: Path) -> Path | None:
+    """The file in which the workflow saved a model, given it or its folder; None if it is none."""
+    file = path / MODEL_FILE if path.is_dir() and not (path / CONFIG).exists() else path
+    return file if file.name == MODEL_FILE and file.is_file() else None
+
+
+def _check_merged(model: nn.Module) -> None:
+    """
+    Raises:
+        UserError: modules hold adapters beside their weights, as PEFT's LoRA has them.
+    """
+    adapted = next((n for n, m in model.named_modules() if hasattr(m, "base_layer")), None)
+    if adapted is not None:
+        raise UserError(
+            f"{adapted} has an adapter beside its weights, which a folder of the whole model does "
+            "not hold. Merge it first (of PEFT: model = model.merge_and_unload()), and save that."
+        )
 
 
 def _class_of(about: dict[str, Any], model: nn.Module | None) -> Any:
@@ -230,7 +276,7 @@ def _class_of(about: dict[str, Any], model: nn.Module | None) -> Any:
 def _by_transformers(name: str, kind: Any, options: dict[str, Any]) -> nn.Module:
     try:
         return kind.from_pretrained(name, **options)
-    except (AttributeError, ImportError, OSError, RuntimeError, ValueError) as error:
+    except (AttributeError, ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{name} cannot be loaded ({type(error).__name__}: {error}). {folders.AGAIN}"
         ) from error

@@ -1,16 +1,19 @@
 """Attention projections into MLPs, in memory: each learns by imitation (paper section 3.5)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from d2dmoe.api.batches import Batch, as_batches
+from d2dmoe.api.batch import Batch
+from d2dmoe.api.batches import as_batches
 from d2dmoe.api.convert import check_roles
 from d2dmoe.api.fit import FitConfig, Losses, check_number, check_whole, fit
 from d2dmoe.attention import (
     ROLES,
+    Projection,
     find_projections,
     imitation_loss,
     mlp_width,
@@ -18,7 +21,7 @@ from d2dmoe.attention import (
 )
 from d2dmoe.discovery.projections import separate_projections
 from d2dmoe.discovery.trace import hooked
-from d2dmoe.errors import ModelError
+from d2dmoe.errors import ConfigError, ModelError
 from d2dmoe.ffn import FFN
 from d2dmoe.padding import watch_padding, without_padding
 from d2dmoe.seeding import seed_for
@@ -71,10 +74,51 @@ def imitate_projections(
             are then still linear.
     """
     cfg = FitConfig(steps, lr, seed)
-    check_number("factor", factor, above=0.0)
+    check_number("factor", factor)
     check_whole("multiple", multiple)
+    check_number("alpha", alpha, or_zero=True)
     check_roles(maps)
+    if not maps:
+        raise ConfigError(f"maps = {maps!r}: give at least one of {', '.join(ROLES)}")
     given = as_batches(batches, model, batch_size=batch_size)
+    projections = _separated(model, example, maps)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed_for("projections", seed))
+        mlps = {
+            name: projection_mlp(p, mlp_width(p, factor, multiple)).float()
+            for name, p in projections.items()
+        }
+    trained = nn.ModuleList(mlps.values()).train()
+    with (
+        _watched(model, projections, mlps) as errors,
+        watch_activations(trained) as activations,
+        in_mode(model, training=False),
+    ):
+
+        def losses(batch: Batch, progress: float) -> Losses:
+            errors.clear()
+            with torch.no_grad():
+                batch.outputs(model)
+            error: Any = sum(errors)
+            sparsity: Any = sum(penalty("relu_hoyer", [layer]) for layer in activations.values())
+            weight = alpha_at("linear", alpha, progress)
+            loss = error + weight * sparsity  # sums, for the MLPs share no weights
+            return {"loss": loss, "error": error / len(errors), "sparsity": sparsity / len(mlps)}
+
+        history = fit(model, trained, losses, given, cfg, "imitation of attention projections")
+    for name, mlp in mlps.items():
+        weight = projections[name].weight
+        mlp.to(weight.dtype).requires_grad_(weight.requires_grad)
+        put(model, name, mlp.train(projections[name].training))
+    return history
+
+
+def _separated(model: nn.Module, example: Any, maps: Sequence[str]) -> dict[str, Projection]:
+    """The model's projections of these roles, by name, as modules that can be replaced.
+
+    Raises:
+        ModelError: there is none of a role.
+    """
     separate_projections(model, example)
     projections = find_projections(model, maps)
     there = {projection.role for projection in projections.values()}
@@ -84,13 +128,14 @@ def imitate_projections(
             f"{type(model).__name__} has no linear projections {', '.join(missing)} that can be "
             "replaced: inspect(model) lists what was found, and why others are refused"
         )
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed_for("projections", seed))
-        mlps = {
-            name: projection_mlp(p, mlp_width(p, factor, multiple)).float()
-            for name, p in projections.items()
-        }
-    trained = nn.ModuleList(mlps.values()).train()
+    return projections
+
+
+@contextmanager
+def _watched(
+    model: nn.Module, projections: dict[str, Projection], mlps: dict[str, FFN]
+) -> Iterator[list[Tensor]]:
+    """A list that gets each MLP's error, on real tokens, whenever its original runs."""
     errors: list[Tensor] = []
 
     def hook(mlp: FFN) -> Any:
@@ -101,25 +146,6 @@ def imitate_projections(
 
         return see
 
-    def losses(batch: Batch, progress: float) -> Losses:
-        errors.clear()
-        with torch.no_grad():
-            batch.outputs(model)
-        error: Any = sum(errors)
-        sparsity: Any = sum(penalty("relu_hoyer", [layer]) for layer in activations.values())
-        weight = alpha_at("linear", alpha, progress)
-        loss = error + weight * sparsity  # sums, for the MLPs share no weights
-        return {"loss": loss, "error": error / len(errors), "sparsity": sparsity / len(mlps)}
-
-    with (
-        watch_padding(model) as real,
-        hooked(*(p.register_forward_hook(hook(mlps[n])) for n, p in projections.items())),
-        watch_activations(trained) as activations,
-        in_mode(model, training=False),
-    ):
-        history = fit(model, trained, losses, given, cfg, "imitation of attention projections")
-    for name, mlp in mlps.items():
-        weight = projections[name].weight
-        mlp.to(weight.dtype).requires_grad_(weight.requires_grad)
-        put(model, name, mlp.train(projections[name].training))
-    return history
+    handles = (p.register_forward_hook(hook(mlps[n])) for n, p in projections.items())
+    with watch_padding(model) as real, hooked(*handles):
+        yield errors

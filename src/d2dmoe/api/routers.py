@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from d2dmoe.api.batches import Batch, as_batches
+from d2dmoe.api.batch import Batch
+from d2dmoe.api.batches import as_batches
 from d2dmoe.api.fit import FitConfig, Losses, check_whole, fit
 from d2dmoe.api.losses import RouterLoss
 from d2dmoe.conversion import add_routers

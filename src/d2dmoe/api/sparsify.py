@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d2dmoe.api.batches import Batch, as_batches
+from d2dmoe.api.batch import Batch
+from d2dmoe.api.batches import as_batches
 from d2dmoe.api.fit import FitConfig, Losses, check_number, fit, in_float32
 from d2dmoe.api.losses import SparsityPenalty
 from d2dmoe.api.task_loss import Loss, task_loss
@@ -61,8 +62,7 @@ def sparsify(
             finite.
     """
     cfg = FitConfig(steps, lr, seed)
-    if alpha != 0:
-        check_number("alpha", alpha, above=0.0)
+    check_number("alpha", alpha, or_zero=True)
     activation_of(mode), alpha_at(schedule, alpha, 0.0)  # unknown names, before anything is done
     given = as_batches(batches, model, batch_size=batch_size)
     first = given.first()

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from d2dmoe.api.batches import Batch
+from d2dmoe.api.batch import Batch
 from d2dmoe.api.forwards import generates, unwrapped
 from d2dmoe.api.padding import IGNORED
 from d2dmoe.errors import UserError
@@ -121,7 +121,7 @@ def _next_tokens(logits: Tensor, batch: Batch) -> Predictions | None:
     if batch.targets is None and real is not None:
         between = real[:, 1:] & real[:, :-1]  # from a real token to a real one
         following = following.masked_fill(~between, IGNORED)
-    return Predictions(logits[:, :-1], following)
+    return Predictions(logits[:, :-1], following.long())
 
 
 def _cross_entropies(found: Predictions) -> SampleLosses:
@@ -154,7 +154,15 @@ def _given(function: Any, outputs: Any, batch: Batch) -> Tensor:
     if not callable(function):
         kind = type(function).__name__
         raise UserError(f"loss must be a function (outputs, batch), this is of type {kind}")
-    loss = function(outputs, batch)
+    try:
+        loss = function(outputs, batch)
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of any kind: it is the user's own
+        raise UserError(
+            f"loss(outputs, batch) fails ({type(error).__name__}: {error}); outputs are what the "
+            "model gives, batch.targets and batch.kwargs what it was called with"
+        ) from error
     if isinstance(loss, Tensor) and loss.is_floating_point() and loss.ndim <= 1 and loss.numel():
         return loss
     shape = f" of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else ""

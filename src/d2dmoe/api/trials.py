@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d2dmoe.api.batches import Batch, Batches
+from d2dmoe.api.batch import Batch
+from d2dmoe.api.batches import Batches
 from d2dmoe.api.costs import Costs, SampleCosts
 from d2dmoe.api.intervals import ratio
 from d2dmoe.api.measure import Measured, Scores, measure

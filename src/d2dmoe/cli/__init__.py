@@ -68,7 +68,7 @@ def about(
     - `d2dmoe evaluate sparse --data my.csv`
     - `d2dmoe benchmark sparse --data my.csv`
 
-    A model is a name of the Hugging Face hub, a folder that save_pretrained wrote, timm:NAME or
+    A model is a name of the Hugging Face hub, a folder of transformers or timm, timm:NAME or
     torchvision:NAME. Data are texts (csv, jsonl, json, parquet, txt) or a folder of images; each
     file is split by --seed, once and for all commands: convert learns from the training samples,
     calibrate chooses on validation samples, evaluate measures on test samples.

@@ -89,55 +89,36 @@ def run(
     - `d2dmoe convert my-bert/ sparse-bert --data my.csv --label-column topic --sparsify-steps 300`
     - `d2dmoe convert timm:vit_small_patch16_224 sparse-vit --data photos/ --samples 5000`
     """
-    import d2dmoe
     from d2dmoe.api.convert import check_roles
     from d2dmoe.cli.folders import check_free, whole
     from d2dmoe.cli.models import save
     from d2dmoe.cli.opened import Loading
-    from d2dmoe.cli.output import report, say
+    from d2dmoe.cli.output import report
+    from d2dmoe.cli.recipe import Recipe
     from d2dmoe.cli.samples import Data
-    from d2dmoe.cli.tasks import source_of, training
+    from d2dmoe.cli.tasks import source_of
 
-    check_roles(attention or ())
+    recipe = Recipe(
+        expert_size,
+        tuple(attention or ()),
+        attention_steps,
+        sparsify_steps,
+        alpha,
+        learning_rate,
+        router_steps,
+        router_learning_rate,
+        router_width,
+        seed,
+    )
+    check_roles(recipe.attention)
     check_free(folder, force)
     rows = Data(data, text_column, label_column, samples, seed)
     rows.split("train")  # so that faults of the data are said before a model is fetched
     source = source_of(model, rows, batch_size, Loading(device, max_length, yes))
-    dense = source.opened.model
-    say("reading the data")
-    inputs = [encoded for _rows, encoded in source.encoded("train")]  # routers need no targets
-    task = training(source) if sparsify_steps else None  # of the model as it still is
-    history = {}
-    if attention:
-        say(f"imitating the projections {', '.join(attention)}, {attention_steps} steps")
-        history["attention"] = d2dmoe.imitate_projections(
-            dense, inputs, steps=attention_steps, maps=attention, seed=seed
-        )
-    if task is not None:
-        say(f"sparsifying, {sparsify_steps} steps")
-        history["sparsify"] = d2dmoe.sparsify(
-            dense,
-            task.batches,
-            steps=sparsify_steps,
-            lr=learning_rate,
-            alpha=alpha,
-            loss=task.loss,
-            seed=seed,
-        )
-    say("splitting into experts")
-    moe = d2dmoe.convert(dense, expert_size, attention=tuple(attention or ()), seed=seed)
-    say(f"training routers, {router_steps} steps")
-    history["routers"] = d2dmoe.train_routers(
-        moe,
-        inputs,
-        steps=router_steps,
-        lr=router_learning_rate,
-        width=router_width,
-        seed=seed,
-    )
+    history = recipe.carry_out(source)
     with whole(folder) as new:
         save(source.opened, new)
-    result = {"model": model, "folder": folder, "layers": _layers(moe)}
+    result = {"model": model, "folder": folder, "layers": _layers(source.opened.model)}
     report(result | {"history": history}, _text(result), as_json)
 
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, cross_entropy, normalize
 
-from d2dmoe.api.batches import Batch
-from d2dmoe.api.padding import real_tokens
+from d2dmoe.api.batch import Batch
+from d2dmoe.api.padding import real_by_part
 from d2dmoe.errors import UserError
 
 Pool = Callable[[Any, Batch], Tensor]  # of a model's outputs for a batch: [batch, d]
@@ -68,7 +68,7 @@ class EmbeddingClassifier(nn.Module):
         self.model, self.pool, self.head = model, pool, head
 
     def forward(self, **inputs: Tensor) -> Tensor:
-        batch = Batch((), inputs, None, real_tokens(self.model, inputs))
+        batch = Batch((), inputs, None, real_by_part(self.model, inputs))
         return self.head(self.pool(batch.outputs(self.model), batch).float())
 
 

@@ -43,7 +43,7 @@ def open_model(name: str, how: Loading) -> Opened:
         if "library" in saved:
             opened = of_vision.open_saved(name, saved)
         elif "architecture" in saved and "architectures" not in saved:
-            raise of_vision.no_folder(name, saved["architecture"])
+            opened = of_vision.open_folder(name, folder, saved)
         else:
             opened = of_transformers.open_named(name, how)
     opened.model.to(place).eval()

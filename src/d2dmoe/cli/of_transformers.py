@@ -10,6 +10,8 @@ from huggingface_hub.utils import disable_progress_bars
 from transformers.models.auto import modeling_auto
 from transformers.utils.hub import cached_file
 
+from d2dmoe.api.hub import fetch, read_config
+from d2dmoe.cli import of_timm, of_vision
 from d2dmoe.cli.download import consent, hub_bytes
 from d2dmoe.cli.encoders import Encode, Images, Texts
 from d2dmoe.cli.opened import Loading, Opened, attempt
@@ -51,6 +53,9 @@ def open_named(name: str, how: Loading) -> Opened:
         disable_progress_bars()
     where = _where(name, how)
     config = _load("configuration", transformers.AutoConfig, name, where)
+    if isinstance(config, transformers.TimmWrapperConfig) and not config.architectures:
+        folder = fetch(where[0], ["config.json", of_timm.WEIGHTS], where[1].get("revision"), None)
+        return of_vision.open_folder(name, folder, read_config(str(folder), None, None))
     architecture = (getattr(config, "architectures", None) or ["none"])[0]
     model_class = getattr(transformers, architecture, None)
     if model_class is None:

@@ -1,17 +1,19 @@
-"""Models of timm and torchvision, by the names that they have there."""
+"""Models of timm and torchvision, by the names that they have there, or of folders."""
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 import d2dmoe
-from d2dmoe.cli.download import consent, hub_bytes
+from d2dmoe.cli import of_timm, of_torchvision
+from d2dmoe.cli.download import consent
 from d2dmoe.cli.encoders import Encode, Images, Inputs
 from d2dmoe.cli.opened import Loading, Opened, attempt
-from d2dmoe.errors import CheckpointError, UserError
+from d2dmoe.errors import CheckpointError
 
 REMEDY = "Check the network, or convert a local folder."
 
@@ -21,9 +23,30 @@ class Library(NamedTuple):
 
     check: Callable[[str], None]  # refuses a name that it does not have
     bytes: Callable[[str], int]  # that are to be fetched
-    build: Callable[[str, bool], nn.Module]  # by name, with or without its weights
-    transform: Callable[[str], Callable[[Any], torch.Tensor]]  # of a PIL image
-    classes: Callable[[str], list[str]]  # of the outputs, where they have names
+    build: Callable[[str], nn.Module]  # by name, with its weights
+    recipe: Callable[[str, nn.Module], dict[str, Any]]  # what builds it without: `save_pretrained`
+    transform: Callable[[str, nn.Module], Callable[[Any], torch.Tensor]]  # of a PIL image
+    classes: Callable[[str, nn.Module], list[str]]  # of the outputs, where they have names
+
+
+LIBRARIES = {
+    "timm": Library(
+        of_timm.check,
+        of_timm.missing_bytes,
+        of_timm.build,
+        of_timm.recipe,
+        of_timm.transform,
+        of_timm.classes,
+    ),
+    "torchvision": Library(
+        of_torchvision.check,
+        of_torchvision.missing_bytes,
+        of_torchvision.build,
+        of_torchvision.recipe,
+        of_torchvision.transform,
+        of_torchvision.classes,
+    ),
+}
 
 
 def open_named(library: str, rest: str, how: Loading) -> Opened:
@@ -36,7 +59,19 @@ def open_named(library: str, rest: str, how: Loading) -> Opened:
     known.check(rest)
     consent(name, known.bytes(rest), how.yes)
     what = f"{name}: its weights cannot be had"
-    return _opened(name, attempt(what, REMEDY, lambda: known.build(rest, True)), name)
+    model = attempt(what, REMEDY, lambda: known.build(rest))
+    return _opened(name, model, name, known.recipe(rest, model))
+
+
+def open_folder(name: str, folder: Path, saved: dict[str, Any]) -> Opened:
+    """A model of a folder in timm's own form; `saved` is what its config.json says.
+
+    Raises:
+        UserError: the folder is not whole, or names no model of timm.
+    """
+    model = of_timm.load(name, folder, saved)
+    made_of = f"timm:{saved['architecture']}"
+    return _opened(name, model, made_of, of_timm.recipe(saved["architecture"], model))
 
 
 def open_saved(folder: str, saved: dict[str, Any]) -> Opened:
@@ -53,102 +88,24 @@ def open_saved(folder: str, saved: dict[str, Any]) -> Opened:
             "it is not known how its images are prepared. Load it by d2dmoe.from_pretrained."
         )
     LIBRARIES[library].check(rest)
-    model = d2dmoe.from_pretrained(folder, model=LIBRARIES[library].build(rest, False))
-    return _opened(folder, model, made_of)
+    recipe = {"factory": saved["factory"], "options": saved["options"]}
+    return _opened(folder, d2dmoe.from_pretrained(folder), made_of, recipe)
 
 
-def no_folder(folder: str, architecture: str) -> CheckpointError:
-    """The error for a folder in timm's own form."""
-    return CheckpointError(
-        f"{folder} holds a {architecture} as timm saves it; the command line takes models of timm "
-        f"by name, timm:{architecture}. For these weights use the library, with "
-        f"timm.create_model('local-dir:{folder}', pretrained=True)."
-    )
-
-
-def _opened(name: str, model: nn.Module, made_of: str) -> Opened:
+def _opened(name: str, model: nn.Module, made_of: str, recipe: dict[str, Any]) -> Opened:
     library, _, rest = made_of.partition(":")
     known = LIBRARIES[library]
 
     def encoder() -> Encode:
-        transform = known.transform(rest)
+        transform = known.transform(rest, model)
         argument = next(iter(inspect.signature(model.forward).parameters))
         return Images(lambda images: _stacked(argument, transform, images))
 
     kind = "classifier" if getattr(model, "num_classes", 1) else "embedder"
-    return Opened(name, model, kind, encoder, known.classes(rest), made_of)
+    opened = Opened(name, model, kind, encoder, known.classes(rest, model), made_of)
+    opened.kept.update(recipe)
+    return opened
 
 
 def _stacked(argument: str, transform: Callable, images: list[Any]) -> Inputs:
     return {argument: torch.stack([transform(image) for image in images])}
-
-
-def _check_timm(name: str) -> None:
-    import timm
-
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.partition('.')[0]}*")[:5] or ["see timm.list_models()"]
-        raise UserError(f"timm has no model {name}. Near: {', '.join(near)}.")
-    about = timm.get_pretrained_cfg(name)
-    if about is None or not about.has_weights:
-        raise UserError(f"timm has no pretrained weights for {name}. Choose another.")
-
-
-def _timm_bytes(name: str) -> int:
-    import timm
-
-    repository = timm.get_pretrained_cfg(name).hf_hub_id  # type: ignore[union-attr]
-    return hub_bytes(repository) if repository else 0
-
-
-def _build_timm(name: str, pretrained: bool) -> nn.Module:
-    import timm
-
-    return timm.create_model(name, pretrained=pretrained)
-
-
-def _timm_transform(name: str) -> Callable:
-    import timm
-    from timm.data import create_transform, resolve_data_config
-
-    about: Any = timm.get_pretrained_cfg(name)
-    return create_transform(**resolve_data_config(pretrained_cfg=about.to_dict()))
-
-
-def _check_torchvision(name: str) -> None:
-    from torchvision import models
-
-    if name not in models.list_models(module=models):
-        raise UserError(f"torchvision has no model {name} for classes. See torchvision.models.")
-
-
-def _weights(name: str) -> Any:
-    from torchvision import models
-
-    weights: Any = models.get_model_weights(name)
-    return weights.DEFAULT
-
-
-def _torchvision_bytes(name: str) -> int:
-    return int(_weights(name).meta.get("_file_size", 0) * 2**20)
-
-
-def _build_torchvision(name: str, pretrained: bool) -> nn.Module:
-    from torchvision import models
-
-    model = models.get_model(name)
-    if pretrained:
-        model.load_state_dict(_weights(name).get_state_dict(check_hash=True, weights_only=True))
-    return model
-
-
-LIBRARIES = {
-    "timm": Library(_check_timm, _timm_bytes, _build_timm, _timm_transform, lambda name: []),
-    "torchvision": Library(
-        _check_torchvision,
-        _torchvision_bytes,
-        _build_torchvision,
-        lambda name: _weights(name).transforms(),
-        lambda name: _weights(name).meta.get("categories", []),
-    ),
-}

@@ -11,8 +11,8 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A name of the Hugging Face hub (NAME or NAME@REVISION), a local folder, timm:NAME or "
-        "torchvision:NAME.",
+        help="A name of the Hugging Face hub (NAME or NAME@REVISION), a local folder that "
+        "transformers, timm or `d2dmoe convert` wrote, timm:NAME or torchvision:NAME.",
         show_default=False,
     ),
 ]

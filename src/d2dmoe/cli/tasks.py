@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d2dmoe.api.batches import Batch, as_batches
+from d2dmoe.api.batch import Batch
+from d2dmoe.api.batches import as_batches
 from d2dmoe.api.task_loss import logits_of
 from d2dmoe.cli.embeddings import (
     EmbeddingClassifier,

@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torch.ao.quantization.observer import PerChannelMinMaxObserver
 from torch.nn.utils.parametrize import register_parametrization
 
+from d2dmoe.errors import ModelError
 from d2dmoe.models.build import separate_projections
 from d2dmoe.moe import MoE
 from d2dmoe.spec import ModelSpec
+from d2dmoe.surgery import find
 
 LARGEST = 127
 """Of |q|; −128 is left out, which would make the range unsymmetric."""
@@ -76,8 +78,13 @@ def quantize_experts(model: nn.Module) -> nn.Module:
     """Quantise, in place, the experts of a model's MoE layers only; returns the model, frozen.
 
     Only their integers does a kernel read. Other maps, also routers, would be computed from theirs
-    at every call.
+    at every call. Save the floats, and quantise what was loaded.
+
+    Raises:
+        ModelError: the model has no layer of experts.
     """
+    if not find(model, MoE):
+        raise ModelError(f"{type(model).__name__} has no experts: d2dmoe.convert(model) first")
     return _quantize(model, (MoE,))
 
 

@@ -53,7 +53,9 @@ def example_for(model: nn.Module, given: Any = None) -> Example:
 
 def model_inside(model: nn.Module) -> str:
     """A hint for a message: the model of transformers that others surround, as those of
-    sentence-transformers do; empty where there is none."""
+    sentence-transformers do; empty where there is none, or it is such a model itself."""
+    if isinstance(getattr(model, "main_input_name", None), str):
+        return ""
     for name, module in model.named_modules():
         if name and isinstance(getattr(module, "main_input_name", None), str):
             return (

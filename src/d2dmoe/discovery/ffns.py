@@ -49,7 +49,11 @@ def _modules(model: nn.Module, candidate: Candidate) -> list[nn.Module]:
 
 def _problem(model: nn.Module, candidate: Candidate) -> str | None:
     """Why the maps of a candidate cannot be taken over, or None."""
-    return next(filter(None, map(maps.problem_of, _modules(model, candidate))), None)
+    modules = _modules(model, candidate)
+    other = maps.shared_with(model, modules)
+    if other is not None:
+        return maps.SHARED.format(other)
+    return next(filter(None, map(maps.problem_of, modules)), None)
 
 
 def _probe(model: nn.Module, sound: list[Candidate], example: Example) -> Probe | str:

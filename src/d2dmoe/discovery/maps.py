@@ -4,7 +4,7 @@ Among them are convolutions of one position, whose tokens are the positions of a
 channels stand before them. Elsewhere in this package features are the last dimension of a tensor.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -91,6 +91,35 @@ def problem_of(module: nn.Module) -> str | None:
     if not all(p.detach().isfinite().all() for p in module.parameters(recurse=False)):
         return "its weights hold NaN or infinity"
     return None
+
+
+def shared_with(model: nn.Module, parts: Iterable[nn.Module]) -> str | None:
+    """The first of the model's other modules, by name, that holds a tensor of these modules; None
+    where all are their own. One module in several places is no other."""
+    own = {id(module): module for part in parts for module in part.modules()}
+    tensors = {key for module in own.values() for key in _tensors(module)}
+    return next(
+        (
+            name
+            for name, module in model.named_modules()
+            if id(module) not in own and not tensors.isdisjoint(_tensors(module))
+        ),
+        None,
+    )
+
+
+def _tensors(module: nn.Module) -> Iterator[Any]:
+    """What tells a module's own parameters from others: where their numbers lie."""
+    for tensor in module._parameters.values():
+        if tensor is not None and tensor.numel():
+            plain = type(tensor) in (nn.Parameter, Tensor) and not tensor.is_meta
+            yield (tensor.device, tensor.data_ptr()) if plain else id(tensor)
+
+
+SHARED = (
+    "it shares weights with {}, from which experts would part it: let both be one module, which is "
+    "converted once, or give it weights of its own (nn.Parameter(weight.detach().clone()))"
+)
 
 
 def to_linear(module: nn.Module, z: Tensor, out: Tensor) -> nn.Linear | None:

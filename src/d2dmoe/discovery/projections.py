@@ -2,7 +2,7 @@
 
 Q, K and V go by what everybody calls them; the output map is the one that runs next on as many
 tokens and leads back to the width that Q came from. Where one map gives Q, K and V, the values that
-the attention multiplies by tell whether they lie side by side, or interleaved by head.
+the attention multiplies by tell whether they lie side by side, all heads' or by groups of heads.
 """
 
 from contextlib import ExitStack
@@ -34,6 +34,9 @@ NAMES |= dict.fromkeys(("c_attn", "query_key_value", "in_proj", "att_proj", "att
 """Roles by the last part of a map's name, in lower case."""
 
 
+PRODUCTS = (torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, Tensor.bmm)
+
+
 @dataclass
 class FoundProjection:
     """A linear map of an attention, or an `nn.MultiheadAttention` with all four."""
@@ -43,7 +46,8 @@ class FoundProjection:
     z: Tensor  # what it was called with first, [..., d_in]
     out: Tensor  # and gave, [..., d_out]
     tokens: int = 0  # of the example, at all calls
-    widths: tuple[int, ...] = ()  # of Q, K and V in one map, side by side; empty: they are not
+    widths: tuple[int, ...] = ()  # of Q, K and V in one map; empty: it is not known where they lie
+    groups: int = 1  # of heads, whose Q, K and V lie side by side in that map
 
     @property
     def d_in(self) -> int:
@@ -62,7 +66,10 @@ class FoundProjection:
     def problem(self) -> str | None:
         """Why it cannot be taken apart, or None."""
         if self.role in (FUSED, WHOLE) and not self.widths:
-            return "Q, K and V do not lie side by side in the output of one map"
+            return (
+                "Q, K and V lie in the output of one map neither side by side nor so by groups of "
+                "heads"
+            )
         return None
 
 
@@ -121,7 +128,7 @@ def _made(module: nn.Module, found: FoundProjection) -> nn.Module | None:
     if linear is None:
         return None
     if found.role == FUSED:
-        return FusedProjections(linear.weight, linear.bias, found.widths)
+        return FusedProjections(linear.weight, linear.bias, found.widths, found.groups)
     return Projection.of(found.role, linear.weight, linear.bias)
 
 
@@ -194,33 +201,51 @@ class _Trace(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         fused = self._fused
-        values = None if fused is None else _values(func, args, kwargs or {})
+        values = None if fused is None else _values(func, args, kwargs or {}, len(fused.out))
         if fused is not None and values is not None:
-            widths = _widths(fused.out, values)
-            if widths:
-                self.found[fused.name].widths, self._fused = widths, None
+            layout = _layout(fused.out, values)
+            if layout:
+                found, self._fused = self.found[fused.name], None
+                found.widths, found.groups = layout
         return func(*args, **(kwargs or {}))
 
 
-def _values(func: Any, args: tuple, kwargs: dict) -> Tensor | None:
+def _values(func: Any, args: tuple, kwargs: dict, batch: int) -> Tensor | None:
     """V [batch, heads, tokens, width] of an attention's product."""
     if func is functional.scaled_dot_product_attention:
         values = args[2] if len(args) > 2 else kwargs.get("value")
-    elif func in (torch.matmul, Tensor.matmul, Tensor.__matmul__) and len(args) == 2:
+    elif func in PRODUCTS and len(args) == 2:
         values = args[1]
     else:
         return None
-    return values if isinstance(values, Tensor) and values.ndim == 4 else None
+    if not isinstance(values, Tensor):
+        return None
+    if values.ndim == 3 and len(values) % batch == 0:  # [batch · heads, tokens, width]
+        values = values.unflatten(0, (batch, -1))
+    return values if values.ndim == 4 else None
 
 
-def _widths(fused: Tensor, values: Tensor) -> tuple[int, ...]:
-    """Widths of Q, K and V in a fused output [batch, tokens, d], if these values are its end; each
-    of them may stand for several heads of Q."""
+def _layout(fused: Tensor, values: Tensor) -> tuple[tuple[int, ...], int] | None:
+    """Widths of Q, K and V in a fused output [batch, tokens, d], and by how many groups of heads
+    they lie in it, if these values are the end of each; each may stand for several heads of Q."""
     if fused.ndim != 3 or values.shape[0] != fused.shape[0] or values.shape[2] != fused.shape[1]:
-        return ()
+        return None
     for repeats in range(1, values.shape[1] + 1):
-        v = values[:, ::repeats].transpose(1, 2).flatten(-2)  # [batch, tokens, d_v]
-        q = fused.shape[-1] - 2 * v.shape[-1]
-        if values.shape[1] % repeats == 0 and q > 0 and v.equal(fused[..., -v.shape[-1] :]):
-            return q, v.shape[-1], v.shape[-1]
-    return ()
+        if values.shape[1] % repeats:
+            continue
+        v = values[:, ::repeats].transpose(1, 2)  # [batch, tokens, heads, width]
+        for groups in dict.fromkeys((1, v.shape[2])):
+            widths = _widths(fused, v.flatten(-2), groups)
+            if widths:
+                return widths, groups
+    return None
+
+
+def _widths(fused: Tensor, v: Tensor, groups: int) -> tuple[int, ...]:
+    """The widths, if V [batch, tokens, d_v] is the end of each of so many groups of [batch, tokens,
+    d]; else none."""
+    q = fused.shape[-1] - 2 * v.shape[-1]
+    if q <= 0 or fused.shape[-1] % groups:
+        return ()
+    ends = fused.unflatten(-1, (groups, -1))[..., -v.shape[-1] // groups :].flatten(-2)
+    return (q, v.shape[-1], v.shape[-1]) if v.equal(ends) else ()

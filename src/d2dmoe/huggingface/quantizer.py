@@ -37,7 +37,10 @@ AGAIN = "Fetch the folder again, or save the model anew."
 
 
 def attach(model: PreTrainedModel) -> PreTrainedModel:
-    """See `registration.attach`; the models inside the model can be saved by themselves too."""
+    """See `registration.attach`; the models inside the model can be saved by themselves too. One
+    into which nothing was put stays as it is."""
+    if not _described(model)["layers"]:
+        return model
     for part in model.modules():
         if isinstance(part, PreTrainedModel) and _described(part)["layers"]:
             if not isinstance(getattr(part, "hf_quantizer", None), ConversionQuantizer | None):

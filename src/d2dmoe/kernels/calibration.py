@@ -1,6 +1,7 @@
 """Calibration: each MoE layer is run both ways on real inputs, and keeps the faster backend."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from d2dmoe.timing import compare
 ROUND_S = 0.01  # of a backend, in each of the rounds that `compare` makes
 
 
-def calibrate(model: nn.Module, inputs: Inputs) -> dict[str, Choice]:
+def calibrate(model: nn.Module, inputs: Inputs, args: tuple[Any, ...] = ()) -> dict[str, Choice]:
     """Let each MoE layer with a router use the backend that is faster, at its present rule.
 
     Calibrate once for each number of tokens that will be run, as for prefill and decoding. Other
@@ -28,6 +29,7 @@ def calibrate(model: nn.Module, inputs: Inputs) -> dict[str, Choice]:
     Args:
         model: in evaluation mode, on its device.
         inputs: a batch of real samples, what the model is called with.
+        args: what it is called with by position.
 
     Returns:
         The choices by layer.
@@ -35,7 +37,7 @@ def calibrate(model: nn.Module, inputs: Inputs) -> dict[str, Choice]:
     choices = {}
     with torch.inference_mode():
         with watch_inputs(model) as seen:
-            model(**inputs)
+            model(*args, **inputs)
         for name, moe in find(model, MoE).items():
             if moe.router is None:
                 continue

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from d2dmoe.api.batches import Batch
+from d2dmoe.api.batch import Batch
 from d2dmoe.api.calibrate import calibrate
 from d2dmoe.api.calibration import Calibration
 from d2dmoe.api.goals import OutOfReach

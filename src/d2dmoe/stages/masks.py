@@ -8,11 +8,10 @@ from torch import Tensor
 
 from d2dmoe.checkpoint import load_model
 from d2dmoe.data.splits import open_split
-from d2dmoe.inputs import real_tokens
 from d2dmoe.jobs.run import Run
 from d2dmoe.kernels import ops  # noqa: F401  a routed model may run by them
 from d2dmoe.moe import MoE, set_selection, watch_selections
-from d2dmoe.padding import without_padding
+from d2dmoe.padding import real_tokens, without_padding
 from d2dmoe.quality import batches_of
 from d2dmoe.surgery import find
 

@@ -17,10 +17,10 @@ from d2dmoe.checkpoint import Trained, load_dense_model
 from d2dmoe.config.stages import ProjectionsConfig
 from d2dmoe.data.splits import Batch
 from d2dmoe.ffn import FFN
-from d2dmoe.inputs import real_tokens
 from d2dmoe.jobs.progress import logger
 from d2dmoe.jobs.run import Run
 from d2dmoe.models.build import separate_projections
+from d2dmoe.padding import real_tokens
 from d2dmoe.seeding import seed_for
 from d2dmoe.sparsity import alpha_at, penalty, watch_activations
 from d2dmoe.spec import ModelSpec

@@ -10,9 +10,9 @@ from d2dmoe.checkpoint import Trained, load_model
 from d2dmoe.config.stages import RouterConfig
 from d2dmoe.conversion import add_routers
 from d2dmoe.data.splits import Batch
-from d2dmoe.inputs import real_tokens
 from d2dmoe.jobs.run import Run
 from d2dmoe.moe import MoE, watch_inputs
+from d2dmoe.padding import real_tokens
 from d2dmoe.router import router_losses
 from d2dmoe.seeding import seed_for
 from d2dmoe.stages.fitting import fit_part

@@ -8,8 +8,9 @@ from d2dmoe.checkpoint import Trained, load_dense_model
 from d2dmoe.config.stages import SparsifyConfig
 from d2dmoe.data.splits import Batch
 from d2dmoe.ffn import set_activation
-from d2dmoe.inputs import logits_of, real_tokens
+from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.run import Run
+from d2dmoe.padding import real_tokens
 from d2dmoe.sparsity import activation_of, alpha_at, penalty, watch_activations
 from d2dmoe.spec import ModelSpec
 from d2dmoe.stages.fitting import fit_model

@@ -8,9 +8,10 @@ import torch
 from d2dmoe.checkpoint import Trained, load_model
 from d2dmoe.config.stages import TuneConfig
 from d2dmoe.data.splits import Batch
-from d2dmoe.inputs import logits_of, real_tokens
+from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.run import Run
 from d2dmoe.moe import MoE, set_selection, watch_inputs
+from d2dmoe.padding import real_tokens
 from d2dmoe.router import Router, router_losses
 from d2dmoe.stages.fitting import fit_model
 from d2dmoe.surgery import find

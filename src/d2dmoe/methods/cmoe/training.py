@@ -10,13 +10,13 @@ from d2dmoe.checkpoint import Trained, load_dense_model
 from d2dmoe.data.splits import Batch
 from d2dmoe.errors import ConfigError
 from d2dmoe.ffn import FFN
-from d2dmoe.inputs import logits_of, real_tokens
+from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.run import Run
 from d2dmoe.methods.cmoe.carving import carve_neurons, firing
 from d2dmoe.methods.cmoe.options import CMoEConfig
 from d2dmoe.methods.cmoe.router import add_analytic_router, layer_kind
 from d2dmoe.moe import MoE, set_selection, split_ffn, watch_selections
-from d2dmoe.padding import without_padding
+from d2dmoe.padding import real_tokens, without_padding
 from d2dmoe.seeding import seed_for
 from d2dmoe.stages.drawn import drawn_batches
 from d2dmoe.stages.fitting import fit_model

@@ -10,13 +10,13 @@ from d2dmoe.data.splits import Batch
 from d2dmoe.errors import ConfigError
 from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN
-from d2dmoe.inputs import logits_of, real_tokens
+from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.run import Run
 from d2dmoe.methods.factorllm.layer import FactorMoE, LinearRouter, add_linear_router
 from d2dmoe.methods.factorllm.losses import balance_loss, label_divergence, teacher_labels
 from d2dmoe.methods.factorllm.options import FactorLLMConfig
 from d2dmoe.moe import MoE, set_selection, split_ffn, watch_inputs
-from d2dmoe.padding import without_padding
+from d2dmoe.padding import real_tokens, without_padding
 from d2dmoe.seeding import seed_for
 from d2dmoe.stages.fitting import fit_model
 from d2dmoe.surgery import find, replace, watch

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from d2dmoe.checkpoint import Trained, load_model
 from d2dmoe.data.splits import Batch
-from d2dmoe.inputs import logits_of, real_tokens
+from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.progress import logger
 from d2dmoe.jobs.run import Run
 from d2dmoe.methods.seer.options import SEERConfig
 from d2dmoe.methods.seer.pruning import keep_experts, kept_experts, run_share
 from d2dmoe.moe import MoE, set_selection, watch_inputs
-from d2dmoe.padding import without_padding
+from d2dmoe.padding import real_tokens, without_padding
 from d2dmoe.router import Router, router_losses
 from d2dmoe.stages.drawn import drawn_batches
 from d2dmoe.stages.fitting import fit_model

@@ -6,12 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from d2dmoe.inputs import Inputs, real_tokens
+from d2dmoe.inputs import Inputs
 from d2dmoe.jobs.progress import logger
 from d2dmoe.jobs.run import Run
 from d2dmoe.methods.thresholds.layers import LEVELS, Threshold
 from d2dmoe.methods.thresholds.options import InputThresholdsConfig, ThresholdsConfig
-from d2dmoe.padding import without_padding
+from d2dmoe.padding import real_tokens, without_padding
 from d2dmoe.stages.drawn import drawn_batches
 from d2dmoe.surgery import find, watch
 

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from d2dmoe.ffn import FFN
-from d2dmoe.inputs import Inputs, real_tokens
+from d2dmoe.inputs import Inputs
 from d2dmoe.jobs.progress import Progress
 from d2dmoe.methods.thresholds.layers import Threshold, ThresholdedLinear
+from d2dmoe.padding import real_tokens
 from d2dmoe.surgery import find, watch
 
 DONE = 1 - 1e-6  # sparsity of a map without inputs, but for rounding
