@@ -18,7 +18,7 @@ from d2dmoe.plan.plan import Plan, load_plan
 ROOT = Path(__file__).parents[1]
 PEAK = 989e12  # FLOPs per second of an H100 (SXM) in bf16, dense, as its data sheet says
 MEMORY_GB = 80  # of an H100
-IMAGES_A_CORE = 165  # decoded, cropped and flipped per second; docs/scale.md says of which CPU
+IMAGES_A_CORE = 250  # read per second by tools/time_loading.py; docs/scale.md says of which CPU
 READERS = 16  # processes that read for one GPU: `workers` of configs/paper.yaml
 TRAINED, MEASURED = 3, 1  # forwards that a step costs: the backward pass is two
 PARTS = 2  # of a step that trains new modules on a frozen model: a bound
@@ -225,11 +225,11 @@ def experiments(works: list[Work]) -> str:
             [
                 work.task,
                 f"{len(work.trainings)}",
-                f"{sum(map(work.seen, work.trainings)) / 1e6:.3g} M",
-                f"{total / 1e18:,.3g}",
-                f"{work.evaluated_flops / total:.0%}",
-                f"{work.hours(total, 1):,.3g}",
-                f"{work.hours(total, 8):,.3g}",
+                millions(sum(map(work.seen, work.trainings))),
+                short(total / 1e18),
+                f"{work.evaluated_flops / total:.1%}",
+                short(work.hours(total, 1)),
+                short(work.hours(total, 8)),
                 f"{work.memory_gb(largest, 8):.0f} GB",
                 f"{work.disk_gb:,.0f} GB",
             ]
@@ -248,10 +248,10 @@ def longest(works: list[Work]) -> str:
             [
                 work.task,
                 step.stage.name,
-                f"{work.seen(step) / 1e6:.3g} M",
+                millions(work.seen(step)),
                 f"{step.cfg.steps(work.samples):,}",
-                f"{work.hours(work.flops(step), 1):,.3g}",
-                f"{work.hours(work.flops(step), 8):,.3g}",
+                short(work.hours(work.flops(step), 1)),
+                short(work.hours(work.flops(step), 8)),
                 f"{work.memory_gb(step, 1):.0f} GB",
                 f"{work.memory_gb(step, 8):.0f} GB",
             ]
@@ -268,7 +268,7 @@ def rates(works: list[Work]) -> str:
         name, each = unit.get(work.cfg.data.kind, "tokens"), 1
         if name == "tokens":
             each = work.model.tokens
-        cores = f"{work.eaten / IMAGES_A_CORE:.1f}" if name == "images" else "below 0.1"
+        cores = f"{work.eaten / IMAGES_A_CORE:.0f}" if name == "images" else "below 0.1"
         rows.append(
             [
                 work.task,
@@ -301,6 +301,15 @@ def forward_shares() -> dict[str, float]:
                 flops = models[key].flops * int(row["batch"])
                 found[row["model"]] = flops / (float(row["median_ms"]) / 1e3) / PEAK
     return found
+
+
+def short(number: float) -> str:
+    """Two digits that count, or all before the point."""
+    return f"{number:,.0f}" if number >= 10 else f"{number:.2g}"
+
+
+def millions(samples: float) -> str:
+    return f"{short(samples / 1e6)} M"
 
 
 def markdown(head: list[str], rows: list[list[str]]) -> str:

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from d2dmoe.benchmark.loading import damaged, image_rates, synthetic_tree, token_rates
 from d2dmoe.config.data import ImagesConfig
 from d2dmoe.config.training import TrainingConfig
 from d2dmoe.data.batches import MOST_READERS, TrainingBatches, iterate, readers
@@ -162,6 +163,9 @@ def test_models_are_measured_with_readers_only_where_they_help(decoded, monkeypa
     gpu = torch.device("cuda")
     monkeypatch.setattr("d2dmoe.data.batches._cpus", lambda: 6)
     assert readers(decoded, gpu) == 6 and readers(decoded, CPU) == 0 == readers(kept(), gpu)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # that share the host
+    assert readers(decoded, gpu) == 1
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
     monkeypatch.setattr("d2dmoe.data.batches._cpus", lambda: 96)
     assert readers(decoded, gpu) == MOST_READERS
 
@@ -237,3 +241,20 @@ def test_an_image_that_cannot_be_read_is_named(root, damage, workers):
             path.rmdir()
         path.write_bytes(whole)
     assert "Traceback" not in str(caught.value)
+
+
+# Rates
+
+
+def test_rates_are_of_batches_as_training_reads_them():
+    with synthetic_tree(12, size=(40, 60)) as root:
+        rows = list(image_rates("path:tree", root, [0, 1], batches=3, batch_size=4))
+        assert [row["workers"] for row in rows] == [0, 1]
+        assert all(row["rate"] > 0 and row["core"] > 0 for row in rows)
+        broken = root / "tree/train/1/5.jpeg", root / "tree/val/2/2.jpeg"
+        assert not list(damaged("path:tree", root))
+        for path in broken:
+            cut_off(path)
+        found = list(damaged("path:tree", root))
+    assert len(found) == 2 and all(str(p) in text for p, text in zip(broken, found, strict=True))
+    assert token_rates(blocks=20, length=8, batches=2, batch_size=5)["rate"] > 0

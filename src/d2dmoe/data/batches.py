@@ -48,7 +48,8 @@ def readers(split: Split, device: torch.device) -> int:
     decoded each time that they are read, else none."""
     if device.type != "cuda" or not split.decodes:
         return 0
-    return min(_cpus(), MOST_READERS)
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes of the job, by torchrun
+    return min(max(1, _cpus() // beside), MOST_READERS)
 
 
 def epoch_order(samples: int, seed: int, epoch: int) -> torch.Tensor:
