@@ -1,6 +1,6 @@
 """One folder with all that a run needs, for a GPU machine without a network: docs/bundle.md.
 
-uv run python tools/bundle.py FOLDER --configfile configs/gpu.yaml --task newsgroups --installed list.txt
+uv run python tools/bundle.py FOLDER --configfile configs/gpu.yaml --task newsgroups
 """
 
 import argparse
