@@ -24,6 +24,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -110,23 +111,40 @@ def make_dinov2(path: Path) -> None:
     import onnx
     from onnx import numpy_helper
 
-    found = {}
-    for tensor in onnx.load(path).graph.initializer:
-        found[tensor.name] = torch.from_numpy(numpy_helper.to_array(tensor).copy())
-    weights = vit_of_dinov2(found, PIXELS // PATCH)
-    save_file(weights, OUT / f"dinov2-vit-s-14-{PIXELS}.safetensors")
+    graph = onnx.load(path).graph
+    names = map_names(graph.node)
+    found = {
+        names.get(tensor.name, tensor.name): torch.from_numpy(numpy_helper.to_array(tensor).copy())
+        for tensor in graph.initializer
+    }
+    place = OUT / f"dinov2-vit-s-14-{PIXELS}.safetensors"
+    save_file(vit_of_dinov2(found, PIXELS // PATCH), place)
+    place.chmod(0o644)
+
+
+def map_names(nodes: Iterable[Any]) -> dict[str, str]:
+    """Names of an exported model's maps, of which the export has numbers alone: of each that of the
+    bias which is added to its product."""
+    nodes = list(nodes)
+    products = {node.output[0]: node.input[1] for node in nodes if node.op_type == "MatMul"}
+    names = {}
+    for node in (n for n in nodes if n.op_type == "Add"):
+        for product in products.keys() & set(node.input):
+            bias = next(name for name in node.input if name != product)
+            names[products[product]] = bias.removesuffix("bias") + "weight"
+    return names
 
 
 def vit_of_dinov2(found: dict[str, Tensor], grid: int) -> dict[str, Tensor]:
     """The tensors of an exported DINOv2 as torchvision's VisionTransformer has them.
 
     Args:
-        found: by the names in the ONNX file. The export keeps biases by name; maps, [in, out], and
-            positions have numbers that rise in the order of their use.
+        found: by their names; maps are [in, out]. The positions of the class token, [1, 1, d], and
+            of the patches, [1, patches, d], are those that the export numbered.
         grid: patches in a row and in a column, of the images that are meant.
     """
-    numbered = sorted((n for n in found if n.startswith("onnx::")), key=number)
-    first, patches, *maps = (found[name] for name in numbered)
+    numbered = [tensor for name, tensor in found.items() if name.startswith("onnx::")]
+    first, patches = sorted(numbered, key=lambda tensor: tensor.shape[1])
     side = round(patches.shape[1] ** 0.5)
     plane = patches.view(1, side, side, -1).permute(0, 3, 1, 2)
     plane = interpolate(plane, (grid, grid), mode="bicubic", align_corners=False)
@@ -141,33 +159,28 @@ def vit_of_dinov2(found: dict[str, Tensor], grid: int) -> dict[str, Tensor]:
         "encoder.ln.bias": own["layernorm.bias"],
     }
     for layer in range(LAYERS):
-        block = {k.removeprefix(f"encoder.layer.{layer}."): v for k, v in own.items()}
-        made = vit_block(block, maps[6 * layer : 6 * layer + 6])
-        prefix = f"encoder.layers.encoder_layer_{layer}"
-        weights |= {f"{prefix}.{name}": tensor for name, tensor in made.items()}
+        prefix = f"encoder.layer.{layer}."
+        block = {k.removeprefix(prefix): v for k, v in own.items() if k.startswith(prefix)}
+        made = {f"encoder.layers.encoder_layer_{layer}.{k}": v for k, v in vit_block(block).items()}
+        weights |= made
     return {name: tensor.contiguous() for name, tensor in weights.items()}
 
 
-def number(name: str) -> int:
-    """That at the end of an exported tensor's name."""
-    return int(name.rpartition("_")[2])
-
-
-def vit_block(block: dict[str, Tensor], maps: list[Tensor]) -> dict[str, Tensor]:
+def vit_block(block: dict[str, Tensor]) -> dict[str, Tensor]:
     """One block; each LayerScale multiplies the output of the map before it, so it goes into it."""
-    query, key, value, out, up, down = (weight.T for weight in maps)
-    biases = [block[f"attention.attention.{name}.bias"] for name in ("query", "key", "value")]
+    parts = [f"attention.attention.{name}" for name in ("query", "key", "value")]
     after_attention, after_mlp = (block[f"layer_scale{i}.lambda1"] for i in (1, 2))
+    out, down = block["attention.output.dense.weight"].T, block["mlp.fc2.weight"].T
     return {
         "ln_1.weight": block["norm1.weight"],
         "ln_1.bias": block["norm1.bias"],
-        "self_attention.in_proj_weight": torch.cat([query, key, value]),
-        "self_attention.in_proj_bias": torch.cat(biases),
+        "self_attention.in_proj_weight": torch.cat([block[f"{part}.weight"].T for part in parts]),
+        "self_attention.in_proj_bias": torch.cat([block[f"{part}.bias"] for part in parts]),
         "self_attention.out_proj.weight": after_attention[:, None] * out,
         "self_attention.out_proj.bias": after_attention * block["attention.output.dense.bias"],
         "ln_2.weight": block["norm2.weight"],
         "ln_2.bias": block["norm2.bias"],
-        "mlp.0.weight": up,
+        "mlp.0.weight": block["mlp.fc1.weight"].T,
         "mlp.0.bias": block["mlp.fc1.bias"],
         "mlp.3.weight": after_mlp[:, None] * down,
         "mlp.3.bias": after_mlp * block["mlp.fc2.bias"],

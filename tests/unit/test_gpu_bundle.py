@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,59 +23,57 @@ D, HEADS, D_FF, GRID = 12, 2, 20, 3
 
 
 def exported(generator: torch.Generator, grid: int) -> dict[str, torch.Tensor]:
-    """A small DINOv2 by the names of its export: biases by name, maps by the order of their use."""
+    """A small DINOv2 by the names of its export, and maps by those that they get."""
 
     def random(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=generator)
 
     found = {
+        "onnx::Reshape_998": random(1, grid**2, D),
+        "onnx::Concat_999": random(1, 1, D),
         "backbone.embeddings.cls_token": random(1, 1, D),
         "backbone.embeddings.patch_embeddings.projection.weight": random(D, 3, 14, 14) / 20,
         "backbone.embeddings.patch_embeddings.projection.bias": random(D),
         "backbone.layernorm.weight": random(D),
         "backbone.layernorm.bias": random(D),
-        "onnx::Concat_998": random(1, 1, D),
-        "onnx::Reshape_999": random(1, grid**2, D),
     }
-    number = 1000
+    maps = {f"attention.attention.{name}": (D, D) for name in ("key", "value", "query")}
+    maps |= {"attention.output.dense": (D, D), "mlp.fc1": (D, D_FF), "mlp.fc2": (D_FF, D)}
     for layer in range(fetch_gpu.LAYERS):
         block = f"backbone.encoder.layer.{layer}"
         for name in ("norm1.weight", "norm1.bias", "norm2.weight", "norm2.bias"):
             found[f"{block}.{name}"] = random(D)
-        for name in ("attention.query", "attention.key", "attention.value", "output.dense"):
-            found[f"{block}.attention.{name}.bias"] = random(D)
-        for name, size in (("mlp.fc1.bias", D_FF), ("mlp.fc2.bias", D)):
-            found[f"{block}.{name}"] = random(size)
         for i in (1, 2):
             found[f"{block}.layer_scale{i}.lambda1"] = random(D)
-        for shape in ((D, D), (D, D), (D, D), (D, D), (D, D_FF), (D_FF, D)):
-            found[f"onnx::MatMul_{number}"] = random(*shape) / shape[0] ** 0.5
-            number += 3
-    return dict(reversed(found.items()))  # the file's order says nothing
+        for name, (inputs, outputs) in maps.items():
+            found[f"{block}.{name}.weight"] = random(inputs, outputs) / inputs**0.5
+            found[f"{block}.{name}.bias"] = random(outputs)
+    return found
 
 
 def dinov2(found: dict[str, torch.Tensor], images: torch.Tensor) -> torch.Tensor:
     """What the exported model makes of images: all tokens after the last norm."""
     own = {name.removeprefix("backbone."): x for name, x in found.items()}
-    maps = sorted((n for n in found if "MatMul" in n), key=fetch_gpu.number)
     weight, bias = (own[f"embeddings.patch_embeddings.projection.{n}"] for n in ("weight", "bias"))
     patches = torch.conv2d(images, weight, bias, stride=14).flatten(2).transpose(1, 2)
     first = own["embeddings.cls_token"].expand(len(images), -1, -1)
-    positions = torch.cat([found["onnx::Concat_998"], found["onnx::Reshape_999"]], 1)
+    positions = torch.cat([found["onnx::Concat_999"], found["onnx::Reshape_998"]], 1)
     x = torch.cat([first, patches], 1) + positions
     for layer in range(fetch_gpu.LAYERS):
         b = {k.removeprefix(f"encoder.layer.{layer}."): v for k, v in own.items()}
-        q, k, v, out, up, down = (found[name] for name in maps[6 * layer : 6 * layer + 6])
+
+        def mapped(name: str, z: torch.Tensor, b=b) -> torch.Tensor:
+            return z @ b[f"{name}.weight"] + b[f"{name}.bias"]
+
         z = layer_norm(x, (D,), b["norm1.weight"], b["norm1.bias"], 1e-6)
         heads = [
-            (z @ m + b[f"attention.attention.{n}.bias"]).unflatten(-1, (HEADS, -1)).transpose(1, 2)
-            for m, n in ((q, "query"), (k, "key"), (v, "value"))
+            mapped(f"attention.attention.{name}", z).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+            for name in ("query", "key", "value")
         ]
         z = scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
-        x = x + b["layer_scale1.lambda1"] * (z @ out + b["attention.output.dense.bias"])
+        x = x + b["layer_scale1.lambda1"] * mapped("attention.output.dense", z)
         z = layer_norm(x, (D,), b["norm2.weight"], b["norm2.bias"], 1e-6)
-        z = gelu(z @ up + b["mlp.fc1.bias"]) @ down + b["mlp.fc2.bias"]
-        x = x + b["layer_scale2.lambda1"] * z
+        x = x + b["layer_scale2.lambda1"] * mapped("mlp.fc2", gelu(mapped("mlp.fc1", z)))
     return layer_norm(x, (D,), own["layernorm.weight"], own["layernorm.bias"], 1e-6)
 
 
@@ -92,11 +91,29 @@ def test_dinov2_by_torchvisions_names_is_the_same_model():
     assert torch.allclose(given, dinov2(found, images), atol=1e-4)
 
 
+def test_a_map_gets_the_name_of_the_bias_that_is_added_to_its_product():
+    """The export numbers them in the order of their use, in which the query comes last."""
+
+    def node(kind: str, inputs: list[str], output: str) -> SimpleNamespace:
+        return SimpleNamespace(op_type=kind, input=inputs, output=[output])
+
+    nodes = [
+        node("MatMul", ["x", "onnx::MatMul_7"], "a"),
+        node("MatMul", ["x", "onnx::MatMul_4"], "b"),
+        node("Add", ["layer.0.key.bias", "a"], "key"),
+        node("Add", ["layer.0.query.bias", "b"], "query"),
+        node("MatMul", ["key", "query"], "scores"),  # of no map
+        node("Add", ["x", "y"], "residual"),
+    ]
+    found = {"onnx::MatMul_7": "layer.0.key.weight", "onnx::MatMul_4": "layer.0.query.weight"}
+    assert fetch_gpu.map_names(nodes) == found
+
+
 def test_positions_of_another_number_of_patches_are_between_those_of_the_export():
     found = exported(torch.Generator().manual_seed(0), 5)
-    found["onnx::Reshape_999"] = torch.arange(5.0).repeat(5)[None, :, None].expand(1, 25, D)
+    found["onnx::Reshape_998"] = torch.arange(5.0).repeat(5)[None, :, None].expand(1, 25, D)
     positions = fetch_gpu.vit_of_dinov2(found, GRID)["encoder.pos_embedding"]
-    assert torch.equal(positions[:, :1], found["onnx::Concat_998"])
+    assert torch.equal(positions[:, :1], found["onnx::Concat_999"])
     rows = positions[0, 1:, 0].view(GRID, GRID)
     assert torch.allclose(rows[:, 1], torch.tensor(2.0)) and (rows.diff(dim=1) > 1).all()
 

@@ -192,12 +192,15 @@ def test_who_stops_a_worker_stops_the_training_which_reads_on(decoded):
     assert not workers_of(psutil.Process())  # the training's own word ends them
 
 
-def test_a_worker_that_is_killed_is_said_to_be_with_the_remedy(decoded):
+def test_a_worker_that_is_killed_is_said_where_its_batch_is_missing(decoded):
+    """Not amid a training step."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # as in a new process
     stream = batches(decoded, epochs=1000, workers=1).stream(0)
     next(stream)
+    for worker in workers_of(psutil.Process()):
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.wait(10)
     with pytest.raises(DataError, match="process that reads samples ended.*fewer `workers`"):
-        for worker in workers_of(psutil.Process()):
-            os.kill(worker.pid, signal.SIGKILL)
         list(stream)
 
 

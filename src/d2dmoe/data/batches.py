@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import count, islice
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import Any
 
 import torch
@@ -140,9 +140,19 @@ def _loaded(
         pin_memory=pin,
         generator=torch.Generator(),  # else the loader draws from the global one
     )
-    batches = iter(loader)
+    batches = _begun(loader)
     while (raw := _next(batches)) is not None:
         yield raw
+
+
+def _begun(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The loader's iterator. A worker's death is said when the next batch is asked for: torch would
+    raise it from a signal's handler too, wherever the training is."""
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    if current_thread() is main_thread():  # who else sets none
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    return batches
 
 
 class _Reader(Dataset[Any]):
