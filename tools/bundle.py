@@ -112,35 +112,34 @@ def fetch_wheels(folder: Path, installed: str, python: str, machine: str) -> Non
     listed = subprocess.run(compile_, capture_output=True, text=True)
     if listed.returncode:
         sys.exit(f"the packages cannot be resolved:\n{listed.stderr}")
-    platforms = [f"--platform={name}_{machine}" for name in PLATFORMS]
-    for pin in listed.stdout.split():
-        if normal(pin.partition("==")[0]) not in there and not pin.startswith("nvidia-"):
-            fetch(pin, folder, ["--python-version", python, "--implementation=cp", *platforms])
-    overrides.unlink()
-
-
-def fetch(pin: str, folder: Path, target: list[str]) -> None:
-    """One wheel for the machine; of a package that is published as source alone, made here."""
-    common = ["-q", "--no-deps", pin]
-    download = [
-        "uvx",
-        "pip",
-        "download",
-        "--only-binary=:all:",
-        "-d",
-        str(folder),
-        *target,
-        *common,
+    wanted = [
+        pin
+        for pin in listed.stdout.split()
+        if normal(pin.partition("==")[0]) not in there and not pin.startswith(("nvidia-", "cuda-"))
     ]
-    if not subprocess.run(download, capture_output=True).returncode:
-        return
-    before = set(folder.iterdir())
-    make = ["uvx", "pip", "wheel", "-w", str(folder), *common]
-    if subprocess.run(make).returncode:
-        sys.exit(f"{pin} can be had neither as a wheel for the machine nor as source.")
-    (made,) = set(folder.iterdir()) - before
-    if not made.name.endswith("-none-any.whl"):
-        sys.exit(f"{pin} must be compiled for the machine: install it there.")
+    target = [f"--platform={name}_{machine}" for name in PLATFORMS]
+    target += [f"--python-version={python}", "--implementation=cp"]
+    pip("download", "-d", str(folder), *target, *wanted)
+    overrides.unlink()
+    for source in [*folder.glob("*.tar.gz"), *folder.glob("*.zip")]:
+        pip("wheel", "-w", str(folder), str(source))
+        source.unlink()
+    check_pure(folder, python, machine)
+
+
+def pip(command: str, *arguments: str) -> None:
+    """Call pip, for packages without what they need: all of that is listed."""
+    if subprocess.run(["uvx", "pip", command, "-q", "--no-deps", *arguments]).returncode:
+        sys.exit("the packages cannot be had; see above.")
+
+
+def check_pure(folder: Path, python: str, machine: str) -> None:
+    """Wheels that were made here, of packages that are published as source alone, fit there."""
+    fitting = (f"-cp{python.replace('.', '')}-", "-abi3-", "-py3-none-")
+    for wheel in folder.glob("*.whl"):
+        pure = wheel.name.endswith("-none-any.whl")
+        if not pure and not (machine in wheel.name and any(f in wheel.name for f in fitting)):
+            sys.exit(f"{wheel.name} does not fit the machine: install the package there.")
 
 
 def normal(name: str) -> str:

@@ -198,11 +198,12 @@ def _next(batches: Iterator[Any]) -> Raw | None:
     """
     try:
         raw = next(batches, None)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError, EOFError) as error:  # the latter of what it left half sent
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
+        cause = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise DataError(
-            f"a process that reads samples ended ({str(error).splitlines()[0]}). It may have run "
+            f"a process that reads samples ended ({cause}). It may have run "
             "out of memory, or of shared memory: ask for fewer `workers`, for more memory, or, in "
             "a container, for more of /dev/shm (--shm-size)."
         ) from error
