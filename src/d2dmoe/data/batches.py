@@ -198,18 +198,27 @@ def _next(batches: Iterator[Any]) -> Raw | None:
     """
     try:
         raw = next(batches, None)
-    except (RuntimeError, OSError, EOFError) as error:  # the latter of what it left half sent
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError, EOFError) as error:
+        if not _tells_of_a_death(error):
             raise
-        cause = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        cause = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(
-            f"a process that reads samples ended ({cause}). It may have run "
-            "out of memory, or of shared memory: ask for fewer `workers`, for more memory, or, in "
-            "a container, for more of /dev/shm (--shm-size)."
+            f"a process that reads samples ended ({cause}). It may have run out of memory, or of "
+            "shared memory: ask for fewer `workers`, for more memory, or, in a container, for more "
+            "of /dev/shm (--shm-size)."
         ) from error
     if isinstance(raw, DataError):
         raise raw
     return raw
+
+
+def _tells_of_a_death(error: Exception) -> bool:
+    """Whether torch found a worker gone, or what it sent cannot be fetched from it any more; not an
+    error that a worker had and handed on."""
+    text = str(error)
+    if text.startswith("Caught "):
+        return False
+    return "DataLoader worker" in text or not isinstance(error, RuntimeError)
 
 
 def _cpus() -> int:
