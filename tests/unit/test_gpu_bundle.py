@@ -162,11 +162,11 @@ def test_everything_that_the_workflow_includes_is_in_a_bundle():
 
 
 FAKE = """#!/usr/bin/env bash
-# In the place of Python: a workflow of three steps, one a second, that keeps what it has done.
+# In the place of Python: a workflow of three steps, half a second each, that keeps what is done.
 trap 'exit 130' INT
 mkdir -p results .snakemake/metadata .snakemake/incomplete
 for step in 1 2 3; do
-    [ -e results/$step ] || { sleep 1; echo "$PYTHONPATH $*" > results/$step; }
+    [ -e results/$step ] || { sleep 0.5; echo "$PYTHONPATH $*" > results/$step; }
 done
 """
 
@@ -183,12 +183,12 @@ def test_parts_of_a_run_go_on_where_the_last_one_stopped(tmp_path):
         command = ["bash", str(made / "run"), seconds, "all", "--cores", "1"]
         return subprocess.run(command, env=where, capture_output=True, text=True).stdout
 
-    assert "not done yet" in part("1.5")
+    assert "not done yet" in part("0.75")
     state = {path.name: path.read_bytes() for path in (made / "state").iterdir()}
     for path in sorted((made / "tree").rglob("*"), reverse=True):  # another machine
         path.unlink() if path.is_file() else path.rmdir()
     assert state.keys() == {"part.aa"}
-    first = part("0.5")
+    first = part("0.2")
     assert "not done yet" in first and (made / "tree/results/1").is_file()
     assert part("10").splitlines() == ["done"]
     assert "-m snakemake all --cores 1" in (made / "tree/results/3").read_text()
