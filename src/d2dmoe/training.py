@@ -3,15 +3,14 @@
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from itertools import chain, count, islice
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from d2dmoe.config.training import TrainingConfig
-from d2dmoe.data.batches import iterate
-from d2dmoe.data.splits import Batch, Split
+from d2dmoe.data.batches import TrainingBatches
+from d2dmoe.data.splits import Batch
 from d2dmoe.errors import UserError
 from d2dmoe.jobs.progress import Progress, logger
 from d2dmoe.jobs.state import TrainingState
@@ -19,44 +18,6 @@ from d2dmoe.optimizer import lr_at, make_optimizer
 from d2dmoe.seeding import seed_for
 
 Losses = dict[str, Tensor]  # scalars by name; "loss" is what is minimised
-
-
-class TrainingBatches:
-    """A training's batches; a pure function of (seed, epoch, position)."""
-
-    def __init__(self, split: Split, cfg: TrainingConfig, seed: int, device: torch.device):
-        self.split, self.cfg, self.seed, self.device = split, cfg, seed, device
-
-    @property
-    def per_epoch(self) -> int:
-        """Steps in an epoch."""
-        return self.cfg.steps_per_epoch(len(self.split))
-
-    @property
-    def total(self) -> int:
-        """Steps of the whole training."""
-        return self.cfg.steps(len(self.split))
-
-    def stream(self, start: int) -> Iterator[Batch]:
-        """The batches of the training, from step `start` on."""
-        first, position = divmod(start, self.per_epoch)
-        epochs = (self._epoch(e, position if e == first else 0) for e in count(first))
-        return islice(chain.from_iterable(epochs), max(0, self.total - start))
-
-    def _epoch(self, epoch: int, start: int) -> Iterator[Batch]:
-        samples = iterate(
-            self.split,
-            self.cfg.batch_size,
-            seed=self.seed,
-            epoch=epoch,
-            start=start,
-            drop_last=len(self.split) >= self.cfg.batch_size,
-            num_workers=self.cfg.workers,
-        )
-        for position, raw in enumerate(samples, start):
-            seed = seed_for("augment", self.seed, epoch, position)
-            generator = torch.Generator().manual_seed(seed)
-            yield self.split.training_batch(raw, self.cfg, generator, self.device)
 
 
 def cross_entropy_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
