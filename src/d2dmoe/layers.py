@@ -167,9 +167,9 @@ def _described(layer: FFN | MoE) -> dict[str, Any]:
     linears: dict[str, Any] = {"up": layer.up, "gate": layer.gate, "down": layer.down}
     if not _is_own(layer):
         raise ModelError(
-            f"layers of type {type(layer).__name__} cannot be saved so: restore offloaded ones, and "
-            "save a model before it is quantised; those of other methods than D2DMoE are saved by "
-            "the pipeline alone"
+            f"layers of type {type(layer).__name__} cannot be saved so: restore offloaded ones, "
+            "and save a model before it is quantised; those of other methods than D2DMoE are "
+            "saved by the pipeline alone"
         )
     if isinstance(layer, FFN):
         biases = [
