@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from d2dmoe.config.resources import ResourcesConfig
 from d2dmoe.errors import UserError
 from d2dmoe.jobs.device import claim_device, make_deterministic
 from d2dmoe.jobs.job import STATES, job
@@ -26,6 +27,7 @@ class Run:
     data: Path = Path()  # folder of the prepared dataset
     state: TrainingState | None = None  # where an interrupted training goes on
     log_every_s: float = 10.0
+    resources: ResourcesConfig = ResourcesConfig()
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from torch.nn.functional import one_hot
 
 from d2dmoe.ffn import FFN
 from d2dmoe.moe import MoE
+from d2dmoe.pooling import pooled
 
 
 @torch.no_grad()
@@ -42,7 +43,7 @@ def label_divergence(logits: Tensor, labels: Tensor) -> Tensor:
         labels: boolean [tokens, N], in whose softmax a label counts 1 and the others 0.
     """
     ours, theirs = logits.float().log_softmax(-1), labels.float().log_softmax(-1)
-    return (ours.exp() * (ours - theirs)).sum(-1).mean()
+    return pooled((ours.exp() * (ours - theirs)).sum(-1).mean(), len(logits))
 
 
 def balance_loss(logits: Tensor, mask: Tensor) -> Tensor:
@@ -55,5 +56,7 @@ def balance_loss(logits: Tensor, mask: Tensor) -> Tensor:
         logits: of a router, [tokens, N].
         mask: what its tokens run, boolean [tokens, N].
     """
-    shares, probabilities = mask.float().mean(0), logits.float().softmax(-1).mean(0)
+    shares, probabilities = (
+        pooled(x.mean(0), len(x)) for x in (mask.float(), logits.float().softmax(-1))
+    )
     return len(shares) * (shares * probabilities).sum() / shares.sum()

@@ -14,6 +14,7 @@ from d2dmoe.methods.seer.options import SEERConfig
 from d2dmoe.methods.seer.pruning import keep_experts, kept_experts, run_share
 from d2dmoe.moe import MoE, set_selection, watch_inputs
 from d2dmoe.padding import without_padding
+from d2dmoe.pooling import pooled
 from d2dmoe.router import Router, router_losses
 from d2dmoe.stages.drawn import drawn_batches
 from d2dmoe.stages.fitting import fit_model
@@ -76,7 +77,8 @@ def router_entropy(scores: Tensor) -> Tensor:
         scores: not negative, [tokens, n].
     """
     shares = scores.float() / scores.float().sum(-1, keepdim=True).clamp(min=SMALLEST)
-    return -torch.xlogy(shares, shares.clamp(min=SMALLEST)).sum(-1).mean()
+    entropy = -torch.xlogy(shares, shares.clamp(min=SMALLEST)).sum(-1)
+    return pooled(entropy.mean(), entropy.numel())
 
 
 def _fit(model: nn.Module, cfg: SEERConfig, run: Run) -> list[dict]:
