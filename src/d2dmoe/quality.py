@@ -3,12 +3,13 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from d2dmoe.data.batches import iterate
+from d2dmoe.data.batches import iterate, readers
 from d2dmoe.data.splits import Batch, Split
 from d2dmoe.inputs import Inputs, logits_of
 
@@ -17,7 +18,8 @@ MAX_LOSS = 700.0  # nats; e to more than that is no float
 
 def batches_of(split: Split, batch_size: int, device: torch.device) -> Iterator[Batch]:
     """Inputs and targets of all samples, in the stored order."""
-    for raw in iterate(split, batch_size, seed=None):
+    how: Any = {"workers": readers(split, device), "pin": device.type == "cuda"}
+    for raw in iterate(split, batch_size, **how):
         yield split.batch(raw, device)
 
 

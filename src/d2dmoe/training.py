@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from functools import partial
-from itertools import chain, count, islice
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +11,8 @@ from torch.nn.functional import cross_entropy
 
 from d2dmoe.config.resources import ResourcesConfig
 from d2dmoe.config.training import TrainingConfig
-from d2dmoe.data.batches import iterate
-from d2dmoe.data.share import WHOLE, Share
-from d2dmoe.data.splits import Batch, Split
+from d2dmoe.data.batches import TrainingBatches
+from d2dmoe.data.splits import Batch
 from d2dmoe.distributed import Parts, share_weights, whole_batches, whole_draws
 from d2dmoe.errors import UserError
 from d2dmoe.jobs.progress import Progress, logger
@@ -26,52 +24,6 @@ from d2dmoe.seeding import seed_for
 
 Losses = dict[str, Tensor]  # scalars by name; "loss" is what is minimised
 ALONE = ResourcesConfig()
-
-
-class TrainingBatches:
-    """A training's batches; a pure function of (seed, epoch, position)."""
-
-    def __init__(
-        self,
-        split: Split,
-        cfg: TrainingConfig,
-        seed: int,
-        device: torch.device,
-        share: Share = WHOLE,
-    ):
-        self.split, self.cfg, self.seed, self.device, self.share = split, cfg, seed, device, share
-
-    @property
-    def per_epoch(self) -> int:
-        """Steps in an epoch."""
-        return self.cfg.steps_per_epoch(len(self.split))
-
-    @property
-    def total(self) -> int:
-        """Steps of the whole training."""
-        return self.cfg.steps(len(self.split))
-
-    def stream(self, start: int) -> Iterator[Batch]:
-        """The batches of the training, from step `start` on."""
-        first, position = divmod(start, self.per_epoch)
-        epochs = (self._epoch(e, position if e == first else 0) for e in count(first))
-        return islice(chain.from_iterable(epochs), max(0, self.total - start))
-
-    def _epoch(self, epoch: int, start: int) -> Iterator[Batch]:
-        samples = iterate(
-            self.split,
-            self.cfg.batch_size,
-            seed=self.seed,
-            epoch=epoch,
-            start=start,
-            drop_last=len(self.split) >= self.cfg.batch_size,
-            num_workers=self.cfg.workers,
-        )
-        for position, raw in enumerate(samples, start):
-            seed = seed_for("augment", self.seed, epoch, position)
-            generator = torch.Generator().manual_seed(seed)
-            inputs, targets = self.split.training_batch(raw, self.cfg, generator, self.device)
-            yield {k: self.share.of(x) for k, x in inputs.items()}, self.share.of(targets)
 
 
 def cross_entropy_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -15,11 +15,19 @@ from safetensors.torch import load_file
 from d2dmoe.config.augment import AugmentConfig
 from d2dmoe.config.data import ImagesConfig, check_source
 from d2dmoe.config.training import TrainingConfig
-from d2dmoe.data.augment import augment, mix, normalise
-from d2dmoe.data.batches import iterate
+from d2dmoe.data.augment import (
+    crop_box,
+    draw_changes,
+    flip_and_shift,
+    mix,
+    normalise,
+    resized_crop,
+)
+from d2dmoe.data.batches import TrainingBatches, epoch_order, iterate
 from d2dmoe.data.image_sources import load_images
 from d2dmoe.data.images import choose_validation, first_balanced
 from d2dmoe.data.prepare import prepare
+from d2dmoe.data.share import WHOLE
 from d2dmoe.data.splits import open_split
 from d2dmoe.data.vendored import vendored_file
 from d2dmoe.errors import ConfigError, DataError
@@ -258,20 +266,6 @@ def test_image_folder_gives_the_same_images_in_memory_and_decoded(tree):
         assert kept.classes == ["cat", "dog"] and len(kept) == size
 
 
-def test_workers_change_no_batch(tree):
-    prepare(config("path:animals", validation=4, in_memory=False), tree, tree / "out")
-    split = open_split(tree / "out", "train", root=tree)
-    torch.manual_seed(0)
-    state = torch.get_rng_state()
-    alone, helped = (
-        list(iterate(split, 3, seed=1, start=1, num_workers=workers)) for workers in (0, 2)
-    )
-    assert torch.equal(state, torch.get_rng_state())  # nor do they draw from the global generator
-    assert len(alone) == 2
-    for (images, labels), (same_images, same_labels) in zip(alone, helped, strict=True):
-        assert torch.equal(images, same_images) and torch.equal(labels, same_labels)
-
-
 def test_a_changed_source_is_noticed(tree):
     prepare(config("path:animals", validation=4, in_memory=False), tree, tree / "out")
     (tree / "animals" / "train" / "cat" / "0.jpeg").unlink()
@@ -374,56 +368,68 @@ def test_a_failing_download_names_source_and_remedy(tmp_path, monkeypatch):
 # Order
 
 
-def test_start_is_the_same_as_skipping(fashion):
-    split = open_split(fashion, "train")
-    whole = list(iterate(split, 64, seed=3, epoch=2))
-    rest = list(iterate(split, 64, seed=3, epoch=2, start=5))
-    assert len(whole) == 8 and len(rest) == 3 and len(whole[-1][1]) == 500 - 7 * 64
+def training(split, **options) -> TrainingBatches:
+    cfg = TrainingConfig(**{"epochs": 2, "lr": 0.1, "batch_size": 64, **options})
+    return TrainingBatches(split, cfg, 3, torch.device("cpu"))
+
+
+def test_the_first_batch_is_the_same_as_after_skipping(fashion):
+    whole = list(training(open_split(fashion, "train")).stream(0))
+    rest = list(training(open_split(fashion, "train")).stream(5))
+    assert len(whole) == 14 and len(rest) == 9 and {len(y) for _, y in whole} == {64}
     for (images, labels), (same_images, same_labels) in zip(whole[5:], rest, strict=True):
-        assert torch.equal(images, same_images) and torch.equal(labels, same_labels)
-    assert not list(iterate(split, 64, seed=3, start=8))
+        assert torch.equal(images["x"], same_images["x"]) and torch.equal(labels, same_labels)
+    assert not list(training(open_split(fashion, "train")).stream(14))
 
 
 def test_skipped_batches_are_not_read(tree):
     prepare(config("path:animals", validation=4, in_memory=False), tree, tree / "out")
     split = open_split(tree / "out", "train", root=tree)
-    for path in (tree / "animals" / "train" / "cat").iterdir():
-        path.unlink()  # the first half, in stored order
-    assert len(list(iterate(split, 4, seed=None, start=1))) == 1
+    kept = epoch_order(8, 3, 0)[4:]  # of the second batch
+    files = sorted((tree / "animals" / "train").rglob("*.jpeg"))
+    of_split = load_file(tree / "out" / "train.safetensors")["indices"]
+    for i, path in enumerate(files):
+        if i not in of_split[kept]:
+            path.unlink()
+    assert len(list(training(split, epochs=1, batch_size=4).stream(1))) == 1
 
 
-def test_epochs_differ_seeds_repeat_and_each_is_a_permutation(fashion):
-    split = open_split(fashion, "train")
-
-    def images(**order):
-        return torch.cat([x for x, _ in iterate(split, 100, **order)])[:, 0].flatten(1)
-
-    assert torch.equal(images(seed=0, epoch=1), images(seed=0, epoch=1))
-    orders = [images(seed=s, epoch=e) for s, e in ((0, 0), (0, 1), (1, 0))]
+def test_epochs_differ_seeds_repeat_and_each_is_a_permutation():
+    assert torch.equal(epoch_order(500, 0, 1), epoch_order(500, 0, 1))
+    orders = [epoch_order(500, seed, epoch) for seed, epoch in ((0, 0), (0, 1), (1, 0))]
     assert not any(torch.equal(orders[a], orders[b]) for a, b in ((0, 1), (0, 2), (1, 2)))
-    stored = split.pixels(torch.arange(500))[:, 0].flatten(1)
-    assert torch.equal(images(seed=None), stored)
-    for shuffled in orders:
-        assert torch.equal(*(x.unique(dim=0) for x in (shuffled, stored)))
+    for order in orders:
+        assert torch.equal(order.sort().values, torch.arange(500))
 
 
-def test_drop_last_drops_only_a_smaller_batch(fashion):
+def test_a_model_is_measured_in_the_stored_order_on_every_sample(fashion):
     split = open_split(fashion, "test")
-    assert [len(y) for _, y in iterate(split, 150, seed=None, drop_last=True)] == [150]
-    assert [len(y) for _, y in iterate(split, 100, seed=None, drop_last=True)] == [100, 100]
+    batches = list(iterate(split, 150))
+    assert [len(labels) for _, labels in batches] == [150, 50]
+    stored = split.pixels(torch.arange(200))
+    assert torch.equal(torch.cat([images for images, _ in batches]), stored)
 
 
 # Augmentation
 
 
+def changed(images: torch.Tensor, seed: int = 0, **options) -> torch.Tensor:
+    """Images with random changes."""
+    cfg = AugmentConfig(**options)
+    drawn = draw_changes(cfg, len(images), torch.Generator().manual_seed(seed))
+    if "crop" in drawn:
+        both = zip(images, drawn["crop"], strict=True)
+        images = torch.stack([resized_crop(x, d, x.shape[1:]) for x, d in both])
+    return flip_and_shift(images, drawn, cfg.crop_padding)
+
+
 @pytest.mark.parametrize(
     "cfg", [{"flip": True}, {"crop_padding": 3}, {"random_resized_crop": True}, {}]
 )
-def test_augment_is_deterministic_and_keeps_the_shape(cfg):
+def test_changes_are_deterministic_and_keep_the_shape(cfg):
     images = torch.randint(0, 256, (32, 3, 20, 24), dtype=torch.uint8)
     before, state = images.clone(), torch.get_rng_state()
-    generators = [torch.Generator().manual_seed(s) for s in (0, 0, 1)]
-    a, b, c = (augment(images, AugmentConfig(**cfg), g) for g in generators)
+    a, b, c = (changed(images, seed, **cfg) for seed in (0, 0, 1))
     assert a.shape == images.shape and a.dtype == torch.uint8
     assert torch.equal(a, b) and torch.equal(images, before)
     assert torch.equal(a, c) == (not cfg)
@@ -432,7 +438,7 @@ def test_augment_is_deterministic_and_keeps_the_shape(cfg):
 
 def test_flip_mirrors_about_half_of_the_images():
     images = torch.arange(8, dtype=torch.uint8).expand(1000, 3, 2, 8)
-    flipped = augment(images, AugmentConfig(flip=True), torch.Generator().manual_seed(0))
+    flipped = changed(images, flip=True)
     mirrored = (flipped == images.flip(3)).flatten(1).all(1)
     assert ((flipped == images).flatten(1).all(1) ^ mirrored).all()
     assert 400 < mirrored.sum() < 600
@@ -441,10 +447,42 @@ def test_flip_mirrors_about_half_of_the_images():
 def test_crop_shifts_each_image_by_at_most_the_padding():
     images = torch.zeros(500, 3, 9, 9, dtype=torch.uint8)
     images[:, :, 4, 4] = 1
-    shifted = augment(images, AugmentConfig(crop_padding=2), torch.Generator().manual_seed(0))
+    shifted = changed(images, crop_padding=2)
     _, channel, row, column = shifted.nonzero().T
     assert len(row) == 500 * 3 and channel[:3].tolist() == [0, 1, 2]
     assert set(row.tolist()) == set(column.tolist()) == {2, 3, 4, 5, 6}
+
+
+def test_boxes_of_crops_have_the_published_areas_and_ratios():
+    drawn = draw_changes(
+        AugmentConfig(random_resized_crop=True), 2000, torch.Generator().manual_seed(0)
+    )
+    boxes = torch.tensor([crop_box(numbers, 375, 500) for numbers in drawn["crop"]])
+    top, left, rows, columns = boxes.T
+    assert (top + rows).max() <= 375 and (left + columns).max() <= 500 and boxes.min() >= 0
+    area, ratio = rows * columns / (375 * 500), columns / rows
+    whole = (rows < 375) & (columns < 500)  # not trimmed
+    assert 0.07 < area.min() < 0.09 and area.max() > 0.9
+    assert 0.74 < ratio[whole].min() < 0.77 and 1.3 < ratio[whole].max() < 1.35
+    assert abs(area[whole].mean() - 0.45) < 0.1
+
+
+def test_crops_are_of_the_image_as_it_was_published(tree):
+    """Not of the square that is kept for evaluation: small boxes would be blurred."""
+    from torchvision.transforms.v2.functional import resized_crop as published_crop
+
+    prepare(config("path:animals", validation=4, in_memory=False), tree, tree / "out")
+    split = open_split(tree / "out", "train", root=tree)
+    cfg = TrainingConfig(epochs=1, lr=0.1, augment=AugmentConfig(random_resized_crop=True))
+    seeds = [torch.Generator().manual_seed(5) for _ in range(2)]
+    pixels, labels = split.read_changed(torch.arange(8), WHOLE, cfg, seeds[0])
+    drawn = draw_changes(cfg.augment, 8, seeds[1])["crop"]
+    source = load_images("path:animals", "train", tree)
+    of_split = load_file(tree / "out" / "train.safetensors")["indices"].tolist()
+    for i, image in enumerate(map(source.whole, of_split)):
+        expected = published_crop(image, *crop_box(drawn[i], *image.shape[1:]), [28, 28])
+        assert torch.equal(pixels[i], expected.expand(3, -1, -1))
+    assert torch.equal(labels, split.labels)
 
 
 def test_batches_for_evaluation_are_normalised_and_those_for_training_mixed(fashion):
@@ -453,12 +491,12 @@ def test_batches_for_evaluation_are_normalised_and_those_for_training_mixed(fash
     inputs, labels = split.batch(raw, cpu)
     assert torch.equal(inputs["x"], normalise(raw[0], split.mean, split.std))
     assert torch.equal(labels, split.labels[:12]) and split.lengths is None
-    cfg = TrainingConfig(epochs=1, lr=0.1, mixup=0.8, augment=AugmentConfig(crop_padding=2))
     (a, weights), (b, _) = (
-        split.training_batch(raw, cfg, torch.Generator().manual_seed(0), cpu) for _ in range(2)
+        next(training(split, mixup=0.8, augment={"crop_padding": 2}).stream(0)) for _ in range(2)
     )
-    assert torch.equal(a["x"], b["x"]) and not torch.equal(a["x"], inputs["x"])
-    assert weights.shape == (12, 10) and torch.allclose(weights.sum(1), torch.ones(12))
+    assert torch.equal(a["x"], b["x"]) and a["x"].shape == (64, 3, 28, 28)
+    assert weights.shape == (64, 10) and torch.allclose(weights.sum(1), torch.ones(64))
+    assert ((weights > 0) & (weights < 1)).any()
 
 
 def test_normalise():
@@ -470,11 +508,11 @@ def test_normalise():
 
 @pytest.mark.parametrize("alphas", [(0.8, 0.0), (0.0, 1.0), (0.8, 1.0)])
 def test_mix_is_deterministic_and_targets_sum_to_one(alphas):
-    images, targets = torch.rand(8, 3, 16, 16), torch.eye(8)
+    images, targets = torch.rand(9, 3, 16, 16), torch.eye(9)
     state = torch.get_rng_state()
     a, b = (mix(images, targets, *alphas, torch.Generator().manual_seed(0)) for _ in range(2))
     assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
-    assert torch.allclose(a[1].sum(1), torch.ones(8)) and a[0].shape == images.shape
+    assert torch.allclose(a[1].sum(1), torch.ones(8)) and a[0].shape == images[1:].shape
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -486,10 +524,12 @@ def test_mix_weighs_targets_as_it_weighs_pixels():
         assert torch.allclose(mixed.mean((1, 2, 3)), weights @ torch.arange(4.0), atol=1e-5)
 
 
-def test_mix_without_alphas_is_the_identity_and_draws_nothing():
-    images, targets = torch.rand(4, 3, 8, 8), torch.eye(4)
-    generator = torch.Generator().manual_seed(0)
-    state = generator.get_state()
-    same_images, same_targets = mix(images, targets, 0.0, 0.0, generator)
-    assert same_images is images and same_targets is targets
-    assert torch.equal(state, generator.get_state())
+def test_images_that_are_not_mixed_keep_their_classes(fashion):
+    split = open_split(fashion, "train")
+    images, targets = next(training(split).stream(0))
+    first = epoch_order(len(split), 3, 0)[:64]
+    assert torch.equal(targets.argmax(1), split.labels[first]) and {*targets.unique().tolist()} == {
+        0,
+        1,
+    }
+    assert torch.equal(images["x"], split.batch(split.read(first), torch.device("cpu"))[0]["x"])

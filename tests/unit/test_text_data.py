@@ -14,7 +14,7 @@ from small_texts import CARER, make_c4, make_carer, make_openwebtext, make_texts
 
 from d2dmoe.config.data import CorpusConfig, TextsConfig, check_source, data_config
 from d2dmoe.config.training import TrainingConfig
-from d2dmoe.data.batches import iterate
+from d2dmoe.data.batches import TrainingBatches
 from d2dmoe.data.prepare import prepare
 from d2dmoe.data.splits import open_split
 from d2dmoe.data.text_splits import choose_validation, fingerprint, first_proportional, load_texts
@@ -253,11 +253,16 @@ def test_batches_are_padded_to_their_longest_text(root):
 
 def test_workers_and_resuming_change_no_batch(root):
     split = open_split(prepared(texts_config(), root), "train")
-    alone, helped = (list(iterate(split, 8, seed=1, num_workers=n)) for n in (0, 2))
-    rest = list(iterate(split, 8, seed=1, start=2))
-    assert len(alone) == 6 and sum(len(labels) for _, _, labels in alone) == len(split) == 48
-    for a, b in zip(alone + alone[2:], helped + rest, strict=True):
-        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+    def batches(start: int, workers: int) -> list[tuple[dict, torch.Tensor]]:
+        cfg = TrainingConfig(epochs=1, lr=1.0, batch_size=8, workers=workers)
+        return list(TrainingBatches(split, cfg, 1, CPU).stream(start))
+
+    alone, others = batches(0, 0), batches(0, 2) + batches(2, 0)
+    assert len(alone) == 6 and sum(len(labels) for _, labels in alone) == len(split) == 48
+    for (inputs, labels), (same, same_labels) in zip(alone + alone[2:], others, strict=True):
+        assert torch.equal(labels, same_labels) and inputs.keys() == same.keys()
+        assert all(torch.equal(inputs[key], same[key]) for key in inputs)
 
 
 def as_file(rows: list[dict], suffix: str) -> bytes:

@@ -1,67 +1,207 @@
-"""Batches in an order that is a function of (seed, epoch), so that training can resume anywhere."""
+"""Batches in an order that is a function of (seed, epoch), so that training can resume anywhere.
 
-from collections.abc import Iterator
+A sample is read, and changed at random, in worker processes where there are any; what a model is
+called with is made of it where it trains. A process of several reads its own share of each batch.
+"""
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from itertools import count, islice
+from threading import Thread
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from d2dmoe.data.splits import Raw, Split
+from d2dmoe.config.training import TrainingConfig
+from d2dmoe.data.share import WHOLE, Share
+from d2dmoe.data.splits import Batch, Raw, Split
+from d2dmoe.errors import DataError
 from d2dmoe.seeding import seed_for
+
+MOST_READERS = 16  # of a model that is measured: as many as decode for one GPU
 
 
 def iterate(
-    split: Split,
-    batch_size: int,
-    *,
-    seed: int | None,
-    epoch: int = 0,
-    start: int = 0,
-    drop_last: bool = False,
-    num_workers: int = 0,
+    split: Split, batch_size: int, *, share: Share = WHOLE, workers: int = 0, pin: bool = False
 ) -> Iterator[Raw]:
-    """What `split.read` gives of each batch of one pass over `split`.
+    """What `split.read` gives of each batch of a split in its stored order.
 
     Args:
         split: the samples.
         batch_size: B; the last batch may be smaller.
-        seed: None for the stored order, else that of the shuffle, new in each epoch.
-        epoch: which pass this is, from 0.
-        start: leave out so many batches; their samples are not read.
-        drop_last: leave out a last batch that is smaller.
-        num_workers: processes that decode images (0: this one); they change no batch. Of use for
-            sets that are not kept in memory.
+        share: the process's part of each batch.
+        workers: processes that read (0: this one); they change no batch.
+        pin: put batches where a GPU fetches them from without waiting.
 
     Raises:
         DataError: a sample cannot be read.
     """
-    batches = epoch_order(len(split), seed, epoch).split(batch_size)[start:]
-    if drop_last and batches and len(batches[-1]) < batch_size:
-        batches = batches[:-1]
-    if num_workers == 0:
-        yield from map(_Reader(split).__getitem__, batches)
+    batches = torch.arange(len(split)).split(batch_size)
+    yield from _loaded(split.read, map(share.of, batches), workers, pin)
+
+
+def readers(split: Split, device: torch.device) -> int:
+    """Processes that are of use while a model is measured: those of a GPU's share where samples are
+    decoded each time that they are read, else none."""
+    if device.type != "cuda" or not split.decodes:
+        return 0
+    return min(_cpus(), MOST_READERS)
+
+
+def epoch_order(samples: int, seed: int, epoch: int) -> torch.Tensor:
+    """The order of an epoch's samples, int64 [samples]: a pure function of its arguments."""
+    generator = torch.Generator().manual_seed(seed_for("order", seed, epoch))
+    return torch.randperm(samples, generator=generator)
+
+
+class TrainingBatches:
+    """A training's batches; a pure function of (seed, epoch, position).
+
+    `cfg.batch_size` is that of all processes together. What a process gets is its share of each
+    batch, with the random changes that one process alone would give it.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        cfg: TrainingConfig,
+        seed: int,
+        device: torch.device,
+        share: Share = WHOLE,
+    ):
+        self.split, self.cfg, self.seed, self.device, self.share = split, cfg, seed, device, share
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps in an epoch."""
+        return self.cfg.steps_per_epoch(len(self.split))
+
+    @property
+    def total(self) -> int:
+        """Steps of the whole training."""
+        return self.cfg.steps(len(self.split))
+
+    def stream(self, start: int) -> Iterator[Batch]:
+        """The batches of the training, from step `start` on.
+
+        Raises:
+            DataError: a sample cannot be read.
+        """
+        for step, raw in enumerate(self.read(start), start):
+            generator = torch.Generator().manual_seed(seed_for("mix", self.seed, step))
+            yield self.split.training_batch(raw, self.cfg, generator, self.device)
+
+    def read(self, start: int) -> Iterator[Raw]:
+        """What `Split.read_changed` gives of each of these batches.
+
+        Raises:
+            DataError: a sample cannot be read.
+        """
+        items = islice(self._items(start), max(0, self.total - start))
+        read = partial(_read_changed, self.split, self.cfg, self.share)
+        yield from _loaded(read, items, self.cfg.workers, self.device.type == "cuda")
+
+    def _items(self, start: int) -> Iterator[tuple[torch.Tensor, int]]:
+        """Of each step, the indices of the whole batch and the seed of its changes."""
+        first, position = divmod(start, self.per_epoch)
+        for epoch in count(first):
+            order = epoch_order(len(self.split), self.seed, epoch)
+            batches = order.split(self.cfg.batch_size)[: self.per_epoch]
+            for place in range(position, self.per_epoch):
+                yield batches[place], seed_for("augment", self.seed, epoch, place)
+            position = 0
+
+
+def _read_changed(
+    split: Split, cfg: TrainingConfig, share: Share, item: tuple[torch.Tensor, int]
+) -> Raw:
+    indices, seed = item
+    return split.read_changed(indices, share, cfg, torch.Generator().manual_seed(seed))
+
+
+def _loaded(
+    read: Callable[[Any], Raw], items: Iterable[Any], workers: int, pin: bool
+) -> Iterator[Raw]:
+    """`read` of each item, in their order; workers read ahead."""
+    if not workers:
+        yield from map(read, items)
         return
-    yield from DataLoader(
-        _Reader(split),
-        sampler=batches,
+    loader = DataLoader(
+        _Reader(read),
+        sampler=items,
         batch_size=None,  # an item is a batch already
-        num_workers=num_workers,
+        collate_fn=_as_it_is,
+        num_workers=workers,
+        worker_init_fn=_left_alone,
+        pin_memory=pin,
         generator=torch.Generator(),  # else the loader draws from the global one
     )
+    batches = iter(loader)
+    while (raw := _next(batches)) is not None:
+        yield raw
 
 
-def epoch_order(count: int, seed: int | None, epoch: int) -> torch.Tensor:
-    """The order of `count` samples in an epoch, int64 [count]: a pure function of its arguments."""
-    if seed is None:
-        return torch.arange(count)
-    generator = torch.Generator().manual_seed(seed_for("order", seed, epoch))
-    return torch.randperm(count, generator=generator)
+class _Reader(Dataset[Any]):
+    """What a DataLoader worker needs: from an item to a batch, or to the error that a user sees,
+    into whose message the loader would put a traceback."""
+
+    def __init__(self, read: Callable[[Any], Raw]):
+        self.read = read
+
+    def __getitem__(self, item: Any) -> Raw | DataError:
+        try:
+            return self.read(item)
+        except DataError as error:
+            return error
 
 
-class _Reader(Dataset[Raw]):
-    """What a DataLoader worker needs: from the indices of a batch to the batch."""
+def _as_it_is(raw: Any) -> Any:
+    return raw
 
-    def __init__(self, split: Split):
-        self.split = split
 
-    def __getitem__(self, indices: torch.Tensor) -> Raw:
-        return self.split.read(indices)
+def _left_alone(_worker: int) -> None:
+    """Who tells a worker to stop, as SLURM tells all processes of a job, means the training, which
+    saves its state first. Its workers end when it tells them to."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        Thread(target=_pass_on, args=(os.getppid(),), daemon=True).start()
+
+
+def _pass_on(parent: int) -> None:
+    while os.getppid() == parent:
+        if signal.sigwaitinfo({signal.SIGTERM}).si_pid == parent:
+            break
+        os.kill(parent, signal.SIGTERM)
+    os._exit(0)
+
+
+def _next(batches: Iterator[Any]) -> Raw | None:
+    """The next batch; None after the last.
+
+    Raises:
+        DataError: a sample cannot be read, or a worker died.
+    """
+    try:
+        raw = next(batches, None)
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise DataError(
+            f"a process that reads samples ended ({str(error).splitlines()[0]}). It may have run "
+            "out of memory, or of shared memory: ask for fewer `workers`, for more memory, or, in "
+            "a container, for more of /dev/shm (--shm-size)."
+        ) from error
+    if isinstance(raw, DataError):
+        raise raw
+    return raw
+
+
+def _cpus() -> int:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):  # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -9,6 +9,7 @@ The test set is the source's own split of that name. Where there is none, or its
 """
 
 import inspect
+import os
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -44,18 +45,33 @@ class Images:
         Raises:
             DataError: the image cannot be decoded.
         """
+        image = self._decoded(index)
+        if image.size != (size, size):
+            # The shorter side becomes `size`, what sticks out on the longer one is cut off evenly.
+            image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+        return _tensor(image)
+
+    def whole(self, index: int) -> torch.Tensor:
+        """Image `index` in its own size, uint8 [C, H, W].
+
+        Raises:
+            DataError: the image cannot be decoded.
+        """
+        return _tensor(self._decoded(index))
+
+    def _decoded(self, index: int) -> Image.Image:
         try:
-            image = readable(self.read(index))
+            return readable(self.read(index))
         except Exception as error:  # PIL's decoders raise a dozen unrelated types
             raise DataError(
                 f"{self.source}: image {index} ({self.place(index)}) cannot be read "
                 f"({type(error).__name__}: {error}). Fetch or save it again, or remove it."
             ) from error
-        if image.size != (size, size):
-            # The shorter side becomes `size`, what sticks out on the longer one is cut off evenly.
-            image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-        array = np.array(image)  # a copy: PIL's own buffer is read-only
-        return torch.from_numpy(array).view(size, size, -1).permute(2, 0, 1)
+
+
+def _tensor(image: Image.Image) -> torch.Tensor:
+    array = np.array(image)  # a copy: PIL's own buffer is read-only
+    return torch.from_numpy(array).view(*array.shape[:2], -1).permute(2, 0, 1)
 
 
 def load_images(source: str, part: Part, root: Path) -> Images:
@@ -204,12 +220,18 @@ def _tree(source: str, name: str, part: Part, root: Path) -> Images:
     except OSError as error:
         raise DataError(f"{source}: {error}. Put images into every class folder.") from error
     labels = torch.tensor(data.targets, dtype=torch.int64)
-    files = [file for file, _label in data.samples]
-    return Images(source, labels, data.classes, partial(_open, files), files.__getitem__)
+    # One array, for worker processes would copy a list of a million texts by counting its readers.
+    files = np.array([os.fsencode(file) for file, _label in data.samples])
+    read, place = partial(_open, files), partial(_file, files)
+    return Images(source, labels, data.classes, read, place)
 
 
-def _open(files: list[str], index: int) -> Image.Image:
-    return Image.open(files[index])
+def _open(files: np.ndarray, index: int) -> Image.Image:
+    return Image.open(_file(files, index))
+
+
+def _file(files: np.ndarray, index: int) -> str:
+    return os.fsdecode(files[index])
 
 
 def _first(data, index: int) -> Image.Image:

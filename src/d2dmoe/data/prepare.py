@@ -45,10 +45,12 @@ def prepare(
     if cfg.kind == "images":
         splits, described = prepare_images(cfg, root, seed)
     else:
-        encode: Any = prepare_texts if cfg.kind == "texts" else prepare_corpus
         loaded = load_tokenizer(cfg, tokenizer)
         assert tokenizer is not None  # refused by then
-        splits, described = encode(cfg, root, loaded, seed)
+        if cfg.kind == "texts":
+            splits, described = prepare_texts(cfg, root, loaded, seed)
+        else:
+            splits, described = prepare_corpus(cfg, root, loaded, seed, folder)
         about |= {"tokenizer": sha256(tokenizer), "vocabulary_sha256": vocabulary_digest(loaded)}
     for name, tensors in splits.items():
         save_tensors(folder / f"{name}.safetensors", tensors)

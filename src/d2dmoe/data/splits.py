@@ -1,7 +1,8 @@
 """Read what rule `dataset` prepared: one object per split, the same calls for all kinds of data.
 
-A sample takes two steps: `read` gets it as it is stored, on the CPU and in worker processes;
-`batch` or `training_batch` makes of it what a model is called with, on the device.
+A sample takes two steps: `read` gets it as it is stored, `read_changed` as random changes leave it,
+on the CPU and in worker processes; `batch` or `training_batch` makes of it what a model is called
+with, on the device.
 """
 
 import json
@@ -18,7 +19,8 @@ from torch.nn.functional import one_hot
 from torch.nn.utils.rnn import pad_sequence
 
 from d2dmoe.config.training import TrainingConfig
-from d2dmoe.data.augment import augment, mix, normalise
+from d2dmoe.data.augment import draw_changes, flip_and_shift, mix, normalise, resized_crop
+from d2dmoe.data.share import Share
 from d2dmoe.errors import CheckpointError, DataError
 from d2dmoe.io.header import DIGEST
 from d2dmoe.io.tensors import load_tensors
@@ -60,6 +62,10 @@ class Split(Protocol):
     def lengths(self) -> Tensor | None:
         """Tokens of each sample without padding, int64 [N]; None where samples have none."""
 
+    @property
+    def decodes(self) -> bool:
+        """Whether reading a sample takes time, so that processes of its own help."""
+
     def read(self, indices: Tensor) -> Raw:
         """The samples of int64 [B] indices.
 
@@ -67,30 +73,52 @@ class Split(Protocol):
             DataError: a sample cannot be read.
         """
 
+    def read_changed(
+        self, indices: Tensor, share: Share, cfg: TrainingConfig, generator: Generator
+    ) -> Raw:
+        """A share of a batch of int64 [B] indices, as training changes each sample for itself. The
+        whole batch's random numbers are drawn, so that shares together are the batch.
+
+        Raises:
+            DataError: a sample cannot be read.
+        """
+
     def batch(self, raw: Raw, device: device) -> Batch:
-        """Samples as a model is evaluated with them."""
+        """What `read` gave, as a model is evaluated with it."""
 
     def training_batch(
         self, raw: Raw, cfg: TrainingConfig, generator: Generator, device: device
     ) -> Batch:
-        """Samples as a model is trained with them; all random changes come from `generator`."""
+        """What `read_changed` gave, as a model is trained with it; what changes samples together is
+        drawn from `generator`, one for the whole batch."""
 
 
 @dataclass(frozen=True)
 class ImageSplit:
-    """The images of one split; `decode` turns int64 [B] indices into uint8 [B, C, H, W]."""
+    """The images of one split.
+
+    `decode` turns int64 [B] indices into uint8 [B, C, H, W]; `crop` turns an index and the numbers
+    drawn for it into a crop of the image as it was published, uint8 [C, H, W]. Without it, crops
+    are of what `decode` gives.
+    """
 
     labels: Tensor  # int64 [N]
     classes: list[str]
     mean: list[float]
     std: list[float]
     decode: Callable[[Tensor], Tensor]
+    crop: Callable[[int, Tensor], Tensor] | None = None
     about: dict[str, Any] = field(default_factory=dict)
 
     lengths = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def decodes(self) -> bool:
+        """Whether images are decoded each time that they are read."""
+        return self.crop is not None
 
     def pixels(self, indices: Tensor) -> Tensor:
         """The images of int64 [B] indices as uint8 [B, 3, H, W], grey ones in three channels.
@@ -104,21 +132,49 @@ class ImageSplit:
         """Pixels, uint8 [B, 3, H, W], and labels, int64 [B]."""
         return self.pixels(indices), self.labels[indices]
 
+    def read_changed(
+        self, indices: Tensor, share: Share, cfg: TrainingConfig, generator: Generator
+    ) -> Raw:
+        """Augmented pixels, uint8 [B, 3, H, W], and labels, int64 [B], of a share of the batch. If
+        images are mixed, with that before the first, which may be another share's: [1 + B, …]."""
+        drawn = draw_changes(cfg.augment, len(indices), generator)
+        own = torch.arange(len(indices))[share.run(len(indices))]
+        if _mixes(cfg):
+            before = share.run(len(indices)).start - 1
+            own = torch.cat([torch.tensor([before % len(indices)]), own])
+        drawn = {name: numbers[own] for name, numbers in drawn.items()}
+        chosen = indices[own]
+        pixels = self._crops(chosen, drawn["crop"]) if "crop" in drawn else self.pixels(chosen)
+        return flip_and_shift(pixels, drawn, cfg.augment.crop_padding), self.labels[chosen]
+
+    def _crops(self, indices: Tensor, drawn: Tensor) -> Tensor:
+        """Resized crops, uint8 [B, 3, H, W]."""
+        if self.crop is None:
+            images = self.pixels(indices)
+            crops = [resized_crop(x, d, x.shape[1:]) for x, d in zip(images, drawn, strict=True)]
+        else:
+            both = zip(indices.tolist(), drawn, strict=True)
+            crops = [self.crop(i, d).expand(3, -1, -1) for i, d in both]
+        return torch.stack(crops) if crops else self.pixels(indices)
+
     def batch(self, raw: Raw, device: device) -> Batch:
         """Normalised pixels, float [B, 3, H, W], and labels, int64 [B]."""
-        pixels, labels = raw
-        return {"x": normalise(pixels.to(device), self.mean, self.std)}, labels.to(device)
+        pixels, labels = (x.to(device, non_blocking=True) for x in raw)
+        return {"x": normalise(pixels, self.mean, self.std)}, labels
 
     def training_batch(
         self, raw: Raw, cfg: TrainingConfig, generator: Generator, device: device
     ) -> Batch:
-        """Augmented and mixed pixels, float [B, 3, H, W]; class probabilities [B, classes]."""
-        pixels, labels = raw
-        pixels = augment(pixels, cfg.augment, generator)
-        inputs = normalise(pixels.to(device), self.mean, self.std)
-        targets = one_hot(labels, len(self.classes)).to(inputs)
-        inputs, targets = mix(inputs, targets, cfg.mixup, cfg.cutmix, generator)
-        return {"x": inputs}, targets
+        """Normalised and mixed pixels, float [B, 3, H, W]; class probabilities [B, classes]."""
+        inputs, labels = self.batch(raw, device)
+        images, targets = inputs["x"], one_hot(labels, len(self.classes)).to(inputs["x"])
+        if _mixes(cfg):
+            images, targets = mix(images, targets, cfg.mixup, cfg.cutmix, generator)
+        return {"x": images}, targets
+
+
+def _mixes(cfg: TrainingConfig) -> bool:
+    return bool(cfg.mixup or cfg.cutmix)
 
 
 @dataclass(frozen=True)
@@ -129,6 +185,8 @@ class TextSplit:
     offsets: Tensor  # int64 [N + 1]
     labels: Tensor  # int64 [N]
     about: dict[str, Any]
+
+    decodes = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -149,13 +207,20 @@ class TextSplit:
 
     def batch(self, raw: Raw, device: device) -> Batch:
         """Tokens and mask, int64 [B, T], and labels, int64 [B]."""
-        tokens, mask, labels = (x.to(device) for x in raw)
+        tokens, mask, labels = (x.to(device, non_blocking=True) for x in raw)
         return {"input_ids": tokens, "attention_mask": mask}, labels
+
+    def read_changed(
+        self, indices: Tensor, share: Share, cfg: TrainingConfig, generator: Generator
+    ) -> Raw:
+        """Of what `read` gives of the batch, a share: texts are trained on as they are, and padded
+        as in the whole batch, whose dropout has that shape."""
+        return tuple(map(share.of, self.read(indices)))
 
     def training_batch(
         self, raw: Raw, cfg: TrainingConfig, generator: Generator, device: device
     ) -> Batch:
-        """The same as `batch`: texts are trained on as they are."""
+        """The same as `batch`."""
         return self.batch(raw, device)
 
 
@@ -165,6 +230,8 @@ class CorpusSplit:
 
     tokens: Tensor  # int32 [N, length + 1]
     about: dict[str, Any]
+
+    decodes = False
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -180,13 +247,19 @@ class CorpusSplit:
 
     def batch(self, raw: Raw, device: device) -> Batch:
         """Tokens, int64 [B, length], and the token after each, int64 [B, length]."""
-        tokens = raw[0].to(device)
+        tokens = raw[0].to(device, non_blocking=True)
         return {"input_ids": tokens[:, :-1]}, tokens[:, 1:]
+
+    def read_changed(
+        self, indices: Tensor, share: Share, cfg: TrainingConfig, generator: Generator
+    ) -> Raw:
+        """What `read` gives of a share of the batch: text is trained on as it is."""
+        return self.read(share.of(indices))
 
     def training_batch(
         self, raw: Raw, cfg: TrainingConfig, generator: Generator, device: device
     ) -> Batch:
-        """The same as `batch`: text is trained on as it is."""
+        """The same as `batch`."""
         return self.batch(raw, device)
 
 
@@ -229,16 +302,17 @@ def _description(path: Path) -> dict[str, Any]:
 
 
 def _image_split(tensors: dict[str, Tensor], about: dict, part: "Part", root: Path) -> ImageSplit:
+    statistics = about["classes"], about["mean"], about["std"]
     if about["in_memory"]:
         decode = partial(Tensor.index_select, tensors["images"], 0)
-    else:
-        from d2dmoe.data.image_sources import load_images  # decoders are slow to import
+        return ImageSplit(tensors["labels"], *statistics, decode, about=about)
+    from d2dmoe.data.image_sources import load_images  # decoders are slow to import
 
-        images = load_images(about["source"], part, root)
-        _check_unchanged(images, tensors["indices"], tensors["labels"])
-        decode = partial(_decode, images, tensors["indices"], about["image_size"])
-    statistics = about["classes"], about["mean"], about["std"]
-    return ImageSplit(tensors["labels"], *statistics, decode, about)
+    images, size = load_images(about["source"], part, root), about["image_size"]
+    _check_unchanged(images, tensors["indices"], tensors["labels"])
+    decode = partial(_decode, images, tensors["indices"], size)
+    crop = partial(_crop, images, tensors["indices"], size)
+    return ImageSplit(tensors["labels"], *statistics, decode, crop, about)
 
 
 def _check_unchanged(images: "Images", indices: Tensor, labels: Tensor) -> None:
@@ -248,5 +322,9 @@ def _check_unchanged(images: "Images", indices: Tensor, labels: Tensor) -> None:
 
 
 def _decode(images: "Images", indices: Tensor, size: int, chosen: Tensor) -> Tensor:
-    pixels = [images.pixels(i, size) for i in indices[chosen].tolist()]
-    return torch.stack([p.expand(3, -1, -1) for p in pixels])  # [B, 3, H, W]
+    pixels = [images.pixels(i, size).expand(3, -1, -1) for i in indices[chosen].tolist()]
+    return torch.stack(pixels) if pixels else torch.empty(0, 3, size, size, dtype=torch.uint8)
+
+
+def _crop(images: "Images", indices: Tensor, size: int, chosen: int, drawn: Tensor) -> Tensor:
+    return resized_crop(images.whole(int(indices[chosen])), drawn, (size, size))

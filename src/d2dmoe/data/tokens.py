@@ -1,7 +1,12 @@
-"""From texts to tokens: samples of labelled texts, and blocks of a corpus's running text."""
+"""From texts to tokens: samples of labelled texts, and blocks of a corpus's running text.
+
+A corpus may have more tokens than memory can hold: they are written to a file as they come, and
+training reads them from one.
+"""
 
 from collections.abc import Iterable
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -12,6 +17,7 @@ from d2dmoe.config.data import CorpusConfig, TextsConfig
 from d2dmoe.data.text_splits import split_documents, split_labelled
 from d2dmoe.data.tokenizer import vocab_size
 from d2dmoe.errors import ConfigError
+from d2dmoe.io.files import writing
 
 Prepared = tuple[dict[str, dict[str, Tensor]], dict[str, Any]]  # splits' tensors, a description
 
@@ -45,7 +51,7 @@ def prepare_texts(cfg: TextsConfig, root: Path, tokenizer, seed: int) -> Prepare
     return splits, about
 
 
-def prepare_corpus(cfg: CorpusConfig, root: Path, tokenizer, seed: int) -> Prepared:
+def prepare_corpus(cfg: CorpusConfig, root: Path, tokenizer, seed: int, scratch: Path) -> Prepared:
     """The tensors of each split, and the description of the set.
 
     A split holds tokens, int32 [N, length + 1]. Its documents, an end-of-text token after each,
@@ -56,9 +62,13 @@ def prepare_corpus(cfg: CorpusConfig, root: Path, tokenizer, seed: int) -> Prepa
     The description says for each split how many documents were read, how many tokens its blocks
     predict, and how many UTF-8 bytes of text these stand for.
 
+    Tokens take no memory: until the tensors are gone, 8 bytes each on the disk of `scratch`, a
+    folder, in files without a name.
+
     Raises:
         DataError: the source is missing, damaged or of another form.
         ConfigError: the sizes asked for do not fit the source.
+        UserError: the disk is full.
     """
     end = tokenizer.token_to_id(cfg.tokenizer.end_of_text)
     most = {"train": cfg.max_train, "validation": cfg.max_validation, "test": cfg.max_test}
@@ -68,10 +78,10 @@ def prepare_corpus(cfg: CorpusConfig, root: Path, tokenizer, seed: int) -> Prepa
     for name, documents in split_documents(cfg, root, seed).items():
         # Training blocks are the first ones: no more documents are read than they need.
         stop = cfg.max_train * cfg.length + 1 if name == "train" and cfg.max_train else None
-        tokens, sizes, count = _stream(documents, tokenizer, end, stop)
+        tokens, sizes, count = _stream(documents, tokenizer, end, stop, scratch)
         starts = _block_starts(name, len(tokens), cfg.length, most[name])
-        blocks = np.lib.stride_tricks.sliding_window_view(tokens, cfg.length + 1)[starts]
-        predicted = np.lib.stride_tricks.sliding_window_view(sizes[1:], cfg.length)[starts]
+        blocks = _windows(tokens, cfg.length + 1)[starts]
+        predicted = _windows(sizes[1:], cfg.length)[starts]
         splits[name] = {"tokens": torch.from_numpy(blocks)}
         about["sizes"][name] = len(blocks)
         about["documents"][name] = count
@@ -103,22 +113,52 @@ def byte_sizes(text: str, spans: list[tuple[int, int]]) -> np.ndarray:
 
 
 def _stream(
-    documents: Iterable[str], tokenizer, end: int, stop: int | None
+    documents: Iterable[str], tokenizer, end: int, stop: int | None, scratch: Path
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Tokens and their bytes, int32 [T], and the number of documents read; T is `stop` or more."""
-    tokens, sizes, total = [np.zeros(0, np.int32)], [np.zeros(0, np.int32)], 0
+    tokens, sizes, count = _Spool(scratch), _Spool(scratch), 0
     for text in documents:
         encoding = tokenizer.encode(text)
-        tokens.append(np.array([*encoding.ids, end], np.int32))
-        sizes.append(np.append(byte_sizes(text, encoding.offsets), np.int32(0)))
-        total += len(tokens[-1])
-        if stop is not None and total >= stop:
+        tokens.extend(np.array([*encoding.ids, end], np.int32))
+        sizes.extend(np.append(byte_sizes(text, encoding.offsets), np.int32(0)))
+        count += 1
+        if stop is not None and tokens.length >= stop:
             break
-    return np.concatenate(tokens), np.concatenate(sizes), len(tokens) - 1
+    return tokens.array(), sizes.array(), count
 
 
-def _block_starts(name: str, tokens: int, length: int, most: int | None) -> np.ndarray:
-    """Where the blocks of a stream begin: all, the first for training, else evenly spaced ones."""
+class _Spool:
+    """Numbers that are written one after the other, then read as one array that lies on disk."""
+
+    def __init__(self, folder: Path):
+        self.path, self.length = folder / "tokens", 0  # what errors call it
+        with writing(self.path):
+            folder.mkdir(parents=True, exist_ok=True)
+            self.file = TemporaryFile(dir=folder)
+
+    def extend(self, numbers: np.ndarray) -> None:
+        """Append int32 [N] numbers."""
+        with writing(self.path):
+            self.file.write(numbers.tobytes())
+        self.length += len(numbers)
+
+    def array(self) -> np.ndarray:
+        """All of them, int32 [length]."""
+        if not self.length:
+            return np.zeros(0, np.int32)
+        with writing(self.path):
+            self.file.flush()
+        return np.memmap(self.file, np.int32, mode="c")
+
+
+def _windows(numbers: np.ndarray, length: int) -> np.ndarray:
+    """All runs of so many neighbours, a view [N, length]."""
+    return np.lib.stride_tricks.sliding_window_view(numbers, length, writeable=True)
+
+
+def _block_starts(name: str, tokens: int, length: int, most: int | None) -> slice | np.ndarray:
+    """Where the blocks of a stream begin: all, the first for training, else evenly spaced ones.
+    What a slice chooses of an array is no copy."""
     available = max(tokens - 1, 0) // length
     if not available:
         raise ConfigError(
@@ -126,6 +166,6 @@ def _block_starts(name: str, tokens: int, length: int, most: int | None) -> np.n
             "and the token after it. Choose shorter blocks, or hold out other numbers of documents."
         )
     count = min(most or available, available)
-    if name == "train":
-        return np.arange(count) * length
+    if name == "train" or count == available:
+        return slice(0, count * length, length)
     return np.arange(count) * available // count * length

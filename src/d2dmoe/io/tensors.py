@@ -1,14 +1,14 @@
 """Tensors in safetensors files, written atomically; damaged files are named with a remedy.
 
 The header holds a SHA-256 of the whole file, the header itself included, and a file is checked
-against it before its tensors are used. Files are written one tensor after the other, so that a
-state that fills the memory of a GPU needs that of its largest tensor on the host. The library's
-own writer takes them all at once; files are read with the library.
+against it before its tensors are used. Files are written piece by piece, so that a state that fills
+the memory of a GPU, or tokens that lie on disk, need little memory of the host. The library's own
+writer takes them all at once; files are read with the library.
 """
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +21,7 @@ from d2dmoe.errors import CheckpointError
 from d2dmoe.io.files import write_atomically
 from d2dmoe.io.header import DIGEST, UNKNOWN, check_digest
 
+PIECE = 64 * 2**20  # bytes
 FORMATS = {  # the names that safetensors has for number formats
     torch.float64: "F64",
     torch.float32: "F32",
@@ -42,7 +43,7 @@ def save_tensors(
 ) -> None:
     """Save tensors as safetensors, atomically. The same tensors give the same bytes.
 
-    One tensor at a time is moved to the CPU.
+    What lies elsewhere, or not in its order, is copied in pieces of `PIECE` bytes.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
@@ -52,8 +53,8 @@ def save_tensors(
 
 def extra_memory(tensors: Mapping[str, Tensor]) -> int:
     """Bytes of host memory that `save_tensors` needs at most, beside the tensors."""
-    copied = (t.nbytes for t in tensors.values() if t.device.type != "cpu" or not t.is_contiguous())
-    return max(copied, default=0)
+    copied = (_pieces(t)[0] for t in tensors.values() if not _lies_ready(t))
+    return max((piece.nbytes for piece in copied), default=0)
 
 
 def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
@@ -84,9 +85,21 @@ def _header(described: dict[str, Any]) -> bytes:
 
 def _append(tensor: Tensor, file: BinaryIO, digest: "hashlib._Hash") -> None:
     """Write a tensor's content; of one on the CPU without a copy."""
-    content = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-    digest.update(content)
-    file.write(content)
+    for piece in _pieces(tensor.detach()):
+        content = piece.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+        digest.update(content)
+        file.write(content)
+
+
+def _pieces(tensor: Tensor) -> Sequence[Tensor]:
+    """A tensor in parts of its first dimension, where it must be copied to be written."""
+    if _lies_ready(tensor) or tensor.dim() == 0:
+        return [tensor]
+    return tensor.split(max(1, PIECE * len(tensor) // tensor.nbytes))
+
+
+def _lies_ready(tensor: Tensor) -> bool:
+    return tensor.numel() == 0 or (tensor.device.type == "cpu" and tensor.is_contiguous())
 
 
 def load_tensors(

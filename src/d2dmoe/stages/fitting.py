@@ -6,13 +6,14 @@ from functools import partial
 from torch import nn
 
 from d2dmoe.config.training import TaskTrainingConfig, TrainingConfig
+from d2dmoe.data.batches import TrainingBatches
 from d2dmoe.data.share import Share
 from d2dmoe.data.splits import Batch, open_split
 from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.run import Run
 from d2dmoe.processes import place
 from d2dmoe.quality import validation_metrics
-from d2dmoe.training import Losses, TrainingBatches, cross_entropy_loss, fit
+from d2dmoe.training import Losses, cross_entropy_loss, fit
 
 MakeLosses = Callable[[Batch, float], Losses]
 
