@@ -16,8 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -70,6 +68,9 @@ def share_weights(trained: nn.Module, device: torch.device, how: ResourcesConfig
             gradient_as_bucket_view=True,
         )
         return partial(_call_copies, copies)
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.type, (place().size,))
     for block in blocks_of(trained):
         fully_shard(block, mesh=mesh, reshard_after_forward=False)
@@ -100,7 +101,7 @@ def _call_copies(copies: nn.Module, compute: Callable[..., Any], *arguments: Any
 def _call_parts(parts: nn.Module, compute: Callable[..., Any], *arguments: Any) -> Any:
     if torch.is_grad_enabled():
         return parts(compute, *arguments)
-    sharded = [module for module in parts.modules() if isinstance(module, FSDPModule)]
+    sharded: list[Any] = [module for module in parts.modules() if hasattr(module, "unshard")]
     for module in sharded:  # all at once: processes need not make the same calls
         module.unshard()
     try:

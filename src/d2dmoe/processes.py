@@ -5,9 +5,12 @@ that often. All do the same, but each computes its share of the samples, and the
 files. Where there is one process, nothing here imports torch, and nothing is told to anybody.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
+
+from d2dmoe.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -20,6 +23,7 @@ class Place(NamedTuple):
     size: int = 1
 
 
+LOST = re.compile("gloo|nccl|Connection (closed|reset)|Broken pipe", re.IGNORECASE)
 _place = Place()
 
 
@@ -52,6 +56,24 @@ def joined(backend: str = "gloo", **where: Any) -> Iterator[None]:
         dist.destroy_process_group()  # not after an error: it would wait for whoever has left
     finally:
         _place = Place()
+
+
+@contextmanager
+def noticing_losses() -> Iterator[None]:
+    """What libraries say when another process has ended, as a user reads it.
+
+    Raises:
+        UserError: another process of the job ended.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if _place.size == 1 or not LOST.search(str(error)):
+            raise
+        raise UserError(
+            "another process of the job ended: its own error, if it had one, stands in this log. "
+            "Run the same command again: a training goes on from its saved state."
+        ) from error
 
 
 def told(value: Any) -> list[Any]:

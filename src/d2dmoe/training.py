@@ -1,7 +1,7 @@
 """The pipeline's one training loop: AdamW, warm-up, cosine decay, clipping, exact resuming."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from functools import partial
 
