@@ -263,5 +263,7 @@ class _WholeDraws(TorchDispatchMode):
         counts = tokens if len(own) == tokens[rank] else samples
         each = len(own) // counts[rank]
         start = each * sum(counts[:rank])
-        whole = own.new_empty(each * sum(counts), *own.shape[1:])
+        order = sorted(range(own.ndim), key=own.stride, reverse=True)  # in which draws fill memory
+        shape = each * sum(counts), *own.shape[1:]
+        whole = torch.empty_permuted(shape, order, dtype=own.dtype, device=own.device)
         return whole, slice(start, start + len(own))

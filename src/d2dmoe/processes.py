@@ -102,6 +102,6 @@ def largest(number: int) -> int:
 def spread(items: Sequence[Item], compute: Callable[[Item], Result]) -> list[Result]:
     """The results of all items in their order, each computed by one of the processes, so that they
     are to the bit those of one process. Results are on the CPU and can be pickled."""
-    own = [compute(item) for item in items[_place.rank :: _place.size]]
+    own = [compute(items[index]) for index in range(_place.rank, len(items), _place.size)]
     parts = told(own)
     return [parts[index % _place.size][index // _place.size] for index in range(len(items))]

@@ -42,14 +42,15 @@ def stage_run(snakemake: Any) -> Iterator[Run]:
             `wildcards.seed`, `resources.device`, `config["runtime"]`, the first `log`, all inputs,
             and of these `data`, the files of the dataset, where there are any.
     """
-    with _processes(snakemake), job(snakemake) as identity, noticing_losses():
-        run = _make_run(snakemake, identity)
-        yield run
-        if torch.cuda.is_available():
-            peak = torch.cuda.max_memory_allocated() / 2**20
-            logger.info("peak memory on the GPU %.0f MiB", peak)
-    assert run.state is not None
-    run.state.remove()  # now that the result is there, with its checksums
+    with _processes(snakemake):
+        with job(snakemake) as identity, noticing_losses():
+            run = _make_run(snakemake, identity)
+            yield run
+            if torch.cuda.is_available():
+                peak = torch.cuda.max_memory_allocated() / 2**20
+                logger.info("peak memory on the GPU %.0f MiB", peak)
+        assert run.state is not None
+        run.state.remove()  # now that the result is there, with its checksums
 
 
 def _processes(snakemake: Any) -> AbstractContextManager:
@@ -90,13 +91,13 @@ def _make_run(snakemake: Any, identity: str) -> Run:
     make_deterministic(cfg.get("threads", 1))
     runtime = snakemake.config.get("runtime", {})
     data = snakemake.input.get("data")
+    shared = runtime.get("jobs_per_gpu", 1) if place().size == 1 else 1  # each its own
+    device = claim_device(LOCKS, bool(snakemake.resources.get("device", 0)), shared)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return Run(
         seed=int(seed),
-        device=claim_device(
-            LOCKS,
-            bool(snakemake.resources.get("device", 0)),
-            runtime.get("jobs_per_gpu", 1) if place().size == 1 else 1,  # each its own
-        ),
+        device=device,
         data=Path(data[0]).parent if data else Path(),
         state=TrainingState(STATES / f"{identity}.safetensors", runtime.get("save_every_s", 60.0)),
         log_every_s=runtime.get("log_every_s", 10.0),

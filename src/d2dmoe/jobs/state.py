@@ -191,7 +191,8 @@ class TrainingState:
     def remove(self) -> None:
         """Delete the state: the training is complete and its result saved.
 
-        With it goes what a process that was killed while it saved left beside it.
+        With it goes what a process that was killed while it saved left beside it. The first of
+        several processes deletes it, so that the others need not wait for the result.
         """
         self._remove_file()
         if leads():

@@ -16,7 +16,8 @@ from d2dmoe.inputs import Inputs, logits_of
 from d2dmoe.jobs.progress import Progress
 from d2dmoe.jobs.run import Run
 from d2dmoe.methods.ztw.exits import UpTo, exit_blocks, leave_at, watch_states
-from d2dmoe.quality import Outcomes, batches_of, count_parameters
+from d2dmoe.processes import spread
+from d2dmoe.quality import Outcomes, batches_of, count_parameters, own_batches
 
 
 def evaluate_exits(model_path: Path, knob: str, cfg: MeasureOptions, run: Run) -> Measured:
@@ -78,14 +79,19 @@ def _outcomes(
 ) -> _Outcomes:
     total = math.ceil(len(samples) / batch_size)
     progress = Progress("evaluating exits", total, every_s=run.log_every_s)
-    batches = []
+    own = own_batches(samples, batch_size, run.device)
+
+    def predict(index: int) -> tuple[Tensor, ...]:
+        inputs, targets = next(own)
+        end = logits_of(model, inputs).float()
+        _, ensembles = model.get_submodule("exits")(states.values())
+        progress.update(index + 1)
+        found = _outcomes_of(torch.cat([ensembles, end[None]]), targets)
+        return tuple(values.cpu() for values in found)
+
     with torch.inference_mode(), watch_states(blocks) as states:
-        for index, (inputs, targets) in enumerate(batches_of(samples, batch_size, run.device), 1):
-            end = logits_of(model, inputs).float()
-            _, ensembles = model.get_submodule("exits")(states.values())
-            batches.append(_outcomes_of(torch.cat([ensembles, end[None]]), targets))
-            progress.update(index)
-    return _Outcomes(*(torch.cat(parts, 1).cpu() for parts in zip(*batches, strict=True)))
+        batches = spread(range(total), predict)
+    return _Outcomes(*(torch.cat(parts, 1) for parts in zip(*batches, strict=True)))
 
 
 def _outcomes_of(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
