@@ -25,8 +25,6 @@ from d2dmoe.config.resources import ResourcesConfig
 from d2dmoe.data.share import Share
 from d2dmoe.data.splits import Batch
 from d2dmoe.errors import UserError
-from d2dmoe.ffn import FFN
-from d2dmoe.moe import MoE
 from d2dmoe.pooling import shared_batches, summed
 from d2dmoe.processes import place, told
 
@@ -112,14 +110,15 @@ def _call_parts(parts: nn.Module, compute: Callable[..., Any], *arguments: Any) 
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The blocks of any model: the members, all with FFNs, of its lists of modules. Empty where it
-    has no such list."""
+    """The blocks of any model: the members, each with an FFN or experts inside of it, of its lists
+    of modules. Empty where it has no such list."""
     lists = (m for m in model.modules() if isinstance(m, nn.ModuleList | nn.Sequential))
-    return [block for members in lists if all(map(_has_ffn, members)) for block in members]
+    return [block for members in lists if all(map(_is_block, members)) for block in members]
 
 
-def _has_ffn(module: nn.Module) -> bool:
-    return any(isinstance(inner, FFN | MoE) for inner in module.modules())
+def _is_block(module: nn.Module) -> bool:
+    """By roles, so that what trains a dense model does not depend on experts."""
+    return any(getattr(inner, "role", None) == "ffn" for inner in module.modules())
 
 
 @dataclass(frozen=True)
