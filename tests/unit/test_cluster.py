@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from d2dmoe.methods import EVALUATIONS
 from d2dmoe.config.resources import ResourcesConfig
+from d2dmoe.methods import EVALUATIONS
 from d2dmoe.plan.cluster import (
     LONGEST_MIN,
     PROGRAM_MB,
