@@ -51,7 +51,7 @@ def test_two_processes_make_what_one_does_and_nothing_is_made_again(tmp_path):
 
 def test_an_error_of_a_job_of_several_processes_is_one_message(tmp_path):
     workspace = small(tmp_path / "project", gpu=2)
-    workspace.config["tasks"]["tiny"]["dense"]["lr"] = 1e30
+    workspace.config["tasks"]["tiny"]["dense"]["lr"] = 1e9
     workspace.config["tasks"]["tiny"]["dense"]["clip"] = None
     model = workspace.model("dense").relative_to(workspace.folder)
     result = workspace.run(str(model))

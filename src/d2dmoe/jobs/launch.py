@@ -6,7 +6,6 @@
 A process that ends by a fault ends the others. What tells the job to terminate reaches all.
 """
 
-import logging
 import os
 import socket
 import sys
@@ -48,12 +47,12 @@ def launch(processes: int, nodes: int) -> NoReturn:
 
 def main() -> None:
     """torchrun, but for its reports of processes that failed: the job's log says why."""
+    os.environ["LOGLEVEL"] = "CRITICAL"  # torch reads it when it is imported
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         run(parse_args(sys.argv[1:]))
     except (ChildFailedError, SignalException):
