@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.checkpoint  # before the processes fork
+import torch.distributed.fsdp  # noqa: F401
 from several import together
 from small import (
     ABOUT,
@@ -67,8 +69,8 @@ CURVES: dict[str, tuple[str, str, str, dict[str, Any]]] = {  # architecture, par
     "dense": ("vit", "", "dense", {"model": MODEL.model_copy(update={"dropout": 0.1})}),
     "dense of text": ("bert", "", "dense", {"model": TINY["bert"]}),
     "finetune": ("vit", "dense", "finetune", {"mixup": 0.8, "augment": {"flip": True}}),
-    "prune": ("vit", "plain", "prune", {"heads": 0.5, "neurons": 0.5, "samples": 7}),
-    "distill": ("vit", "plain", "distill", {"model": MODEL, "label_smoothing": 0.1}),
+    "prune": ("vit", "plain", "prune", {"kind": "prune", "heads": 0.5, "neurons": 0.5}),
+    "distill": ("vit", "plain", "distill", {"kind": "distill", "model": MODEL}),
     "projections": ("vit", "plain", "projections", {"multiple": 4, "dropout": 0.1}),
     "projections of text": ("bert", "plain", "projections", {"multiple": 4, "dropout": 0.1}),
     "sparsify": ("vit", "dense", "sparsify", {"mode": "relu_hoyer", "alpha": 0.01}),

@@ -10,6 +10,7 @@ The last is written last, and holds the SHA-256 of the others: what a killed pro
 import hashlib
 import json
 import shutil
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -98,5 +99,7 @@ def load_shards(
     reader = dcp.HuggingFaceStorageReader(str(state))
     described: Any = reader.read_metadata().state_dict_metadata
     tensors = {name: empty(name, tuple(about.size)) for name, about in described.items()}
-    dcp.load(tensors, storage_reader=reader)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that one process reads it
+        dcp.load(tensors, storage_reader=reader)
     return tensors, content["about"]
