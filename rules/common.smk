@@ -36,6 +36,8 @@ PLAN = load_plan(config, ROOT, Path.cwd())  # ends the run with one message if a
 
 # Jobs read it as it is checked, not as it may be written after --config.
 config["runtime"] = PLAN.config.runtime.model_dump()
+RESOURCES = PLAN.config.resources
+config["resources"] = RESOURCES.model_dump()
 
 # Jobs that share a CPU take longer than one after the other, so --cores counts up to the CPUs there are.
 CPUS = available_cpu_count()
@@ -51,8 +53,13 @@ Console.variants = config["variants_by_folder"] = variants_by_folder(tables.mode
 # Of a job that computes on a GPU where there is one, each on its own: how many a machine has is said by
 # --resources device=N, and how a cluster is asked for one, by its profile.
 DEFAULTS = workflow.resource_settings.default_resources or {}
-REQUEST = cluster.gpu_request(DEFAULTS["gpu_request"].raw if "gpu_request" in DEFAULTS else "")
+ASKED = DEFAULTS["gpu_request"].raw if "gpu_request" in DEFAULTS else ""
+REQUEST = cluster.gpu_request(ASKED)
 GPU = {"device": 1} | REQUEST
+
+# Of one that several processes share, as `resources` in the configuration say.
+GPUS = cluster.several(RESOURCES, ASKED)
+MACHINES = cluster.machines(RESOURCES, gpu=bool(REQUEST))
 
 DATA = "results/data/{task}/{dataset}"
 FOLDER = "results/models/{task}/seed-{seed}/{folder}"  # of a stage, for one variant or several
@@ -169,12 +176,12 @@ def evaluation_code(how):
     return lambda wildcards: PLAN.evaluation_code(how, step_of(wildcards), wildcards.knob)
 
 
-def sized(needs):
+def sized(needs, processes=1):
     """Memory and run time that a rule's jobs ask a cluster for; `needs` (wildcards, input) says them."""
 
     def resource(name):
         return lambda wildcards, input, attempt: getattr(
-            needs(wildcards, input).times(attempt), name
+            needs(wildcards, input).together(processes).times(attempt), name
         )
 
     return {name: resource(name) for name in ("mem_mb", "runtime")}

@@ -26,9 +26,10 @@ for how in EVALUATIONS.values():
             wildcard_constraints:
                 knob="|".join(how.knobs),
                 folder=folders,
+            threads: RESOURCES.gpu
             resources:
-                **GPU,
-                **sized(measurement_of(*splits)),
+                **GPUS,
+                **sized(measurement_of(*splits), RESOURCES.gpu),
             params:
                 cfg=measure_options,
                 splits=splits,
@@ -48,9 +49,10 @@ rule activity:
         record=job_record(FOLDER, "activity_{split}"),
     log:
         job_log(FOLDER, "activity_{split}"),
+    threads: RESOURCES.gpu
     resources:
-        **GPU,
-        **sized(measurement),
+        **GPUS,
+        **sized(measurement, RESOURCES.gpu),
     params:
         cfg=lambda w: {"batch_size": task_of(w).eval_batch_size},
         code=model_code("activity"),

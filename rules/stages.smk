@@ -18,11 +18,13 @@ for stage in STAGES.values():
                 job_log(FOLDER, stage.name),
             wildcard_constraints:
                 folder=rf"{stage.name}-[\w.-]+",
-            threads: lambda w: options(w)["threads"]
+            threads: lambda w: options(w)["threads"] * RESOURCES.gpu
             resources:
-                **GPU,
-                **sized(training),
-                cpus_per_task=lambda w: options(w)["threads"] + options(w)["workers"],
+                **GPUS,
+                **MACHINES,
+                **sized(training, RESOURCES.gpu),
+                cpus_per_task=lambda w: RESOURCES.gpu
+                * (options(w)["threads"] + options(w)["workers"]),
             params:
                 cfg=options,
                 lineage=lambda w: lineage_of(step_of(w)),
@@ -45,8 +47,13 @@ for stage in STAGES.values():
                 job_log(FOLDER, stage.name),
             wildcard_constraints:
                 folder=rf"{stage.name}-[\w.-]+",
+            threads: RESOURCES.gpu if stage.calibrates else 1
             resources:
-                **(GPU | sized(calibration) if stage.calibrates else sized(conversion)),
+                **(
+                    GPUS | sized(calibration, RESOURCES.gpu)
+                    if stage.calibrates
+                    else sized(conversion)
+                ),
             params:
                 cfg=options,
                 lineage=lambda w: lineage_of(step_of(w)),

@@ -11,6 +11,7 @@ from torch.nn.functional import mse_loss, scaled_dot_product_attention
 
 from d2dmoe.ffn import FFN
 from d2dmoe.lookup import look_up
+from d2dmoe.pooling import pooled
 from d2dmoe.surgery import find, swap
 
 ROLES = ("q", "k", "v", "o")
@@ -232,4 +233,4 @@ def replace_projections(model: nn.Module, mlps: dict[str, FFN]) -> nn.Module:
 def imitation_loss(mlp: FFN, z: Tensor, out: Tensor) -> Tensor:
     """Mean squared error of the MLP for the projection's inputs z [tokens, d_in] and outputs out
     [tokens, d_out]."""
-    return mse_loss(mlp(z), out)
+    return pooled(mse_loss(mlp(z), out), z[..., 0].numel())

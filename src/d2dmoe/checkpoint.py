@@ -12,7 +12,7 @@ from d2dmoe.errors import CheckpointError, UnknownName, UserError
 from d2dmoe.ffn import set_activation
 from d2dmoe.io.csvfile import write_csv
 from d2dmoe.io.files import write_atomically
-from d2dmoe.io.tensors import distinct, load_distinct, load_tensors, save_tensors
+from d2dmoe.io.tensors import distinct, gathered, load_distinct, load_tensors, save_tensors
 from d2dmoe.models.build import create_model
 from d2dmoe.spec import ModelSpec, build
 
@@ -34,7 +34,7 @@ def save_model(path: Path, model: nn.Module, spec: ModelSpec) -> None:
     metadata = {"spec": json.dumps(spec.model_dump())}
     if points := _operating_points(model):
         metadata["operating_points"] = json.dumps(points)
-    save_tensors(path, distinct(model.state_dict()), metadata)
+    save_tensors(path, gathered(distinct(model.state_dict())), metadata)
 
 
 def _operating_points(model: nn.Module) -> dict[str, tuple[str, float]]:

@@ -17,7 +17,8 @@ from d2dmoe.jobs.progress import Progress
 from d2dmoe.kernels import ops  # noqa: F401
 from d2dmoe.moe import MoE, set_selection
 from d2dmoe.padding import watch_padding, without_padding
-from d2dmoe.quality import Outcomes, batches_of, count_parameters, joined, outcomes
+from d2dmoe.processes import told
+from d2dmoe.quality import Outcomes, batches_of, count_parameters, outcomes
 from d2dmoe.selection import Selection
 from d2dmoe.surgery import find, watch
 
@@ -77,7 +78,7 @@ def evaluate_dense(
         "flops": float(cost.dense),
         "params": count_parameters(model),
     }
-    found = joined([*outcomes(model, split, batch_size, device)])
+    found, _ = outcomes(model, split, batch_size, device)
     flops = sample_flops(model, split, device, lambda cost: cost.dense)
     points = [row | {"tokens": cost.tokens} | found.metrics()]
     return Measured(points, None, per_sample([(found, flops)]))
@@ -136,7 +137,7 @@ def evaluate_points(
     for index, value in enumerate(values):
         set_value(value)
         with count_executed(model) as executed:
-            found, experts = by_sample(outcomes(model, split, batch_size, device), split, executed)
+            found, experts = by_sample(model, split, executed, batch_size, device)
         point = {"knob": knob, "knob_value": value}
         means = {name: e.total / len(split) for name, e in executed.items()}
         counted = {"flops": cost.total(means), "params": params, "tokens": cost.tokens}
@@ -149,19 +150,25 @@ def evaluate_points(
 
 
 def by_sample(
-    batches: Iterator[Outcomes], split: Split, executed: dict[str, "Executed"]
+    model: nn.Module,
+    split: Split,
+    executed: dict[str, "Executed"],
+    batch_size: int,
+    device: torch.device,
 ) -> tuple[Outcomes, Tensor]:
-    """The outcomes of all samples, and the experts that each runs, int64 [layers, samples]."""
-    parts: list[Outcomes] = []
-    experts: list[Tensor] = []
-    start = 0
-    for batch in batches:
-        count = len(batch.targets)
-        lengths = None if split.lengths is None else split.lengths[start : start + count]
-        experts.append(torch.stack([e.by_sample(count, lengths) for e in executed.values()]))
-        parts.append(batch)
-        start += count
-    return joined(parts), torch.cat(experts, 1)
+    """The outcomes of all samples, and the experts that each runs, int64 [layers, samples]; then
+    `executed` counts them all."""
+
+    def experts(samples: Tensor) -> Tensor:
+        lengths = None if split.lengths is None else split.lengths[samples]
+        counts = executed.values()
+        return torch.stack([count.by_sample(len(samples), lengths) for count in counts])
+
+    found, parts = outcomes(model, split, batch_size, device, experts)
+    every = told([count.sums for count in executed.values()])  # of each process
+    for count, sums in zip(executed.values(), zip(*every, strict=True), strict=True):
+        count.sums = tuple(map(sum, zip(*sums, strict=True)))
+    return found, torch.cat(parts, 1)
 
 
 def _places(moes: dict[str, MoE]) -> dict[str, dict]:
@@ -178,15 +185,19 @@ class Executed:
     """Running count of the experts that tokens execute in one layer; padding does not count."""
 
     def __init__(self):
-        self.tokens = self.total = self.squares = 0
+        self.sums: tuple[int, ...] = (0, 0, 0)  # tokens, their experts, the squares of these
         self.latest = torch.empty(0, dtype=torch.int64)  # of each token of the last call
 
     def add(self, mask: Tensor) -> None:
         """Count a mask, boolean [tokens, num_experts]."""
         per_token = self.latest = mask.sum(-1)
-        self.tokens += len(mask)
-        self.total += int(per_token.sum())
-        self.squares += int(per_token.square().sum())
+        new = len(mask), int(per_token.sum()), int(per_token.square().sum())
+        self.sums = tuple(old + more for old, more in zip(self.sums, new, strict=True))
+
+    @property
+    def total(self) -> int:
+        """Experts that all tokens execute together."""
+        return self.sums[1]
 
     def by_sample(self, count: int, lengths: Tensor | None) -> Tensor:
         """The last call's, of each of its samples, int64 [count]; `lengths` are their tokens, None
@@ -199,12 +210,14 @@ class Executed:
     @property
     def mean(self) -> float:
         """Executed experts per token."""
-        return self.total / self.tokens
+        tokens, total, _ = self.sums
+        return total / tokens
 
     @property
     def std(self) -> float:
         """Standard deviation over tokens."""
-        return max(0.0, self.squares / self.tokens - self.mean**2) ** 0.5
+        tokens, _, squares = self.sums
+        return max(0.0, squares / tokens - self.mean**2) ** 0.5
 
     def row(self) -> dict[str, float]:
         """The columns of the table of layers."""

@@ -1,7 +1,7 @@
 """How well a model predicts, whatever it is made of."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.nn.functional import cross_entropy
 from d2dmoe.data.batches import iterate, readers
 from d2dmoe.data.splits import Batch, Split
 from d2dmoe.inputs import Inputs, logits_of
+from d2dmoe.processes import place, spread
 
 MAX_LOSS = 700.0  # nats; e to more than that is no float
 
@@ -20,6 +21,13 @@ def batches_of(split: Split, batch_size: int, device: torch.device) -> Iterator[
     """Inputs and targets of all samples, in the stored order."""
     how: Any = {"workers": readers(split, device), "pin": device.type == "cuda"}
     for raw in iterate(split, batch_size, **how):
+        yield split.batch(raw, device)
+
+
+def own_batches(split: Split, batch_size: int, device: torch.device) -> Iterator[Batch]:
+    """Of `batches_of`, those that `spread` gives this process to compute."""
+    how: Any = {"workers": readers(split, device), "pin": device.type == "cuda"}
+    for raw in iterate(split, batch_size, every=place(), **how):
         yield split.batch(raw, device)
 
 
@@ -50,11 +58,31 @@ def joined(parts: Sequence[Outcomes]) -> Outcomes:
 
 
 def outcomes(
-    model: nn.Module, split: Split, batch_size: int, device: torch.device
-) -> Iterator[Outcomes]:
-    """How the model predicts the targets of a split, batch by batch in the stored order."""
-    for inputs, targets in batches_of(split, batch_size, device):
-        yield _predicted(model, inputs, targets)
+    model: nn.Module,
+    split: Split,
+    batch_size: int,
+    device: torch.device,
+    beside: Callable[[Tensor], Any] = lambda _samples: None,
+) -> tuple[Outcomes, list[Any]]:
+    """How the model predicts the targets of a split, in the stored order.
+
+    Args:
+        model: in evaluation mode.
+        split: every sample counts.
+        batch_size: samples per step.
+        device: where the model lies.
+        beside: called after each batch with its samples' numbers; what it gives, on the CPU, of all
+            batches in their order, is returned beside the outcomes.
+    """
+    batches = own_batches(split, batch_size, device)
+
+    def predict(samples: Tensor) -> tuple[Outcomes, Any]:
+        inputs, targets = next(batches)
+        return _predicted(model, inputs, targets), beside(samples)
+
+    found = spread(torch.arange(len(split)).split(batch_size), predict)
+    parts, others = zip(*found, strict=True)
+    return joined(parts), list(others)
 
 
 @torch.inference_mode()
@@ -70,7 +98,7 @@ def quality(
     model: nn.Module, split: Split, batch_size: int, device: torch.device
 ) -> dict[str, float]:
     """How well the model predicts the targets of a split; see `Outcomes.metrics`."""
-    return joined([*outcomes(model, split, batch_size, device)]).metrics()
+    return outcomes(model, split, batch_size, device)[0].metrics()
 
 
 def validation_metrics(

@@ -9,6 +9,7 @@ from torch.nn.functional import mse_loss
 
 from d2dmoe.errors import whole
 from d2dmoe.lookup import look_up, resolve
+from d2dmoe.pooling import pooled
 from d2dmoe.router_kinds import ROUTER_KINDS
 from d2dmoe.weights import RouterWeights
 
@@ -94,6 +95,9 @@ def router_losses(layers: Iterable[tuple[Router, "MoE", Tensor]]) -> Tensor:
     Returns:
         A scalar; routers share no weights, so each has the gradient of its own loss.
     """
-    losses = [resolve(ROUTER_KINDS[router.kind].loss)(router, moe, z) for router, moe, z in layers]
+    losses = [
+        pooled(resolve(ROUTER_KINDS[router.kind].loss)(router, moe, z), z[..., 0].numel())
+        for router, moe, z in layers
+    ]
     device = losses[0].device  # layers may lie on several
     return sum((loss.to(device) for loss in losses[1:]), losses[0])

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from d2dmoe.activations import Activation
 from d2dmoe.ffn import FFN, ActivationLayer
 from d2dmoe.lookup import look_up, table_of
+from d2dmoe.pooling import pooled
 from d2dmoe.surgery import find, watch
 
 EPSILON = 1e-8
@@ -87,8 +88,8 @@ def penalty(mode: str, layers: Iterable[Activations], real_tokens: Tensor | None
     for layer in layers:
         measures.setdefault(layer.projection, []).append(_measured(measure, layer))
     means = [torch.stack(values) for values in measures.values()]
-    means = [(m if real_tokens is None else m[:, real_tokens]).mean() for m in means]
-    return torch.stack(means).sum()
+    means = [m if real_tokens is None else m[:, real_tokens] for m in means]
+    return torch.stack([pooled(m.mean(), m[0].numel()) for m in means]).sum()
 
 
 def _measured(measure: Callable[[Tensor], Tensor], layer: Activations) -> Tensor:

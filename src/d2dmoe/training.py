@@ -1,23 +1,29 @@
 """The pipeline's one training loop: AdamW, warm-up, cosine decay, clipping, exact resuming."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from d2dmoe.config.resources import ResourcesConfig
 from d2dmoe.config.training import TrainingConfig
 from d2dmoe.data.batches import TrainingBatches
 from d2dmoe.data.splits import Batch
+from d2dmoe.distributed import Parts, share_weights, whole_batches, whole_draws
 from d2dmoe.errors import UserError
 from d2dmoe.jobs.progress import Progress, logger
 from d2dmoe.jobs.state import TrainingState
 from d2dmoe.optimizer import lr_at, make_optimizer
+from d2dmoe.pooling import pooled
+from d2dmoe.processes import told
 from d2dmoe.seeding import seed_for
 
 Losses = dict[str, Tensor]  # scalars by name; "loss" is what is minimised
+ALONE = ResourcesConfig()
 
 
 def cross_entropy_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -30,7 +36,7 @@ def cross_entropy_loss(logits: Tensor, targets: Tensor, label_smoothing: float =
     """
     targets = targets.flatten(0, -2) if targets.is_floating_point() else targets.flatten()
     logits = logits.flatten(0, -2).float()
-    return cross_entropy(logits, targets, label_smoothing=label_smoothing)
+    return pooled(cross_entropy(logits, targets, label_smoothing=label_smoothing), len(logits))
 
 
 def fit(
@@ -43,6 +49,7 @@ def fit(
     state: TrainingState | None = None,
     log_every_s: float = 10.0,
     validate: Callable[[], dict[str, float]] | None = None,
+    how: ResourcesConfig = ALONE,
 ) -> list[dict[str, float]]:
     """Minimise `losses(batch, progress)["loss"]` over the parameters of `trained`.
 
@@ -55,15 +62,18 @@ def fit(
         state: saves and restores interrupted trainings; None: neither.
         log_every_s: seconds between progress lines.
         validate: metrics to add to each epoch's row; must leave the module's mode as it was.
+        how: several processes train together, each on its share of the batches.
 
     Returns:
         One row per epoch, the last may be a part of one: epoch, lr, the means of all losses, the
         metrics of `validate`.
 
     Raises:
-        UserError: a signal stopped the training (its state is saved), the disk is full, or the
-            loss is not finite.
+        UserError: a signal stopped the training (its state is saved), the disk is full, the loss is
+            not finite, or batches are too small for so many processes.
     """
+    parts = Parts.of(min(cfg.batch_size, len(batches.split)), cfg.accumulate)
+    call = share_weights(trained, batches.device, how)
     optimizer = make_optimizer(trained, cfg)
     start, history, sums = 0, [], {}
     if state:
@@ -72,56 +82,54 @@ def fit(
         logger.info("%s continues after step %d", name, start)
     total = batches.total
     progress = Progress(name, total, start, log_every_s)
-    with state.catching_signals() if state else nullcontext():
+    stoppable = state.catching_signals() if state else nullcontext()
+    with stoppable, whole_batches(trained, how):
         for step, batch in enumerate(batches.stream(start), start):
             torch.manual_seed(seed_for("dropout", batches.seed, step))
-            values = _train_step(batch, step, total, trained, losses, optimizer, cfg)
+            lr = lr_at(step, total, cfg)
+            dealt = parts.split(batch)
+            compute = partial(call, losses)
+            values = _train_step(dealt, lr, step / total, trained, compute, optimizer, cfg)
             sums = {key: sums.get(key, 0.0) + value for key, value in values.items()}
             if (step + 1) % batches.per_epoch == 0 or step + 1 == total:
-                history.append(_epoch_row(name, step, total, batches, sums, cfg, validate))
+                checked = validate and partial(call, validate)
+                history.append(_epoch_row(name, step, total, batches, sums, cfg, checked))
                 sums = {}
             progress.update(step + 1)
             if state and state.due():
                 _check_finite(name, values["loss"], step, cfg)
-                state.save(trained, optimizer, step + 1, history, sums)
+                state.save(trained, optimizer, step + 1, history, _told(sums))
                 state.stop_if_asked(step + 1)
     return history
 
 
 def _train_step(
-    batch: Batch,
-    step: int,
-    total: int,
+    parts: Iterable[tuple[Batch, float]],
+    lr: float,
+    progress: float,
     trained: nn.Module,
     losses: Callable[[Batch, float], Losses],
     optimizer: torch.optim.Optimizer,
     cfg: TrainingConfig,
 ) -> dict[str, Tensor]:
-    """One update; returns the losses as float64 scalars, still on their device."""
+    """One update by the parts of a batch and their shares of it; returns the losses as float64
+    scalars, still on their device."""
     for group in optimizer.param_groups:
-        group["lr"] = lr_at(step, total, cfg)
-    device = batch[1].device.type
+        group["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
     means: dict[str, Tensor] = {}
-    for part in _parts(batch, cfg.accumulate):
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-            values = losses(part, step / total)
-        share = len(part[1]) / len(batch[1])
-        (values["loss"] * share).backward()
+    for part, share in parts:
+        device = part[1].device.type
+        with whole_draws(trained, part[0], len(part[1])):
+            with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+                values = losses(part, progress)
+            (values["loss"] * share).backward()
         for key, value in values.items():
             means[key] = means.get(key, 0.0) + value.detach().double() * share
     if cfg.clip is not None:
         nn.utils.clip_grad_norm_(trained.parameters(), cfg.clip)
     optimizer.step()
     return means
-
-
-def _parts(batch: Batch, count: int) -> Iterator[Batch]:
-    """The batch in parts, whose weighted gradients add up to its own with less memory."""
-    inputs, targets = batch
-    split = {name: values.chunk(count) for name, values in inputs.items()}
-    for index, part in enumerate(targets.chunk(count)):
-        yield {name: parts[index] for name, parts in split.items()}, part
 
 
 def _epoch_row(
@@ -136,13 +144,20 @@ def _epoch_row(
     """An epoch's row of the history."""
     steps = step % batches.per_epoch + 1  # of this epoch; the last may be cut short
     row = {"epoch": round((step + 1) / batches.per_epoch, 4), "lr": lr_at(step, total, cfg)}
-    row |= {key: float(value) / steps for key, value in sums.items()}
+    row |= {key: value / steps for key, value in _told(sums).items()}
     _check_finite(name, row["loss"], step, cfg)
     if validate:
-        row |= validate()
+        with torch.no_grad():
+            row |= validate()
     numbers = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch")
     logger.info("%s epoch %g: %s", name, row["epoch"], numbers)
     return row
+
+
+def _told(sums: dict[str, Tensor]) -> dict[str, float]:
+    """The means over the processes: of losses that are not `pooled`, those of the whole batch."""
+    every = told({key: float(value) for key, value in sums.items()})
+    return {key: sum(own[key] for own in every) / len(every) for key in sums}
 
 
 def _check_finite(name: str, loss: Tensor | float, step: int, cfg: TrainingConfig) -> None:

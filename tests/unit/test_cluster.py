@@ -6,13 +6,16 @@ from pathlib import Path
 import pytest
 import yaml
 
+from d2dmoe.config.resources import ResourcesConfig
 from d2dmoe.methods import EVALUATIONS
 from d2dmoe.plan.cluster import (
     LONGEST_MIN,
     PROGRAM_MB,
     converting_needs,
     gpu_request,
+    machines,
     measuring_needs,
+    several,
     size_of,
     training_needs,
 )
@@ -158,3 +161,22 @@ def test_none_is_asked_of_a_cluster_without_any(cluster, features):
 def test_where_the_cluster_cannot_be_asked_the_profile_is_believed(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert gpu_request("gres=gpu:1") == {"gres": "gpu:1"}
+
+
+def test_several_processes_ask_for_a_gpu_each_and_machines_where_it_takes_several(cluster):
+    cluster("gpu:h100:8")
+    alone, eight = ResourcesConfig(), ResourcesConfig(gpu=8, nodes=2)
+    assert several(alone, "gres=gpu:1") == {"device": 1, "processes": 1, "gres": "gpu:1"}
+    asked = {"gres=gpu:1": "gpu:8", "gres=gpu:a100:1": "gpu:a100:8", "gpu=1": 8}
+    for wanted, found in asked.items():
+        key = wanted.partition("=")[0]
+        assert several(eight, wanted) == {"device": 8, "processes": 8, key: found}
+    assert machines(alone, gpu=True) == {}
+    assert machines(eight, gpu=True) == {"nodes": 2}
+    assert machines(eight, gpu=False) == {"nodes": 2, "tasks": 2}
+
+
+def test_several_processes_need_as_much_memory_as_they_are(paper):
+    needs = needs_of(paper, stage(paper, "gemma", "sparsify"))
+    assert needs.together(4).mem_mb == 4 * needs.mem_mb
+    assert needs.together(4).runtime == needs.runtime

@@ -18,6 +18,7 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "foundations": ["d2dmoe", "errors", "lookup", "seeding", "extensions", "registration"],
     "tables of records": ["activations", "router_kinds", "selection_rules"]
     + ["stages", "methods", "models", "figures", "claims"],
+    "several processes": ["processes"],
     "files": ["io", "io.*"],
     "options": ["config", "config.*", "methods.*.options"],
     "jobs": ["jobs", "jobs.*"],
@@ -25,14 +26,14 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "data": ["data", "data.*"],
     "tables of results": ["tables", "curve", "bootstrap", "profiles", "significance"]
     + ["fairness", "neighbours", "text_references"],
-    "modules": ["inputs", "surgery", "padding", "stand_ins"],
+    "modules": ["inputs", "surgery", "padding", "pooling", "stand_ins"],
     "the paper": ["ffn", "sparsity", "activity", "attention", "balanced_kmeans", "experts"]
     + ["weights", "router", "selection", "backend", "moe", "formulas", "flops"],
     "architectures": ["models.*"],
     "saved models": ["spec", "checkpoint", "conversion", "layers"],
     "transformers": ["huggingface", "huggingface.*"],
     "quality": ["quality", "sensitivity"],
-    "training": ["optimizer", "training"],
+    "training": ["optimizer", "distributed", "training"],
     "the clock": ["timing"],
     "kernels": ["kernels", "kernels.*"],
     "evaluation": ["evaluation", "downstream"],

@@ -712,19 +712,20 @@ def files(folder: str, names: str) -> set[str]:
 
 
 JOB = files("", "errors extensions lookup") | files("io/", "checksums csvfile files header tensors")
-JOB |= files("jobs/", "attempts device environment job names progress record run state")
+JOB |= files("jobs/", "attempts device environment job launch names progress record run shards")
+JOB |= files("config/", "resources strict") | {"jobs/state.py", "processes.py"}
 MODEL = JOB | files("", "activations attention checkpoint ffn registration spec surgery")
-MODEL |= {"stand_ins.py", "router_kinds.py"}
+MODEL |= {"pooling.py", "stand_ins.py", "router_kinds.py"}  # attention's losses
 MODEL |= files("models/", "__init__ build") | {"stages/__init__.py"}
 MODEL |= files("config/", "augment model named strict training")
 TRAINING = MODEL | files("data/", "augment batches image_sources pictures splits vendored")
 TRAINING |= files("", "inputs optimizer quality seeding training") | {"stages/fitting.py"}
-TRAINING |= {"config/sources.py"}
+TRAINING |= {"config/sources.py", "data/share.py", "distributed.py", "pooling.py"}
 SPARSE = TRAINING | {"config/stages.py", "padding.py", "sparsity.py"}
-EXPERTS = files("", "backend conversion moe router selection selection_rules weights")
+EXPERTS = files("", "backend conversion moe pooling router selection selection_rules weights")
 COMPRESSION, METHOD = {"config/compression.py"}, {"config/variant.py"}  # their options
 THRESHOLDS = MODEL | METHOD | {"config/stages.py", "config/trained.py", "stages/drawn.py"}
-THRESHOLDS |= files("data/", "augment image_sources pictures splits vendored")
+THRESHOLDS |= files("data/", "augment image_sources pictures share splits vendored")
 THRESHOLDS |= files("methods/thresholds/", "calibration layers options")
 THRESHOLDS |= files("", "inputs padding seeding") | {"config/sources.py"}
 EXITS = {"methods/early_exits/leaving.py"}
@@ -806,7 +807,8 @@ DATA = JOB - files("io/", "csvfile") - {"lookup.py"}
 DATA |= files("config/", "data sources strict")
 DATA |= files("data/", "text_files text_sources text_splits tokenizer vendored")
 DATASET = DATA | files("data/", "image_sources images pictures prepare tokens")
-TOKENIZER = DATA - files("io/", "header tensors") - files("jobs/", "device run state")
+TOKENIZER = DATA - files("io/", "header tensors") - files("jobs/", "device launch run shards state")
+TOKENIZER -= {"config/resources.py"}
 NEVER = ("kernels/", "figures/", "claims/", "benchmark/", "plan/", "downstream.py", "evaluation.py")
 NEVER += ("activity.py", "flops.py", "formulas.py", "methods/__init__.py")
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from workflow.conftest import ROOT, SUITES, Workspace
+from workflow.test_several import numbers
 
 pytestmark = [pytest.mark.workflow, pytest.mark.slurm, pytest.mark.timeout(3600)]
 
@@ -118,6 +119,25 @@ def test_a_cancelled_training_goes_on_from_its_state(node, tmp_path):
     run.finish()
     assert re.search(r"continues after step [1-9]", run.log(model))
     assert model.exists() and not workspace.find(".state/*")
+
+
+def test_a_training_of_two_processes_goes_through_sbatch(node, tmp_path):
+    """It asks for two GPUs, and leaves what one process does."""
+    found = {}
+    for gpu in (1, 2):
+        workspace = Workspace(tmp_path / str(gpu))
+        workspace.config["resources"] = {"gpu": gpu}
+        model = workspace.model("dense")
+        if gpu == 2:
+            run = Submitted(workspace, str(model.relative_to(workspace.folder)))
+            number = run.job_of(model)
+            assert slurm("squeue", "-h", "-j", number, "-o", "%b").strip() == "gres:gpu:2"
+            run.finish()
+        else:
+            workspace.make(str(model.relative_to(workspace.folder)))
+        found[gpu] = numbers(model.with_name("history.csv"))
+    for row, other in zip(*found.values(), strict=True):
+        assert other == pytest.approx(row, rel=1e-3)
 
 
 def test_all_suites_go_through_sbatch_and_equal_a_local_run(node, tmp_path, request):

@@ -4,6 +4,8 @@
 from torch import Tensor
 from torch.nn.functional import kl_div
 
+from d2dmoe.pooling import pooled
+
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T² KL(softmax(teacher / T) ‖ softmax(student / T)) in nats, the mean over targets, a scalar.
@@ -19,4 +21,5 @@ def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> T
         (logits.flatten(0, -2).float() / temperature).log_softmax(-1)  # [targets, classes]
         for logits in (student, teacher)
     )
-    return temperature**2 * kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+    divergence = kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+    return temperature**2 * pooled(divergence, len(log_q))

@@ -6,20 +6,20 @@ It is the expected sensitivity of the loss to a mask ξ on what a unit puts out,
 so no mask has to be put in. Padding changes no loss, so it does not count.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from d2dmoe.data.splits import Batch
 from d2dmoe.inputs import logits_of
+from d2dmoe.processes import spread
 from d2dmoe.surgery import watch
 from d2dmoe.training import cross_entropy_loss
 
 
 def importance(
-    model: nn.Module, widths: Mapping[str, int], batches: Iterable[Batch]
+    model: nn.Module, widths: Mapping[str, int], batches: Sequence[Batch]
 ) -> dict[str, Tensor]:
     """E_x |∂L(x)/∂ξ| of the units that linear maps read.
 
@@ -31,20 +31,23 @@ def importance(
     Returns:
         float64 [units] by the maps' names.
     """
-    totals: dict[str, Any] = dict.fromkeys(widths, 0.0)
-    samples = 0
     maps = {name: model.get_submodule(name) for name in widths}
+
+    def sensitivity(batch: Batch) -> tuple[int, dict[str, Tensor]]:
+        inputs, targets = batch
+        # A sum of the samples' losses: each one's share of it has the sample's own gradient.
+        loss = cross_entropy_loss(logits_of(model, inputs), targets) * len(targets)
+        gradients = torch.autograd.grad(loss, list(seen.values()))
+        sums = {}
+        for (name, h), gradient in zip(seen.items(), gradients, strict=True):
+            columns = (h * gradient).detach().flatten(1, -2).sum(1)  # [batch, columns]
+            units = columns.unflatten(-1, (-1, widths[name])).sum(-1)  # [batch, units]
+            sums[name] = units.abs().double().sum(0).cpu()
+        return len(targets), sums
+
     with watch(maps, lambda _map, h, _output: h) as seen:
-        for inputs, targets in batches:
-            # A sum of the samples' losses: each one's share of it has the sample's own gradient.
-            loss = cross_entropy_loss(logits_of(model, inputs), targets) * len(targets)
-            gradients = torch.autograd.grad(loss, list(seen.values()))
-            for (name, h), gradient in zip(seen.items(), gradients, strict=True):
-                columns = (h * gradient).detach().flatten(1, -2).sum(1)  # [batch, columns]
-                units = columns.unflatten(-1, (-1, widths[name])).sum(-1)  # [batch, units]
-                totals[name] = totals[name] + units.abs().double().sum(0)
-            samples += len(targets)
-    return {name: total / samples for name, total in totals.items()}
+        counts, sums = zip(*spread(batches, sensitivity), strict=True)
+    return {name: sum(part[name] for part in sums) / sum(counts) for name in widths}
 
 
 def most_important(scores: Tensor, count: int) -> Tensor:

@@ -7,6 +7,7 @@ from pydantic import Field, ValidationError
 
 from d2dmoe.config.benchmarks import BenchmarksConfig
 from d2dmoe.config.explain import explain_all, shown
+from d2dmoe.config.resources import ResourcesConfig
 from d2dmoe.config.strict import Name, Seeds, Strict
 from d2dmoe.config.task import TaskConfig
 from d2dmoe.errors import ConfigError
@@ -42,6 +43,7 @@ class Config(Strict):
         [], description="Modules that add records to the tables; imported before all else is read"
     )
     runtime: RuntimeConfig = RuntimeConfig()
+    resources: ResourcesConfig = ResourcesConfig()
     tasks: dict[Name, TaskConfig] = Field(min_length=1)
     benchmarks: BenchmarksConfig = BenchmarksConfig()
 

@@ -19,13 +19,21 @@ from d2dmoe.config.training import TrainingConfig
 from d2dmoe.data.share import WHOLE, Share
 from d2dmoe.data.splits import Batch, Raw, Split
 from d2dmoe.errors import DataError
+from d2dmoe.processes import Place
 from d2dmoe.seeding import seed_for
 
+ALONE = Place()
 MOST_READERS = 16  # of a model that is measured: as many as decode for one GPU
 
 
 def iterate(
-    split: Split, batch_size: int, *, share: Share = WHOLE, workers: int = 0, pin: bool = False
+    split: Split,
+    batch_size: int,
+    *,
+    share: Share = WHOLE,
+    every: Place = ALONE,
+    workers: int = 0,
+    pin: bool = False,
 ) -> Iterator[Raw]:
     """What `split.read` gives of each batch of a split in its stored order.
 
@@ -33,13 +41,14 @@ def iterate(
         split: the samples.
         batch_size: B; the last batch may be smaller.
         share: the process's part of each batch.
+        every: the process's batches, dealt out one by one.
         workers: processes that read (0: this one); they change no batch.
         pin: put batches where a GPU fetches them from without waiting.
 
     Raises:
         DataError: a sample cannot be read.
     """
-    batches = torch.arange(len(split)).split(batch_size)
+    batches = torch.arange(len(split)).split(batch_size)[every.rank :: every.size]
     yield from _loaded(split.read, map(share.of, batches), workers, pin)
 
 

@@ -213,8 +213,9 @@ class TextSplit:
     def read_changed(
         self, indices: Tensor, share: Share, cfg: TrainingConfig, generator: Generator
     ) -> Raw:
-        """What `read` gives of a share of the batch: texts are trained on as they are."""
-        return self.read(share.of(indices))
+        """Of what `read` gives of the batch, a share: texts are trained on as they are, and padded
+        as in the whole batch, whose dropout has that shape."""
+        return tuple(map(share.of, self.read(indices)))
 
     def training_batch(
         self, raw: Raw, cfg: TrainingConfig, generator: Generator, device: device

@@ -12,6 +12,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from d2dmoe.errors import UserError
+from d2dmoe.processes import leads
 
 
 def sha256(path: Path) -> str:
@@ -24,10 +25,13 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary neighbour of `path`, flush it to disk, then rename it to `path`.
 
     Whatever goes wrong before the rename, an earlier `path` stays as it was and no debris remains.
+    Of several processes that share a job, the first writes.
 
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
+    if not leads():
+        return
     path, temporary = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 from d2dmoe.errors import CheckpointError
 from d2dmoe.io.files import write_atomically
 from d2dmoe.io.header import DIGEST, UNKNOWN, check_digest
+from d2dmoe.processes import leads
 
 PIECE = 64 * 2**20  # bytes
 FORMATS = {  # the names that safetensors has for number formats
@@ -149,11 +150,45 @@ def distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Each tensor once: of names that share one, as tied embeddings do, the first."""
     seen, kept = set(), {}
     for name, tensor in tensors.items():
-        place = (tensor.data_ptr(), tensor.shape)
+        place = (_where(tensor), tensor.shape)
         if place not in seen or tensor.numel() == 0:
             kept[name] = tensor
         seen.add(place)
     return kept
+
+
+def _where(tensor: Tensor) -> int:
+    """What is the same of tensors that share their numbers; of one that lies in parts on several
+    processes, where this one's are."""
+    if _in_parts(tensor):
+        own: Any = tensor
+        return own.to_local().untyped_storage()._cdata
+    return tensor.data_ptr()
+
+
+def _in_parts(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, whose module few jobs have imported."""
+    return hasattr(tensor, "full_tensor")
+
+
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors as wholes, those that lie in parts on several processes on the CPU of the first."""
+    return {name: _whole(t) if _in_parts(t) else t for name, t in tensors.items()}
+
+
+def _whole(tensor: Any) -> Tensor:
+    whole = tensor.full_tensor()
+    return whole.cpu() if leads() else whole[:0]
+
+
+def dealt(tensor: Tensor, like: Tensor) -> Tensor:
+    """This process's part of a tensor that all have, where another lies in parts; else itself."""
+    if not _in_parts(like):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    parted: Any = like
+    return distribute_tensor(tensor, parted.device_mesh, parted.placements, src_data_rank=None)
 
 
 def load_distinct(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -16,6 +16,7 @@ from d2dmoe.jobs.attempts import counted
 from d2dmoe.jobs.names import name_of
 from d2dmoe.jobs.progress import log_to, logger
 from d2dmoe.jobs.record import identity_of, save_record
+from d2dmoe.processes import leads
 
 STATES = Path("results/.state")  # of interrupted jobs
 QUIET = {  # of libraries that would fill the jobs' logs; they ask when they are imported
@@ -70,6 +71,8 @@ def _traced(snakemake: Any) -> Iterator[str]:
             save_record(Path(record), snakemake.rule, params["code"], attempts())
     else:
         yield identity
+    if not leads():
+        return
     for path in map(Path, snakemake.output):
         if path.is_file():  # no job reads a folder
             write_checksums(path, sources)

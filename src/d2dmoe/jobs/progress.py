@@ -5,11 +5,14 @@ import sys
 import time
 from pathlib import Path
 
+from d2dmoe.processes import place
+
 logger = logging.getLogger("d2dmoe")
 
 
 def log_to(path: Path, name: str = "") -> None:
-    """Send the package's log lines to a file, and to standard error where a person watches it.
+    """Send the package's log lines to a file, and to standard error where a person watches it. Of
+    several processes the first does so, and the others add their errors to the file.
 
     Args:
         path: the file.
@@ -17,8 +20,12 @@ def log_to(path: Path, name: str = "") -> None:
     """
     logger.setLevel(logging.INFO)
     logger.handlers.clear()
-    handlers: list[logging.Handler] = [logging.FileHandler(path, mode="w", encoding="utf-8")]
-    if sys.stderr.isatty():
+    rank = place().rank
+    mode = "a" if rank else "w"
+    handlers: list[logging.Handler] = [logging.FileHandler(path, mode, encoding="utf-8")]
+    if rank:
+        handlers[0].setLevel(logging.ERROR)
+    elif sys.stderr.isatty():
         handlers.append(logging.StreamHandler())
         handlers[-1].addFilter(
             lambda record: record.levelno < logging.ERROR

@@ -10,6 +10,7 @@ time, whatever the model's size and the disk's speed.
 """
 
 import json
+import shutil
 import signal
 import time
 from collections.abc import Mapping
@@ -22,9 +23,19 @@ from pydantic import BaseModel, Field
 from torch import nn
 
 from d2dmoe.errors import CheckpointError, UserError
-from d2dmoe.io.tensors import distinct, extra_memory, load_distinct, load_tensors, save_tensors
+from d2dmoe.io.tensors import (
+    dealt,
+    distinct,
+    extra_memory,
+    load_distinct,
+    load_tensors,
+    save_tensors,
+)
 from d2dmoe.jobs.progress import logger
+from d2dmoe.jobs.shards import latest, load_shards, save_shards
+from d2dmoe.processes import largest, leads, place
 
+REMEDY = "Delete it, and the training starts from its beginning."
 SHARE = 0.02  # of a training's time, at most, that goes into saving its state
 SPEED = 200e6  # bytes/s at which the first state is expected to be saved: a slow network disk's
 
@@ -39,7 +50,8 @@ class About(BaseModel):
 
 
 class TrainingState:
-    """Saves model, optimiser, position and history to one file by atomic rename.
+    """Saves model, optimiser, position and history to one file by atomic rename, or, of several
+    processes, to a folder (`shards`). Either continues with any number of them.
 
     Saves every `every_s` seconds, or more seldom where that would take more than `SHARE` of the
     time; after every step, whatever it takes, where that is 0; and when the process is told to stop
@@ -54,6 +66,11 @@ class TrainingState:
         self.stop: int | None = None
 
     @property
+    def shards(self) -> Path:
+        """Where several processes save."""
+        return self.path.with_suffix(".shards")
+
+    @property
     def _name(self) -> str:
         """Says whose state it is."""
         return self.path.stem
@@ -66,13 +83,13 @@ class TrainingState:
             CheckpointError: the file is damaged, or does not fit the model.
         """
         self.cost = _expected_size(model) / SPEED
-        if not self.path.exists():
+        shards = latest(self.shards)
+        if shards is None and not self.path.exists():
             return 0, [], {}
-        remedy = "Delete it, and the training starts from its beginning."
-        device = next(model.parameters()).device
-        tensors, metadata = load_tensors(self.path, remedy, device)
+        path = shards or self.path
         try:
-            about = About.model_validate_json(metadata["about"])
+            tensors, text = self._read(shards, model, optimizer)
+            about = About.model_validate_json(text)
             if about.of != self._name:
                 raise ValueError(f"it is that of {about.of}")
             split: dict[str, dict[str, torch.Tensor]] = {"model": {}, "optimizer": {}}
@@ -84,8 +101,34 @@ class TrainingState:
             return about.step, about.history, about.sums
         except (KeyError, ValueError, RuntimeError) as error:
             raise CheckpointError(
-                f"{self.path} is not the state of this training: {error}. {remedy}"
+                f"{path} is not the state of this training: {error}. {REMEDY}"
             ) from error
+
+    def _read(
+        self, shards: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer
+    ) -> tuple[Mapping[str, torch.Tensor], str]:
+        """Tensors, in parts where the model's are, and what is said of them."""
+        weights = {f"model/{name}": t for name, t in model.state_dict().items()}
+        parameters = _parameters(optimizer)
+
+        def like(name: str) -> torch.Tensor:
+            kind, _, key = name.partition("/")
+            return weights[name] if kind == "model" else parameters[int(key.partition("/")[0])]
+
+        def empty(name: str, size: tuple[int, ...]) -> torch.Tensor:
+            if name.startswith("optimizer/") and not size:
+                return torch.zeros(())
+            if like(name).shape != size:
+                raise ValueError(f"{name} has another shape")
+            return torch.empty_like(like(name))
+
+        if shards:
+            return load_shards(shards, empty, REMEDY)
+        device = next(model.parameters()).device
+        tensors, metadata = load_tensors(self.path, REMEDY, device)
+        if place().size > 1:
+            tensors = {n: dealt(t, like(n)) if t.dim() else t for n, t in tensors.items()}
+        return tensors, metadata["about"]
 
     def save(
         self,
@@ -106,7 +149,12 @@ class TrainingState:
             tensors |= {f"optimizer/{index}/{name}": t for name, t in values.items()}
         sums = {key: float(value) for key, value in sums.items()}
         about = json.dumps({"of": self._name, "step": step, "history": history, "sums": sums})
-        save_tensors(self.path, tensors, {"about": about})
+        if place().size > 1:
+            save_shards(self.shards, step, tensors, about)
+            self._remove_file()
+        else:
+            save_tensors(self.path, tensors, {"about": about})
+            shutil.rmtree(self.shards, ignore_errors=True)
         self.saved_at = time.monotonic()
         self.cost = self.saved_at - start
         if not self.spent:
@@ -114,8 +162,14 @@ class TrainingState:
         self.spent += self.cost
 
     def due(self) -> bool:
-        """Whether it is time to save."""
-        if self.stop is not None or self.every_s == 0:
+        """Whether it is time to save: the first of several processes says it, and any may be told
+        to stop."""
+        said = largest(2 * (self.stop or 0) + (leads() and self._due()))
+        self.stop = said // 2 or None
+        return said > 0
+
+    def _due(self) -> bool:
+        if self.every_s == 0:
             return True
         now = time.monotonic()
         if now - self.saved_at < self.every_s:
@@ -137,8 +191,16 @@ class TrainingState:
     def remove(self) -> None:
         """Delete the state: the training is complete and its result saved.
 
-        With it goes what a process that was killed while it saved left beside it.
+        With it goes what a process that was killed while it saved left beside it. The first of
+        several processes deletes it, so that the others need not wait for the result.
         """
+        self._remove_file()
+        if leads():
+            shutil.rmtree(self.shards, ignore_errors=True)
+
+    def _remove_file(self) -> None:
+        if not leads():
+            return
         for path in (self.path, *self.path.parent.glob(f".{self.path.name}.*")):
             path.unlink(missing_ok=True)
 
@@ -171,10 +233,15 @@ def _log_first(tensors: Mapping[str, torch.Tensor], step: int, seconds: float) -
     )
 
 
+def _parameters(optimizer: torch.optim.Optimizer) -> dict[int, torch.Tensor]:
+    """What it trains, by the numbers of its states."""
+    return dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+
+
 def _nest(flat: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> dict:
     """From "index/name" keys to the form of the optimiser's state dict."""
     state: dict[int, dict] = {}
-    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+    parameters = _parameters(optimizer)
     for key, tensor in flat.items():
         index, _, name = key.partition("/")
         state.setdefault(int(index), {})[name] = tensor

@@ -10,6 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from typing import Any
 
+from d2dmoe.config.resources import ResourcesConfig
 from d2dmoe.plan.lineage import Step
 
 LARGEST_VOCABULARY = 256_000  # of ready-made tokenizers: they are not read yet
@@ -36,6 +37,10 @@ class Needs:
     def times(self, attempt: int) -> "Needs":
         """Those of a later attempt."""
         return Needs(self.mem_mb * attempt, min(self.runtime * attempt, LONGEST_MIN))
+
+    def together(self, processes: int) -> "Needs":
+        """Those of a job of several processes, on each machine."""
+        return Needs(self.mem_mb * processes, self.runtime)
 
 
 @dataclass(frozen=True)
@@ -117,17 +122,34 @@ def _needs(memory: float, data_mb: float, flops: float, gpu: bool) -> Needs:
     )
 
 
-def gpu_request(asked: str) -> dict[str, Any]:
-    """The resource by which a job asks SLURM for its GPU: `gres`, or `gpu` for --gpus; none where
+def gpu_request(asked: str, gpus: int = 1) -> dict[str, Any]:
+    """The resource by which a job asks SLURM for its GPUs: `gres`, or `gpu` for --gpus; none where
     nothing is asked for, or where the cluster has no GPU.
 
     Args:
         asked: the resource and its value, as gres=gpu:1 or gpu=1; empty: none.
+        gpus: so many times that, on each machine.
     """
     name, _, value = asked.partition("=")
     if not value or not _cluster_has_gpus():
         return {}
+    kind, colon, number = value.rpartition(":")
+    if number.isdigit():
+        value = f"{kind}{colon}{int(number) * gpus}"
     return {name: int(value) if value.isdigit() else value}
+
+
+def several(resources: ResourcesConfig, asked: str) -> dict[str, Any]:
+    """What a job asks for that several processes share: GPUs of a machine, and of SLURM `asked`."""
+    return {"device": resources.gpu, "processes": resources.gpu} | gpu_request(asked, resources.gpu)
+
+
+def machines(resources: ResourcesConfig, gpu: bool) -> dict[str, int]:
+    """What a training asks SLURM for besides; nothing where one machine is enough. Where there are
+    no GPUs, tasks say that all of them are wanted."""
+    if resources.nodes == 1:
+        return {}
+    return {"nodes": resources.nodes} | ({} if gpu else {"tasks": resources.nodes})
 
 
 def _cluster_has_gpus() -> bool:

@@ -21,6 +21,7 @@ from d2dmoe.evaluation import Measured, MeasureOptions, evaluate_points
 from d2dmoe.jobs.progress import logger
 from d2dmoe.jobs.run import Run
 from d2dmoe.moe import set_operating_point
+from d2dmoe.processes import spread
 from d2dmoe.quality import batches_of
 
 
@@ -86,17 +87,22 @@ def _calibrations(
     budgets: list[float],
 ) -> dict[float, Calibration]:
     """Those of the budgets that can be met."""
+    per_layer = knob == "layer_budget"
+
+    def search(budget: float) -> Calibration | str:
+        try:
+            return calibrate_on(model, validation, *how, flops_ratio=budget, per_layer=per_layer)
+        except OutOfReach as error:
+            return str(error)
+
     found: dict[float, Calibration] = {}
     reason = ""
-    per_layer = knob == "layer_budget"
-    for budget in budgets:
-        try:
-            found[budget] = calibrate_on(
-                model, validation, *how, flops_ratio=budget, per_layer=per_layer
-            )
-        except OutOfReach as error:
-            logger.warning("select.%s: %g is left out. %s", knob, budget, error)
-            reason = str(error)
+    for budget, outcome in zip(budgets, spread(budgets, search), strict=True):
+        if isinstance(outcome, Calibration):
+            found[budget] = outcome
+        else:
+            logger.warning("select.%s: %g is left out. %s", knob, budget, outcome)
+            reason = outcome
     if not found:
         raise UserError(f"select.{knob} = {budgets}: none can be met. {reason}")
     return found

@@ -7,9 +7,11 @@ from torch import nn
 
 from d2dmoe.config.training import TaskTrainingConfig, TrainingConfig
 from d2dmoe.data.batches import TrainingBatches
+from d2dmoe.data.share import Share
 from d2dmoe.data.splits import Batch, open_split
 from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.run import Run
+from d2dmoe.processes import place
 from d2dmoe.quality import validation_metrics
 from d2dmoe.training import Losses, cross_entropy_loss, fit
 
@@ -34,20 +36,22 @@ def fit_part(
         name: of the training, for the log.
         validated: what is measured on validation samples after each epoch; None: nothing.
     """
+    samples = open_split(run.data, "train")
     validate = None
     if validated is not None:
-        samples = open_split(run.data, "validation")
+        held_out = open_split(run.data, "validation")
         part = cfg.batch_size // cfg.accumulate  # what fits into memory in training fits here
-        validate = partial(validation_metrics, validated, samples, part, run.device)
+        validate = partial(validation_metrics, validated, held_out, part, run.device)
     return fit(
         trained,
         losses,
-        TrainingBatches(open_split(run.data, "train"), cfg, run.seed, run.device),
+        TrainingBatches(samples, cfg, run.seed, run.device, Share(*place())),
         cfg,
         name=name,
         state=run.state,
         log_every_s=run.log_every_s,
         validate=validate,
+        how=run.resources,
     )
 
 

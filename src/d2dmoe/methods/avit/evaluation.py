@@ -13,7 +13,7 @@ from d2dmoe.evaluation import Measured, MeasureOptions, cost_on, per_sample
 from d2dmoe.flops import count
 from d2dmoe.jobs.run import Run
 from d2dmoe.methods.avit.halting import MeanField, Trace
-from d2dmoe.quality import count_parameters, joined, outcomes
+from d2dmoe.quality import count_parameters, outcomes
 from d2dmoe.surgery import find, watch
 
 
@@ -31,13 +31,13 @@ def evaluate_halting(model_path: Path, knob: str, cfg: MeasureOptions, run: Run)
     depth = spec.part("avit", model_path)["depth"]
     model.to(run.device)
     samples = open_split(run.data, cfg["split"])
-    parts: list[Tensor] = []  # running tokens, [layers, batch] each
 
-    def see(_module: MeanField, trace: Trace, _output: Tensor) -> None:
-        parts.append(trace.running.cpu())
+    def see(_module: MeanField, trace: Trace, _output: Tensor) -> Tensor:
+        return trace.running.cpu()  # [layers, batch]
 
-    with watch(find(model, MeanField), see):
-        found = joined([*outcomes(model, samples, cfg["batch_size"], run.device)])
+    with watch(find(model, MeanField), see) as seen:
+        how = cfg["batch_size"], run.device
+        found, parts = outcomes(model, samples, *how, lambda _samples: next(iter(seen.values())))
     running = torch.cat(parts, 1)  # [layers, samples]
     cost = cost_on(model, samples, run.device)
     point = {"knob": knob, "knob_value": depth}

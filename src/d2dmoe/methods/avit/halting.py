@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from d2dmoe.pooling import pooled
 from d2dmoe.spec import ModelSpec
 from d2dmoe.surgery import find
 
@@ -162,7 +163,7 @@ def quiet_channel(model: Any) -> None:
 
 def ponder_loss(trace: Trace) -> Tensor:
     """Mean over tokens of N + r, in blocks; its gradient is that of r alone."""
-    return (trace.depths + trace.remainders).mean()
+    return pooled((trace.depths + trace.remainders).mean(), trace.depths.numel())
 
 
 def depth_prior(layers: int, depth: float, std: float) -> Tensor:
@@ -182,6 +183,6 @@ def prior_loss(trace: Trace, prior: Tensor) -> Tensor:
         trace: of a batch.
         prior: probabilities, [layers].
     """
-    means = trace.scores.mean((1, 2))  # [layers]
+    means = pooled(trace.scores.mean((1, 2)), trace.scores[0].numel())  # [layers]
     shares = (means / means.sum()).clamp(min=SMALLEST_SHARE)
     return (torch.xlogy(prior, prior) - prior * shares.log()).sum()

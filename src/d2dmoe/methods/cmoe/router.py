@@ -14,6 +14,7 @@ from torch.nn.functional import linear
 
 from d2dmoe.ffn import FFN
 from d2dmoe.moe import MoE
+from d2dmoe.pooling import total
 from d2dmoe.spec import ModelSpec
 from d2dmoe.surgery import replace
 from d2dmoe.weights import activation_function
@@ -80,7 +81,7 @@ class AnalyticRouter(nn.Module):
     def balance(self, mask: Tensor, rate: float) -> None:
         """Lower the offsets of routed experts that more than the mean of tokens chose, and raise
         the others'. `mask` is boolean [tokens, n]."""
-        loads = mask[..., self.shared :].flatten(0, -2).sum(0).float()
+        loads = total(mask[..., self.shared :].flatten(0, -2).sum(0)).float()
         self.offset -= rate * (loads - loads.mean()).sign()
 
 

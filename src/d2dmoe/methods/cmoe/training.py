@@ -17,6 +17,7 @@ from d2dmoe.methods.cmoe.options import CMoEConfig
 from d2dmoe.methods.cmoe.router import add_analytic_router, layer_kind
 from d2dmoe.moe import MoE, set_selection, split_ffn, watch_selections
 from d2dmoe.padding import real_tokens, without_padding
+from d2dmoe.processes import spread
 from d2dmoe.seeding import seed_for
 from d2dmoe.stages.drawn import drawn_batches
 from d2dmoe.stages.fitting import fit_model
@@ -73,15 +74,17 @@ def _num_experts(ffns: dict[str, FFN], cfg: CMoEConfig) -> int:
 def _watched(model: nn.Module, cfg: CMoEConfig, run: Run) -> dict[str, Tensor]:
     """Which neurons fire for the real tokens of the samples: by the FFN, bool [tokens, d_ff]."""
     ffns = find(model, FFN)
-    parts: dict[str, list[Tensor]] = {name: [] for name in ffns}
+
+    def fires(batch: Batch) -> dict[str, Tensor]:
+        inputs, _targets = batch
+        model(**inputs)
+        tokens = {n: without_padding(seen[n], real_tokens(inputs)) for n in ffns}
+        return {n: firing(ffn, tokens[n], cfg.firing).cpu() for n, ffn in ffns.items()}
+
     with watch(ffns, lambda _module, z, _output: z) as seen:
         samples = drawn_batches(run, "cmoe", cfg.samples, cfg.batch_size // cfg.accumulate)
-        for inputs, _targets in samples:
-            model(**inputs)
-            for name, ffn in ffns.items():
-                z = without_padding(seen[name], real_tokens(inputs))
-                parts[name].append(firing(ffn, z, cfg.firing).cpu())
-    return {name: torch.cat(found) for name, found in parts.items()}
+        parts = spread(samples, fires)
+    return {name: torch.cat([part[name] for part in parts]) for name in ffns}
 
 
 def _tune(model: nn.Module, cfg: CMoEConfig, run: Run) -> list[dict]:

@@ -18,7 +18,8 @@ from d2dmoe.inputs import Inputs, logits_of
 from d2dmoe.jobs.progress import Progress
 from d2dmoe.jobs.run import Run
 from d2dmoe.methods.early_exits.leaving import Exits, UpTo, exit_blocks, leave_at, watch_states
-from d2dmoe.quality import Outcomes, batches_of, count_parameters
+from d2dmoe.processes import spread
+from d2dmoe.quality import Outcomes, batches_of, count_parameters, own_batches
 from d2dmoe.surgery import find
 
 
@@ -89,14 +90,19 @@ def _outcomes(
     total = math.ceil(len(samples) / batch_size)
     progress = Progress("evaluating exits", total, every_s=run.log_every_s)
     exits: Any = model.get_submodule("exits")
-    batches = []
+    own = own_batches(samples, batch_size, run.device)
+
+    def predict(index: int) -> tuple[Tensor, ...]:
+        inputs, targets = next(own)
+        end = logits_of(model, inputs).float()
+        answers = exits.answers(states.values())
+        progress.update(index + 1)
+        found = _outcomes_of(torch.cat([answers, end[None]]), targets)
+        return tuple(values.cpu() for values in found)
+
     with torch.inference_mode(), watch_states(blocks) as states:
-        for index, (inputs, targets) in enumerate(batches_of(samples, batch_size, run.device), 1):
-            end = logits_of(model, inputs).float()
-            answers = exits.answers(states.values())
-            batches.append(_outcomes_of(torch.cat([answers, end[None]]), targets))
-            progress.update(index)
-    return _Outcomes(*(torch.cat(parts, 1).cpu() for parts in zip(*batches, strict=True)))
+        batches = spread(range(total), predict)
+    return _Outcomes(*(torch.cat(parts, 1) for parts in zip(*batches, strict=True)))
 
 
 def _outcomes_of(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:

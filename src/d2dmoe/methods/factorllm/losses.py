@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from d2dmoe.ffn import FFN
+from d2dmoe.pooling import pooled
 
 
 @torch.no_grad()
@@ -41,7 +42,7 @@ def label_divergence(logits: Tensor, labels: Tensor) -> Tensor:
         labels: boolean [tokens, N], in whose softmax a label counts 1 and the others 0.
     """
     ours, theirs = logits.float().log_softmax(-1), labels.float().log_softmax(-1)
-    return (ours.exp() * (ours - theirs)).sum(-1).mean()
+    return pooled((ours.exp() * (ours - theirs)).sum(-1).mean(), len(logits))
 
 
 def balance_loss(logits: Tensor, mask: Tensor) -> Tensor:
@@ -54,5 +55,7 @@ def balance_loss(logits: Tensor, mask: Tensor) -> Tensor:
         logits: of a router, [tokens, N].
         mask: what its tokens run, boolean [tokens, N].
     """
-    shares, probabilities = mask.float().mean(0), logits.float().softmax(-1).mean(0)
+    shares, probabilities = (
+        pooled(x.mean(0), len(x)) for x in (mask.float(), logits.float().softmax(-1))
+    )
     return len(shares) * (shares * probabilities).sum() / shares.sum()

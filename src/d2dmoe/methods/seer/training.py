@@ -14,6 +14,8 @@ from d2dmoe.methods.seer.options import SEERConfig
 from d2dmoe.methods.seer.pruning import keep_experts, kept_experts, run_share
 from d2dmoe.moe import MoE, set_selection, watch_inputs
 from d2dmoe.padding import real_tokens, without_padding
+from d2dmoe.pooling import pooled
+from d2dmoe.processes import spread
 from d2dmoe.router import Router, router_losses
 from d2dmoe.stages.drawn import drawn_batches
 from d2dmoe.stages.fitting import fit_model
@@ -53,16 +55,18 @@ def _masses(model: nn.Module, cfg: SEERConfig, run: Run) -> dict[str, Tensor]:
     """Sums of predicted norms over the real tokens of some samples, every expert executed: [n] of
     each layer."""
     routers = _routers(model)
-    sums: dict[str, Tensor] = {}
     set_selection(model, "dynamic_k", 0.0)
+
+    def masses(batch: Batch) -> dict[str, Tensor]:
+        inputs, _targets = batch
+        model(**inputs)
+        real = real_tokens(inputs)
+        return {n: without_padding(x, real).double().sum(0).cpu() for n, x in seen.items()}
+
     with watch(routers, lambda _router, _z, scores: scores) as seen:
         samples = drawn_batches(run, "seer", cfg.samples, cfg.batch_size // cfg.accumulate)
-        for inputs, _targets in samples:
-            model(**inputs)
-            for name in routers:
-                scores = without_padding(seen[name], real_tokens(inputs)).double()
-                sums[name] = sums.get(name, 0.0) + scores.sum(0).cpu()
-    return sums
+        parts = spread(samples, masses)
+    return {name: sum(part[name] for part in parts) for name in routers}
 
 
 def _routers(model: nn.Module) -> dict[str, Router]:
@@ -76,7 +80,8 @@ def router_entropy(scores: Tensor) -> Tensor:
         scores: not negative, [tokens, n].
     """
     shares = scores.float() / scores.float().sum(-1, keepdim=True).clamp(min=SMALLEST)
-    return -torch.xlogy(shares, shares.clamp(min=SMALLEST)).sum(-1).mean()
+    entropy = -torch.xlogy(shares, shares.clamp(min=SMALLEST)).sum(-1)
+    return pooled(entropy.mean(), entropy.numel())
 
 
 def _fit(model: nn.Module, cfg: SEERConfig, run: Run) -> list[dict]:

@@ -12,6 +12,7 @@ from d2dmoe.jobs.run import Run
 from d2dmoe.methods.thresholds.layers import LEVELS, Threshold
 from d2dmoe.methods.thresholds.options import InputThresholdsConfig, ThresholdsConfig
 from d2dmoe.padding import real_tokens, without_padding
+from d2dmoe.processes import spread
 from d2dmoe.stages.drawn import drawn_batches
 from d2dmoe.surgery import find, watch
 
@@ -54,14 +55,17 @@ def collected(
 ) -> dict[str, Tensor]:
     """What is seen of each module's calls on real tokens, [tokens, width], some of them where there
     are many."""
-    parts: dict[str, list[Tensor]] = {name: [] for name in modules}
     most = max(1, MOST_TOKENS // len(inputs))
+
+    def some(batch: Inputs) -> dict[str, Tensor]:
+        model(**batch)
+        real = real_tokens(batch)
+        return {n: _spread(without_padding(x, real), most).cpu() for n, x in seen.items()}
+
     with watch(modules, see) as seen:
-        for batch in inputs:
-            model(**batch)
-            for name, values in seen.items():
-                parts[name].append(_spread(without_padding(values, real_tokens(batch)), most))
-    return {name: torch.cat(values) for name, values in parts.items()}
+        parts = spread(inputs, some)
+    device = next(model.parameters()).device
+    return {name: torch.cat([part[name] for part in parts]).to(device) for name in modules}
 
 
 def _spread(values: Tensor, most: int) -> Tensor:

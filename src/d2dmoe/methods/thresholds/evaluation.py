@@ -30,7 +30,7 @@ from d2dmoe.methods.thresholds.layers import (
     set_density,
 )
 from d2dmoe.padding import watch_padding, without_padding
-from d2dmoe.quality import count_parameters, outcomes
+from d2dmoe.quality import count_parameters
 from d2dmoe.surgery import find, watch
 
 
@@ -84,8 +84,8 @@ def evaluate_density(model_path: Path, knob: str, cfg: MeasureOptions, run: Run)
     for index, value in enumerate(cfg["values"]):
         set_density(model, value)
         with _count_skipped(model, places) as skipped:
-            batches = outcomes(model, samples, cfg["batch_size"], run.device)
-            became, counts = by_sample(batches, samples, skipped)
+            how = cfg["batch_size"], run.device
+            became, counts = by_sample(model, samples, skipped, *how)
         flops = dense - (counts * prices).sum(0)
         point = {"knob": knob, "knob_value": value}
         points.append(point | {"flops": flops.mean().item()} | counted | became.metrics())

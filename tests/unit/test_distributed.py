@@ -1,0 +1,408 @@
+"""Laws of trainings that several processes share: each is the training of one, on any number of
+them, however the weights lie, and whatever becomes of the processes."""
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint  # before the processes fork
+import torch.distributed.fsdp  # noqa: F401
+from several import together
+from small import (
+    ABOUT,
+    MODEL,
+    make_dense,
+    make_images,
+    make_routed,
+    make_split,
+    read_from,
+    with_experts,
+    with_options,
+    with_routers,
+)
+from small_language import (
+    TINY,
+    language_spec,
+    make_corpus_split,
+    make_language,
+    make_text_split,
+    split_language,
+)
+from torch import nn
+
+from d2dmoe.checkpoint import load_model, save_model
+from d2dmoe.config.resources import ResourcesConfig
+from d2dmoe.config.training import TaskTrainingConfig
+from d2dmoe.data.batches import TrainingBatches
+from d2dmoe.data.share import Share
+from d2dmoe.distributed import Parts, blocks_of
+from d2dmoe.errors import CheckpointError, UserError
+from d2dmoe.evaluation import evaluate_routed
+from d2dmoe.jobs.run import Run
+from d2dmoe.jobs.state import TrainingState
+from d2dmoe.lookup import resolve
+from d2dmoe.pooling import pooled, shared_batches
+from d2dmoe.processes import largest, leads, place, spread, told
+from d2dmoe.spec import build
+from d2dmoe.stages import STAGES
+from d2dmoe.stages.evaluate import evaluate_dense
+from d2dmoe.training import cross_entropy_loss, fit
+
+CPU = torch.device("cpu")
+COPIES, PARTS = ResourcesConfig(gpu=2, shard=False), ResourcesConfig(gpu=2, shard=True)
+KINDS = {"copies": COPIES, "parts": PARTS}
+STEPS = 6
+TRAINING = {"lr": 1e-3, "batch_size": 7, "warmup": 0.0}
+# Dropout in every place, batch norms in the stem, and batches that two processes cannot halve.
+HARD = with_options(dropout=0.1, stem=[4, 4])
+IMAGES = make_images(7)
+TEXTS = make_text_split((5, 12, 3, 7, 12, 4, 9))
+CORPUS = make_corpus_split(7)
+SPLITS = {"vit": IMAGES, "bert": TEXTS, "gpt2": CORPUS, "gemma": CORPUS}
+IMAGES.about.update(ABOUT)
+
+CURVES: dict[str, tuple[str, str, str, dict[str, Any]]] = {  # architecture, parent, stage, options
+    "dense": ("vit", "", "dense", {"model": MODEL.model_copy(update={"dropout": 0.1})}),
+    "dense of text": ("bert", "", "dense", {"model": TINY["bert"]}),
+    "finetune": ("vit", "dense", "finetune", {"mixup": 0.8, "augment": {"flip": True}}),
+    "prune": ("vit", "plain", "prune", {"kind": "prune", "heads": 0.5, "neurons": 0.5}),
+    "distill": ("vit", "plain", "distill", {"kind": "distill", "model": MODEL}),
+    "projections": ("vit", "plain", "projections", {"multiple": 4, "dropout": 0.1}),
+    "projections of text": ("bert", "plain", "projections", {"multiple": 4, "dropout": 0.1}),
+    "sparsify": ("vit", "dense", "sparsify", {"mode": "relu_hoyer", "alpha": 0.01}),
+    "sparsify of text": ("bert", "plain", "sparsify", {"mode": "relu_hoyer", "alpha": 0.01}),
+    "router": ("vit", "split", "router", {"width": 6}),
+    "router of text": ("bert", "split", "router", {"width": 6}),
+    "router of gated": ("gemma", "split", "router", {"width": 6, "kind": "root_regression"}),
+    "router by classes": ("gpt2", "split", "router", {"width": 6, "kind": "classification"}),
+    "tune": ("vit", "routed", "tune", {"tau": [0.1, 0.5]}),
+    "ztw": ("vit", "plain", "ztw", {"every": 1}),
+    "avit": ("vit", "plain", "avit", {"depth": 1.0, "beta": 0.0}),
+    "cmoe": ("vit", "plain", "cmoe", {"expert_size": 4, "shared": 2, "top_k": 4, "samples": 7}),
+    "factorllm": ("vit", "plain", "factorllm", {"active": 2}),
+    "factorllm of text": ("bert", "plain", "factorllm", {"active": 2}),
+    "seer": ("vit", "routed", "seer", {"removed": 0.25, "active": 0.5, "samples": 7}),
+}
+
+
+def parents(folder: Path) -> dict[tuple[str, str], Path]:
+    """Saved models that stages start from."""
+    made = {("vit", "dense"): (make_dense(HARD), HARD), ("vit", "plain"): (make_dense(), None)}
+    made["vit", "split"] = make_split(), "experts"
+    made["vit", "routed"] = make_routed(), "routers"
+    for name in ("bert", "gpt2", "gemma"):
+        made[name, "plain"] = make_language(name, "relu"), None
+        made[name, "split"] = split_language(make_language(name, "relu")), "experts"
+    paths = {}
+    for (name, kind), (model, about) in made.items():
+        spec = with_options() if name == "vit" else language_spec(name, activation="relu")
+        specs = {"experts": with_experts, "routers": lambda s: with_routers(with_experts(s))}
+        spec = about if about is HARD else specs[about](spec) if about else spec
+        paths[name, kind] = folder / f"{name}-{kind}"
+        save_model(paths[name, kind], model, spec)
+    return paths
+
+
+def curve(name: str, paths: dict, how: ResourcesConfig, steps: int = STEPS) -> list[dict]:
+    """The losses of a stage's steps: an epoch is one."""
+    architecture, parent, stage, options = CURVES[name]
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        read_from(SPLITS[architecture], monkeypatch)
+        record, path = STAGES[stage], paths.get((architecture, parent))
+        cfg = resolve(record.options).model_validate(TRAINING | {"epochs": steps} | options)
+        run = Run(seed=0, device=CPU, resources=how)
+        model, spec, history = resolve(record.make)(path, cfg, run)
+        save_model(paths["folder"] / f"{name}-{place().size}-{how.shard}", model, spec)
+    return history
+
+
+def curves(paths: dict, how: ResourcesConfig) -> dict[str, list[dict]]:
+    return {name: curve(name, paths, how) for name in CURVES}
+
+
+@pytest.fixture(scope="module")
+def paths(tmp_path_factory) -> dict:
+    folder = tmp_path_factory.mktemp("parents")
+    return parents(folder) | {"folder": folder}
+
+
+@pytest.fixture(scope="module")
+def alone(paths) -> dict[str, list[dict]]:
+    return curves(paths, ResourcesConfig())
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def shared(request, paths, alone) -> tuple[str, dict[str, list[dict]]]:
+    """What two processes make of the same."""
+    found, other = together(2, curves, paths, KINDS[request.param])
+    assert found == other
+    return request.param, found
+
+
+def check_equal(found: list[dict], expected: list[dict], rel: float = 1e-6) -> None:
+    assert len(found) == len(expected)
+    for row, other in zip(found, expected, strict=True):
+        assert row == pytest.approx(other, rel=rel, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_every_training_of_two_processes_has_the_losses_of_one(name, shared, alone):
+    _, found = shared
+    assert len({row["loss"] for row in alone[name]}) == STEPS  # it learns
+    check_equal(found[name], alone[name])
+
+
+@pytest.mark.parametrize("name", ["dense", "projections", "router of gated", "cmoe"])
+def test_what_two_processes_leave_is_a_whole_model(name, shared, paths):
+    kind, _ = shared
+    files = [paths["folder"] / f"{name}-{end}" for end in (f"2-{KINDS[kind].shard}", "1-None")]
+    (one, spec), (other, its_spec) = map(load_model, files)
+    assert spec == its_spec
+    for key, weight in one.state_dict().items():
+        torch.testing.assert_close(other.state_dict()[key], weight, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.workflow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", CURVES)
+def test_a_hundred_steps_of_two_processes_are_those_of_one(name, kind, paths):
+    (found, _), expected = (
+        together(2, curve, name, paths, KINDS[kind], 100),
+        curve(name, paths, ResourcesConfig(), 100),
+    )
+    check_equal(found, expected)
+
+
+def train(
+    path: Path | None,
+    how: ResourcesConfig,
+    end: Callable[[int], None] = lambda step: None,
+    **options: Any,
+) -> tuple[list[float], list[dict]]:
+    """The losses of the steps of a training that saves its state after each, and its history;
+    `end` is called before each step, and may raise."""
+    cfg = TaskTrainingConfig(epochs=4, **TRAINING | options)
+    resumes = path is not None and any(path.parent.iterdir())
+    torch.manual_seed(1 + place().rank if resumes else 0)  # of which nothing is left
+    model = build(HARD).train()
+    seen: list[float] = []
+
+    def losses(batch, _progress):
+        end(len(seen))
+        loss = cross_entropy_loss(model(**batch[0]), batch[1], 0.1)
+        seen.append(loss.item())
+        return {"loss": loss}
+
+    batches = TrainingBatches(make_images(17), cfg, 0, CPU, Share(*place()))
+    state = TrainingState(path, every_s=0) if path else None
+    try:
+        history = fit(model, losses, batches, cfg, name="test", state=state, how=how)
+    except Cut:
+        history = []
+    return seen, history
+
+
+class Cut(Exception):
+    """Stands for a power cut."""
+
+
+def cut_at(step: int) -> Callable[[int], None]:
+    def end(done: int) -> None:
+        if done == step:
+            raise Cut
+
+    return end
+
+
+@pytest.fixture(scope="module")
+def undisturbed() -> tuple[list[float], list[dict]]:
+    return train(None, ResourcesConfig())
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ((2, COPIES), (1, COPIES)),
+        ((2, PARTS), (1, COPIES)),
+        ((1, COPIES), (2, COPIES)),
+        ((1, COPIES), (2, PARTS)),
+        ((2, PARTS), (3, COPIES)),
+        ((2, COPIES), (2, PARTS)),
+    ],
+)
+def test_a_training_goes_on_with_another_number_of_processes(tmp_path, before, after, undisturbed):
+    losses, history = undisturbed
+    path = tmp_path / "state.safetensors"
+
+    def several(size: int, how: ResourcesConfig, *arguments: Any) -> tuple:
+        found = [train(path, how, *arguments)] if size == 1 else None
+        return (found or together(size, train, path, how, *arguments))[0]
+
+    done, _ = several(*before, cut_at(3))
+    rest, found = several(*after)
+    assert done + rest == pytest.approx(losses, rel=1e-6)
+    check_equal(found, history)
+    assert len(list(tmp_path.iterdir())) == 1  # a file, or a folder of shards
+
+
+def test_a_killed_process_ends_the_others_and_nothing_is_lost(tmp_path, undisturbed):
+    path, kills = tmp_path / "state.safetensors", [(1, 2), (0, 1), (1, 3)]
+
+    def attempt(rank: int, step: int) -> None:
+        def end(done: int) -> None:
+            if done == step and place().rank == rank:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        train(path, COPIES, end)
+
+    for rank, step in kills:
+        with pytest.raises(AssertionError, match="was killed"):
+            together(2, attempt, rank, step)
+    rest, history = together(2, train, path, COPIES)[0]
+    losses, expected = undisturbed
+    assert len(rest) == len(losses) - sum(step for _, step in kills)
+    check_equal(history, expected)
+
+
+def test_a_signal_to_one_process_saves_the_state_and_stops_all(tmp_path, undisturbed):
+    path = tmp_path / "state.safetensors"
+
+    def told_to_stop() -> str:
+        def end(done: int) -> None:
+            if done == 2 and place().rank == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        with pytest.raises(UserError, match="stopped by SIGTERM after 3 steps") as caught:
+            train(path, PARTS, end)
+        return str(caught.value)
+
+    assert len(set(together(2, told_to_stop))) == 1
+    assert train(path, COPIES)[0] == pytest.approx(undisturbed[0][3:], rel=1e-6)
+
+
+@pytest.mark.parametrize("what", ["shard", "about.txt", "missing"])
+def test_a_damaged_state_of_several_processes_is_named(tmp_path, what):
+    path = tmp_path / "state.safetensors"
+    together(2, train, path, PARTS, cut_at(2))
+    (state,) = path.with_suffix(".shards").iterdir()
+    file = state / what if what == "about.txt" else sorted(state.glob("shard-*"))[0]
+    if what == "missing":
+        file.unlink()
+    else:
+        content = bytearray(file.read_bytes())
+        content[-5] ^= 1
+        file.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"state.shards.2 is damaged.*Delete it"):
+        train(path, COPIES)
+
+
+def test_what_a_process_that_was_killed_while_it_saved_left_is_no_state(tmp_path):
+    path = tmp_path / "state.safetensors"
+    together(2, train, path, PARTS, cut_at(1))
+    left = path.with_suffix(".shards") / "2"
+    left.mkdir()
+    (left / "shard-00007-model-00001-of-00001.safetensors").write_bytes(b"half a file")
+    assert len(together(2, train, path, COPIES)[0][0]) == 4 * 2 - 1
+
+
+@pytest.mark.parametrize("accumulate", [2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_parts_of_a_shared_batch_add_up_to_it(kind, accumulate):
+    def one_curve(accumulate: int, how: ResourcesConfig) -> list[dict]:
+        cfg = TaskTrainingConfig(epochs=4, **TRAINING, accumulate=accumulate)
+        torch.manual_seed(0)
+        model = build(with_options()).train()
+
+        def losses(batch, _progress):
+            return {"loss": cross_entropy_loss(model(**batch[0]), batch[1])}
+
+        batches = TrainingBatches(IMAGES, cfg, 0, CPU, Share(*place()))
+        return fit(model, losses, batches, cfg, name="test", how=how)
+
+    TRAINING["batch_size"] = 6
+    try:
+        found = together(2, one_curve, accumulate, KINDS[kind])[0]
+        check_equal(found, one_curve(1, ResourcesConfig()))
+    finally:
+        TRAINING["batch_size"] = 7
+
+
+def test_a_batch_smaller_than_the_processes_is_refused():
+    def refused() -> str:
+        with pytest.raises(UserError, match="3 samples in 2 parts.*too small for 2 processes"):
+            Parts.of(3, 2)
+        return Parts.of(4, 2).sizes
+
+    assert together(2, refused) == [[1, 1], [1, 1]]
+
+
+@pytest.mark.parametrize("name", ["vit", "bert", "gpt2", "gemma"])
+def test_the_blocks_of_a_model_are_found(name):
+    model = make_dense() if name == "vit" else make_language(name)
+    blocks = blocks_of(model)
+    assert len(blocks) == 2 and len({type(block) for block in blocks}) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recomputed_activations_change_nothing(kind, paths, alone):
+    how = KINDS[kind].model_copy(update={"recompute": True})
+    found = together(2, lambda: [curve(n, paths, how, 3) for n in ("sparsify", "tune")])[0]
+    for name, rows in zip(("sparsify", "tune"), found, strict=True):
+        expected = curve(name, paths, ResourcesConfig(), 3)
+        check_equal(rows, expected)
+
+
+def test_a_pooled_mean_is_that_of_all_rows_and_so_is_its_gradient():
+    rows = torch.arange(1.0, 8.0)
+
+    def shared() -> tuple[float, float]:
+        own = rows[Share(*place()).run(7)]
+        scale = nn.Parameter(torch.tensor(2.0))
+        with shared_batches():
+            mean = pooled((own * scale).mean(), len(own))
+        mean.square().backward()
+        return mean.item(), scale.grad.item()
+
+    found = together(3, shared)
+    assert [mean for mean, _ in found] == [8.0] * 3
+    assert sum(gradient for _, gradient in found) / 3 == pytest.approx(2 * 8 * 4)
+
+
+def test_processes_share_items_and_say_things_in_their_order():
+    def say() -> tuple:
+        return spread("abcde", str.upper), told(place().rank), largest(place().rank), leads()
+
+    results = [(list("ABCDE"), [0, 1], 1, leads) for leads in (True, False)]
+    assert together(2, say) == results
+    assert spread("abc", str.upper) == list("ABC") and told(3) == [3] and leads()
+
+
+def test_two_processes_measure_what_one_does(paths, monkeypatch):
+    split = make_images(23)
+    read_from(split, monkeypatch)
+
+    def measured() -> tuple:
+        model, _ = load_model(paths["vit", "routed"])
+        routed = evaluate_routed(model, split, "dynamic_k", [0.0, 0.3], 4, CPU)
+        cfg = {"split": "test", "batch_size": 4, "values": []}
+        dense = evaluate_dense(paths["vit", "plain"], "none", cfg, Run(seed=0, device=CPU))
+        return routed, dense
+
+    expected = measured()
+    for found in together(3, measured):
+        for one, other in zip(found, expected, strict=True):
+            assert one.points == other.points and one.layers == other.layers
+            assert all(torch.equal(one.samples[key], x) for key, x in other.samples.items())
+
+
+def test_of_several_processes_the_first_writes(tmp_path):
+    def write() -> bool:
+        path = tmp_path / str(place().rank)
+        save_model(path, make_dense(), with_options())
+        return path.exists()
+
+    assert together(2, write) == [True, False]

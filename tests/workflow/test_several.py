@@ -1,0 +1,67 @@
+"""Jobs of several processes in the workflow, as torchrun starts them, on the CPU."""
+
+import csv
+import subprocess
+import sys
+
+import pytest
+
+from workflow.conftest import ROOT, Workspace
+
+pytestmark = pytest.mark.workflow
+
+
+def small(folder, gpu: int) -> Workspace:
+    """A workspace whose dense model trains for three epochs."""
+    workspace = Workspace(folder)
+    workspace.config["tasks"]["tiny"]["dense"]["epochs"] = 3
+    workspace.config["resources"] = {"gpu": gpu}
+    return workspace
+
+
+def numbers(path) -> list[dict[str, float | str]]:
+    with path.open() as file:
+        return [{key: number(text) for key, text in row.items()} for row in csv.DictReader(file)]
+
+
+def number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def test_two_processes_make_what_one_does_and_nothing_is_made_again(tmp_path):
+    found = {}
+    for gpu in (1, 2):
+        workspace = small(tmp_path / str(gpu), gpu)
+        model = workspace.model("dense").relative_to(workspace.folder)
+        outcome = model.parent / "evaluate/test/none.csv"
+        workspace.make(str(outcome))
+        found[gpu] = [
+            numbers(workspace.folder / x) for x in (model.parent / "history.csv", outcome)
+        ]
+    for one, other in zip(*found.values(), strict=True):
+        for row, its in zip(one, other, strict=True):
+            assert its == pytest.approx(row, rel=1e-4)
+    assert not workspace.find(".state/*")
+    workspace.config["resources"] = {"gpu": 1, "shard": True}
+    assert workspace.jobs(str(outcome)) == []
+
+
+def test_an_error_of_a_job_of_several_processes_is_one_message(tmp_path):
+    workspace = small(tmp_path / "project", gpu=2)
+    workspace.config["tasks"]["tiny"]["dense"]["lr"] = 1e9
+    workspace.config["tasks"]["tiny"]["dense"]["clip"] = None
+    model = workspace.model("dense").relative_to(workspace.folder)
+    result = workspace.run(str(model))
+    assert result.returncode == 1
+    assert "Lower the learning rate" in result.stdout and "Traceback" not in result.stdout
+
+
+@pytest.mark.parametrize("how", [[], ["--shard"]])
+def test_nothing_is_lost_when_processes_of_torchrun_are_killed(how):
+    command = [sys.executable, ROOT / "tools/kill_processes.py", "--kills", "2", *how]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.splitlines()[-1].startswith("2 kills, 40 steps")
