@@ -6,14 +6,13 @@ the dense one costs without its FFNs is the routers'. Where all samples have as 
 dense model's sizes tell what its attention costs.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from pandas import DataFrame
 
-from d2dmoe.formulas import Transformer, ffn_flops
+from d2dmoe.formulas import ffn_flops
 
 EXACT = 1e-6  # relative deviation of what is equal, in tables of ten digits
 FFN = "ffn"  # the role of FFNs; others are attention's projections
@@ -130,7 +129,7 @@ def _other(rest: float, ffns: float, sizes: Sizes | None) -> dict[str, float]:
     projections = 2 * sizes.d_model * (2 * sizes.d_q + 2 * sizes.d_kv)
     pairs = 2 * 2 * tokens * sizes.d_q  # scores, and their products with the values
     attention = tokens * sizes.layers * (projections + pairs)
-    # Where samples differ in length, attention is not that of the mean length: it grows with its square.
+    # Attention grows with the square of the length, so that of the mean length is not the mean.
     whole = abs(tokens - round(tokens)) <= EXACT * tokens
     if not whole or attention > rest * (1 + EXACT):
         return together

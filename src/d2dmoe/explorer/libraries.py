@@ -1,7 +1,7 @@
 """The JavaScript libraries that the page draws with: as published, and checked each time.
 
-Observable Plot makes charts of plain data, in SVG, and needs D3. Both come whole with the project, so
-that the page needs no network. A new version is a new file, version and digest.
+Observable Plot makes charts of plain data, in SVG, and needs D3. Both come whole with the project,
+so that the page needs no network. A new version is a new file, version and digest.
 """
 
 import hashlib

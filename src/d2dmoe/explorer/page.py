@@ -25,10 +25,11 @@ def write_page(path: Path, data: Mapping[str, Any]) -> None:
 
 def page(data: Mapping[str, Any]) -> str:
     """Its HTML. The same results give the same text."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     parts = {
         "style": _web("explorer.css"),
         "libraries": "\n".join(f"<script>{_inside(code(x))}</script>" for x in LIBRARIES),
-        "data": _inside(json.dumps(data, ensure_ascii=False, separators=(",", ":"), allow_nan=False)),
+        "data": _inside(text),
         "code": "\n".join(_web(f"{name}.js") for name in SCRIPTS),
     }
     before, *rest = _web("explorer.html").split("{{")

@@ -1,7 +1,7 @@
 """What the page shows of one folder of results: its tables, and what they tell.
 
-A table that is not there, or is of another version, leaves out what it would show, and the page says
-so; a damaged one is an error.
+A table that is not there, or is of another version, leaves out what it would show, and the page
+says so; a damaged one is an error.
 """
 
 import base64
@@ -83,7 +83,8 @@ def results(source: Source) -> dict[str, Any]:
         DataError: a table is damaged.
     """
     notes: dict[str, str] = {}
-    tables = {name: table for name in NEEDED if (table := _gathered(source, name, notes)) is not None}
+    read_in = {name: _gathered(source, name, notes) for name in NEEDED}
+    tables = {name: table for name, table in read_in.items() if table is not None}
     points = tables.get("tradeoff")
     known = [] if points is None else [*points["task"].unique()]
     order = [*(x for x in source.tasks if x in known), *(x for x in known if x not in source.tasks)]
@@ -95,8 +96,8 @@ def results(source: Source) -> dict[str, Any]:
         tables["activity"] = _moments(tables["activity"])
     if not source.tasks and known:
         notes["config"] = (
-            f"The configuration of {source.shown} is not there, so variants have their names in the "
-            "tables, and neither commands nor options are known."
+            f"The configuration of {source.shown} is not there, so variants have their names in "
+            "the tables, and neither commands nor options are known."
         )
     return {
         "name": source.name,
@@ -155,7 +156,9 @@ def _task(
     if said:
         metrics.sort(key=lambda metric: metric != said.metric)
     suites = points.groupby("variant")["suite"].first()
-    first = [x for x in variants if x not in DENSE_VARIANTS and suites[x] == suites.iloc[0]]
+    first = [
+        x for x in variants if x not in DENSE_VARIANTS and suites[x] == points["suite"].iloc[0]
+    ]
     said = said or Task(name, metrics[0], {}, first)
     costs = _costs(points[points["metric"] == metrics[0]], own.get("layers"), said.sizes)
     unknown = [x for x in variants if x not in said.variants and x not in DENSE_VARIANTS]
@@ -270,6 +273,6 @@ def _rounded(load: np.ndarray) -> list[list[float]]:
 
 def _png(pixels: np.ndarray) -> str:
     """A picture [H, W, 3] as the address of an image."""
-    buffer = io.BytesIO()
-    matplotlib.image.imsave(buffer, np.ascontiguousarray(pixels), format="png", metadata={"Software": None})
+    buffer, undated = io.BytesIO(), {"Software": None}
+    matplotlib.image.imsave(buffer, np.ascontiguousarray(pixels), format="png", metadata=undated)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -26,7 +26,7 @@ def claims(path: Path) -> dict[str, Any]:
 
 def backends() -> dict[str, Any]:
     """The forms of a layer that are timed: what they are called, and how they look."""
-    return {name: {"label": label, "look": look(signs)} for name, (label, signs) in BACKENDS.items()}
+    return {name: {"label": text, "look": look(signs)} for name, (text, signs) in BACKENDS.items()}
 
 
 def masks() -> dict[str, str]:

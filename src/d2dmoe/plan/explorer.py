@@ -83,12 +83,13 @@ def _data(title: str, sources: list[Source], timed: list[tuple[Path, str]]) -> d
         for folder, name in timed
         if (path := folder / f"{table}.csv").is_file()
     ]
+    ledgers = [path for folder, _ in timed if (path := folder / CLAIMS).is_file()]
     return {
         "title": title,
         "suites": list(SUITES),
         "scales": [results(source) for source in sources],
         "timings": [timings(path, name) for path, name in files],
-        "timed_claims": [claims(path) for folder, _ in timed if (path := folder / CLAIMS).is_file()],
+        "timed_claims": [claims(path) for path in ledgers],
         "backends": backends(),
         "masks": masks(),
     }
@@ -117,8 +118,8 @@ def _mapped(plan: Plan) -> dict[str, Any]:
 def _tasks(plan: Plan, suite: Suite, maps: dict[str, dict[str, Path]]) -> dict[str, Task]:
     mapped = _mapped(plan)
     lines: dict[tuple[str, str], list[Lineage]] = {}
-    for suite in SUITES:
-        for line in plan.lineages[suite]:
+    for every in SUITES:
+        for line in plan.lineages[every]:
             lines.setdefault((line.task, line.variant), []).append(line)
     found = {}
     for name, cfg in plan.config.tasks.items():
