@@ -155,10 +155,8 @@ def _task(
     metrics = [*dict.fromkeys(points["metric"])]
     if said:
         metrics.sort(key=lambda metric: metric != said.metric)
-    suites = points.groupby("variant")["suite"].first()
-    first = [
-        x for x in variants if x not in DENSE_VARIANTS and suites[x] == points["suite"].iloc[0]
-    ]
+    suites, main = points.groupby("variant")["suite"].first(), points["suite"].iloc[0]
+    first = [x for x in variants if x not in DENSE_VARIANTS and suites[x] == main]
     said = said or Task(name, metrics[0], {}, first)
     costs = _costs(points[points["metric"] == metrics[0]], own.get("layers"), said.sizes)
     unknown = [x for x in variants if x not in said.variants and x not in DENSE_VARIANTS]
