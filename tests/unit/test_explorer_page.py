@@ -1,4 +1,4 @@
-"""Laws of the explorer's page in a browser: it shows what the tables say, in any state, anywhere."""
+"""Laws of the explorer in a browser: its page shows what the tables say, in any state, anywhere."""
 
 import math
 import random
@@ -348,7 +348,7 @@ CONTRASTS = """() => {
     return "rgb(255, 255, 255)";
   };
   const texts = [...document.querySelectorAll("body *")].filter((e) =>
-    !e.closest("svg") && !e.closest("script, .skip, option") && e.checkVisibility() && !e.disabled &&
+    !e.closest("svg, script, .skip, option") && e.checkVisibility() && !e.disabled &&
     [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()));
   return texts.filter((e) => contrast(getComputedStyle(e).color, ground(e)) < 4.5)
     .map((e) => e.outerHTML.slice(0, 80));
@@ -358,7 +358,7 @@ CONTRASTS = """() => {
 def test_no_two_methods_shown_first_look_alike_without_colour(page):
     looks = page.evaluate(
         "SCALES.flatMap(s => s.tasks.map(t => t.variants.filter(v => t.chosen.includes(v.name))"
-        ".map(v => v.look.marker + v.look.hollow)))"
+        ".map(v => v.look.marker + v.look.dashes + v.look.hollow)))"
     )
     assert looks and all(len({*own}) == len(own) for own in looks)
     drawn = "SCALES.flatMap(s => s.tasks.flatMap(t => t.variants.map(v => v.look.marker)))"
