@@ -22,6 +22,7 @@ include: "rules/downstream.smk"
 include: "rules/tables.smk"
 include: "rules/figures.smk"
 include: "rules/benchmarks.smk"
+include: "rules/explorer.smk"
 
 
 onstart:

@@ -24,7 +24,7 @@ from d2dmoe.jobs.machine import (
 from d2dmoe.jobs.names import variants_by_folder
 from d2dmoe.lookup import resolve
 from d2dmoe.methods import EVALUATIONS
-from d2dmoe.plan import benchmarks, claims, cluster, publishing, tables
+from d2dmoe.plan import benchmarks, claims, cluster, explorer, publishing, tables
 from d2dmoe.plan.figures import folder_of
 from d2dmoe.plan.folders import DIGEST, plain
 from d2dmoe.plan.plan import SPLITS, lineage_of, load_plan, options_of
@@ -293,6 +293,11 @@ def timed_png(path, caption, title):
     """A figure of wall-clock times, in the report."""
     path = f"results/figures/benchmarks/{path}.png"
     return reported(path, caption, "Wall-clock time", figure=title, of="{name}")
+
+
+def published_files():
+    """What is published: tables, what figures show beside them, and configurations."""
+    return sorted(p for p in REFERENCE.rglob("*.*") if p.suffix in publishing.KINDS)
 
 
 def table_page(table, path, caption):

@@ -54,7 +54,7 @@ for figure in FIGURES.values():
 rule figures:
     # All figures of what is published, drawn anew from its tables.
     input:
-        lambda w: sorted(p for p in REFERENCE.rglob("*.*") if p.suffix in publishing.KINDS),
+        lambda w: published_files(),
     output:
         directory("results/figures/reference"),
     log:

@@ -1,6 +1,7 @@
 """Links of the pages that lead out of `docs/`, for the site: to files that are not on it.
 
-Pictures come along; of other links, to code and folders of the repository, the text alone stays.
+The explorer of the published results is made for the site. Pictures come along; of other links, to
+code and folders of the repository, the text alone stays.
 """
 
 import re
@@ -8,13 +9,19 @@ from pathlib import Path
 
 from mkdocs.structure.files import File
 
+from d2dmoe.explorer.page import page as explorer_page
+from d2dmoe.plan.explorer import published
+
 ROOT = Path(__file__).parents[1]
+EXPLORER = "explorer/reference.html"
 OUTSIDE = re.compile(r"(?<!!)\[([^\]]+)\]\((?:\.\./)+([^)]+)\)")
 PICTURE = re.compile(r"!\[([^\]]*)\]\((?:\.\./)+([^)]+)\)")
 
 
 def on_files(files, config):
-    """Add the published pictures that pages show."""
+    """Add the explorer, and the published pictures that pages show."""
+    explorer = explorer_page(published(ROOT / "results/reference"))
+    files.append(File.generated(config, EXPLORER, content=explorer))
     pages = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "docs").rglob("*.md"))
     for _label, path in sorted(set(PICTURE.findall(pages))):
         files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))

@@ -46,6 +46,7 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "benchmarks": ["benchmark", "benchmark.*"],
     "figures": ["figures.*"],
     "claims": ["claims.*"],
+    "the explorer": ["explorer", "explorer.*"],
     "plan": ["plan", "plan.*", "methods.checks", "methods.*.plan"],
     "the command line": ["cli", "cli.*", "__main__"],
 }

@@ -34,6 +34,7 @@ OTHER_RULES = (
     *("claims", "reference", "fairness", "neighbours_table", "boolq", "table_1"),
     *("benchmark_cpu", "benchmark_gpu", "benchmark_model", "benchmark_decode", "benchmark_table"),
     *("benchmark_masks", "benchmark_claims", "verify", "wall_times", "publish", "figures"),
+    *("explorer", "published_explorer", "own_explorer"),
 )
 
 

@@ -142,6 +142,10 @@ class Plan:
         drawn = [Use(figure, ("draw", "request")) for figure in (*FIGURES.values(), WALL_CLOCK)]
         return self.code("published", [*drawn, *map(Use, RULES.values())])
 
+    def explorer_code(self, script: str) -> str:
+        """Digest of what makes a page of the explorer, which reads whole tables and the plan."""
+        return self.code(script, map(Use, RULES.values()))
+
     def claims_code(self) -> str:
         """Digest of what decides the claims; methods' records say which of them are compared."""
         tests = [Use(claim, ("test",)) for claim in CLAIMS.values()]

@@ -63,7 +63,7 @@ def drawings(reference: Path) -> list[Drawing]:
 
 def _of_tasks(folder: Path) -> Iterator[Drawing]:
     if (folder / "tables").is_dir():
-        for figure, suite, task, request in requests(_plan(folder / CONFIG)):
+        for figure, suite, task, request in requests(plan_of(folder / CONFIG)):
             if not (folder / "tables" / folder_of(suite)).is_dir():
                 continue  # a suite need not be published
             path = Path(figure_path(suite, figure.name, "png", task)).with_suffix("")
@@ -83,22 +83,32 @@ def _of_one_layer(table: Path) -> bool:
     return bool(of_first_layer(read_table(table, LAYER)).all())
 
 
-def _plan(path: Path) -> Plan:
+def plan_of(path: Path) -> Plan:
     """Of a published configuration, whose data and weights need not be here."""
     if not path.is_file():
         raise ConfigError(
             f"{path}, the configuration of the tables beside it, is missing. {REMEDY}"
         )
     try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(raw, dict):
-            raise ConfigError("it holds no options")
-        import_extensions(raw)
-        return Plan(parse_config(raw), Path())
+        return parsed(path.read_text(encoding="utf-8"))
     except (ConfigError, OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(
             f"{path} is no configuration of this version: {error}. {REMEDY}"
         ) from error
+
+
+def parsed(config: str) -> Plan:
+    """Of a configuration as `publishing.config_text` writes it.
+
+    Raises:
+        ConfigError: it is none of this version.
+        ValueError, YAMLError: it is no configuration.
+    """
+    raw = yaml.safe_load(config)
+    if not isinstance(raw, dict):
+        raise ConfigError("it holds no options")
+    import_extensions(raw)
+    return Plan(parse_config(raw), Path())
 
 
 def _fault(path: Path, columns: Collection[str]) -> str | None:

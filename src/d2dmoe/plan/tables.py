@@ -238,7 +238,12 @@ def all_results(plan: Plan) -> list[str]:
     results += ["results/tables/boolq.csv"] if boolq(plan) else []
     overall = [figure.name for figure in FIGURES.values() if figure.overall]
     results += [figure_path(MAIN, name, end) for name in overall for end in ENDINGS]
-    return suite_results(plan, MAIN) + results
+    return suite_results(plan, MAIN) + results + [explorer_page(MAIN)]
+
+
+def explorer_page(suite: str) -> str:
+    """The page on which a suite's results can be explored."""
+    return f"results/explorer/{suite}.html"
 
 
 def figure_path(suite: Suite, figure: str, ending: str, task: str | None = None) -> str:
