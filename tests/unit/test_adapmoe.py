@@ -16,13 +16,14 @@ from torch.nn.functional import cross_entropy
 import d2dmoe
 from d2dmoe.checkpoint import load_model, save_model
 from d2dmoe.errors import CheckpointError, ModelError, UserError
-from d2dmoe.inputs import logits_of, real_tokens
+from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.run import Run
 from d2dmoe.layers import describe
 from d2dmoe.layers import rebuild as rebuild_described
 from d2dmoe.methods.adapmoe.calibration import measure
 from d2dmoe.methods.adapmoe.options import SensitivityConfig
 from d2dmoe.moe import MoE, set_operating_point, set_selection, watch_selections
+from d2dmoe.padding import real_tokens
 from d2dmoe.plan.plan import load_plan
 from d2dmoe.plan.variants import chains
 from d2dmoe.selection import by_sensitivity, dynamic_k

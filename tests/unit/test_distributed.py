@@ -85,7 +85,15 @@ CURVES: dict[str, tuple[str, str, str, dict[str, Any]]] = {  # architecture, par
     "cmoe": ("vit", "plain", "cmoe", {"expert_size": 4, "shared": 2, "top_k": 4, "samples": 7}),
     "factorllm": ("vit", "plain", "factorllm", {"active": 2}),
     "factorllm of text": ("bert", "plain", "factorllm", {"active": 2}),
-    "seer": ("vit", "routed", "seer", {"removed": 0.25, "active": 0.5, "samples": 7}),
+    "seer": (
+        "vit",
+        "routed",
+        "seer",
+        {"removed": 0.25, "scope": "layer", "active": 0.5, "samples": 7},
+    ),
+    "sam": ("vit", "routed", "sam", {"groups": 2, "active": 0.5}),
+    "ldpruner": ("vit", "plain", "ldpruner", {"removed": 1, "samples": 7}),
+    "dyn_adapter": ("vit", "plain", "dyn_adapter", {"width": 4, "every": 1}),
 }
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from d2dmoe.methods.sam.grouping import GroupedSelection
+from d2dmoe.pooling import pooled
 from d2dmoe.selection import top_k
 
 SMALLEST = 1e-12  # of the sums that are divided by
@@ -29,7 +30,7 @@ def balance_loss(selection: GroupedSelection, p: Tensor) -> Tensor:
     sums = selection.sums(p)  # [tokens, G]
     groups = sums.shape[-1]
     shares = torch.bincount(sums.argmax(-1), minlength=groups).to(p) / len(p)
-    return groups * (shares * sums.mean(0)).sum()
+    return groups * (pooled(shares, len(p)) * pooled(sums.mean(0), len(p))).sum()
 
 
 def alignment_loss(selection: GroupedSelection, p: Tensor, mask: Tensor) -> Tensor:
@@ -43,4 +44,5 @@ def alignment_loss(selection: GroupedSelection, p: Tensor, mask: Tensor) -> Tens
     """
     best = top_k(p, int(mask[0].sum()))
     outside = best & ~selection.spread(selection.touched(mask))
-    return ((p * outside).sum(-1) / (p * best).sum(-1).clamp(min=SMALLEST)).mean()
+    lost = (p * outside).sum(-1) / (p * best).sum(-1).clamp(min=SMALLEST)
+    return pooled(lost.mean(), len(p))

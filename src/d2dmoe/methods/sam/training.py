@@ -9,13 +9,13 @@ from torch.nn.functional import normalize
 from d2dmoe.checkpoint import Trained, load_model
 from d2dmoe.data.splits import Batch
 from d2dmoe.experts import assign_neurons
-from d2dmoe.inputs import logits_of, real_tokens
+from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.run import Run
 from d2dmoe.methods.sam.grouping import run_share, selections, set_groups
 from d2dmoe.methods.sam.losses import alignment_loss, balance_loss, probabilities
 from d2dmoe.methods.sam.options import SAMConfig
 from d2dmoe.moe import MoE, watch_inputs
-from d2dmoe.padding import without_padding
+from d2dmoe.padding import real_tokens, without_padding
 from d2dmoe.router import Router, router_losses
 from d2dmoe.seeding import seed_for
 from d2dmoe.stages.fitting import fit_model
