@@ -30,7 +30,7 @@ def together(size: int, function: Callable[..., Any], *arguments: Any) -> list[A
         for process in started:
             process.start()
         for process in started:
-            process.join(60)
+            process.join(150)
             process.kill()
         found = [Path(folder) / str(rank) for rank in range(size)]
         outcomes = [pickle.loads(path.read_bytes()) if path.exists() else None for path in found]

@@ -3,7 +3,7 @@ them, however the weights lie, and whatever becomes of the processes."""
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ from d2dmoe.training import cross_entropy_loss, fit
 CPU = torch.device("cpu")
 COPIES, PARTS = ResourcesConfig(gpu=2, shard=False), ResourcesConfig(gpu=2, shard=True)
 KINDS = {"copies": COPIES, "parts": PARTS}
-STEPS = 6
+STEPS = 4
 TRAINING = {"lr": 1e-3, "batch_size": 7, "warmup": 0.0}
 # Dropout in every place, batch norms in the stem, and batches that two processes cannot halve.
 HARD = with_options(dropout=0.1, stem=[4, 4])
@@ -85,15 +85,16 @@ CURVES: dict[str, tuple[str, str, str, dict[str, Any]]] = {  # architecture, par
     "cmoe": ("vit", "plain", "cmoe", {"expert_size": 4, "shared": 2, "top_k": 4, "samples": 7}),
     "factorllm": ("vit", "plain", "factorllm", {"active": 2}),
     "factorllm of text": ("bert", "plain", "factorllm", {"active": 2}),
-    "seer": (
-        "vit",
-        "routed",
-        "seer",
-        {"removed": 0.25, "scope": "layer", "active": 0.5, "samples": 7},
-    ),
+    "seer": ("vit", "routed", "seer", {"removed": 0.25, "scope": "layer", "active": 0.5}),
     "sam": ("vit", "routed", "sam", {"groups": 2, "active": 0.5}),
     "ldpruner": ("vit", "plain", "ldpruner", {"removed": 1, "samples": 7}),
     "dyn_adapter": ("vit", "plain", "dyn_adapter", {"width": 4, "every": 1}),
+}
+
+
+FAST = {  # those in parts take longer on a CPU; the others go with the workflow's
+    "copies": [*CURVES],
+    "parts": ["dense of text", "projections", "sparsify", "router of gated", "tune", "ztw"],
 }
 
 
@@ -128,8 +129,8 @@ def curve(name: str, paths: dict, how: ResourcesConfig, steps: int = STEPS) -> l
     return history
 
 
-def curves(paths: dict, how: ResourcesConfig) -> dict[str, list[dict]]:
-    return {name: curve(name, paths, how) for name in CURVES}
+def curves(paths: dict, how: ResourcesConfig, names: Iterable[str]) -> dict[str, list[dict]]:
+    return {name: curve(name, paths, how) for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -140,33 +141,37 @@ def paths(tmp_path_factory) -> dict:
 
 @pytest.fixture(scope="module")
 def alone(paths) -> dict[str, list[dict]]:
-    return curves(paths, ResourcesConfig())
+    return curves(paths, ResourcesConfig(), CURVES)
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def shared(request, paths, alone) -> tuple[str, dict[str, list[dict]]]:
+@pytest.fixture(scope="module")
+def shared(paths, alone) -> dict[str, dict[str, list[dict]]]:
     """What two processes make of the same."""
-    found, other = together(2, curves, paths, KINDS[request.param])
-    assert found == other
-    return request.param, found
+    both = {}
+    for kind, names in FAST.items():
+        both[kind], other = together(2, curves, paths, KINDS[kind], names)
+        assert both[kind] == other
+    return both
 
 
-def check_equal(found: list[dict], expected: list[dict], rel: float = 1e-6) -> None:
+def check_equal(found: list[dict], expected: list[dict]) -> None:
+    """Divergences are differences of larger numbers, and nearly 0: they get single precision's
+    share of these."""
     assert len(found) == len(expected)
     for row, other in zip(found, expected, strict=True):
-        assert row == pytest.approx(other, rel=rel, abs=1e-9)
+        assert row["loss"] == pytest.approx(other["loss"], rel=1e-6)
+        assert row == pytest.approx(other, rel=1e-6, abs=1e-7)
 
 
-@pytest.mark.parametrize("name", CURVES)
-def test_every_training_of_two_processes_has_the_losses_of_one(name, shared, alone):
-    _, found = shared
+@pytest.mark.parametrize(("kind", "name"), [(k, n) for k, names in FAST.items() for n in names])
+def test_every_training_of_two_processes_has_the_losses_of_one(kind, name, shared, alone):
     assert len({row["loss"] for row in alone[name]}) == STEPS  # it learns
-    check_equal(found[name], alone[name])
+    check_equal(shared[kind][name], alone[name])
 
 
-@pytest.mark.parametrize("name", ["dense", "projections", "router of gated", "cmoe"])
-def test_what_two_processes_leave_is_a_whole_model(name, shared, paths):
-    kind, _ = shared
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ["projections", "router of gated", "sparsify"])
+def test_what_two_processes_leave_is_a_whole_model(name, kind, shared, paths):
     files = [paths["folder"] / f"{name}-{end}" for end in (f"2-{KINDS[kind].shard}", "1-None")]
     (one, spec), (other, its_spec) = map(load_model, files)
     assert spec == its_spec
@@ -238,8 +243,7 @@ def undisturbed() -> tuple[list[float], list[dict]]:
         ((2, PARTS), (1, COPIES)),
         ((1, COPIES), (2, COPIES)),
         ((1, COPIES), (2, PARTS)),
-        ((2, PARTS), (3, COPIES)),
-        ((2, COPIES), (2, PARTS)),
+        ((2, COPIES), (3, PARTS)),
     ],
 )
 def test_a_training_goes_on_with_another_number_of_processes(tmp_path, before, after, undisturbed):
@@ -358,10 +362,10 @@ def test_the_blocks_of_a_model_are_found(name):
 @pytest.mark.parametrize("kind", KINDS)
 def test_recomputed_activations_change_nothing(kind, paths, alone):
     how = KINDS[kind].model_copy(update={"recompute": True})
-    found = together(2, lambda: [curve(n, paths, how, 3) for n in ("sparsify", "tune")])[0]
-    for name, rows in zip(("sparsify", "tune"), found, strict=True):
-        expected = curve(name, paths, ResourcesConfig(), 3)
-        check_equal(rows, expected)
+    names = ["sparsify", "router of gated"]
+    found, _ = together(2, curves, paths, how, names)
+    for name in names:
+        check_equal(found[name], alone[name])
 
 
 def test_a_pooled_mean_is_that_of_all_rows_and_so_is_its_gradient():

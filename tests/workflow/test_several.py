@@ -36,8 +36,8 @@ def test_two_processes_make_what_one_does_and_nothing_is_made_again(tmp_path):
     for gpu in (1, 2):
         workspace = small(tmp_path / str(gpu), gpu)
         model = workspace.model("dense").relative_to(workspace.folder)
-        outcome = model.parent / "evaluate/test/none.csv"
-        workspace.make(str(outcome))
+        outcome = workspace.plan.line("main", "tiny", "dense").evaluation("test")
+        workspace.make(outcome)
         found[gpu] = [
             numbers(workspace.folder / x) for x in (model.parent / "history.csv", outcome)
         ]
@@ -46,7 +46,7 @@ def test_two_processes_make_what_one_does_and_nothing_is_made_again(tmp_path):
             assert its == pytest.approx(row, rel=1e-4)
     assert not workspace.find(".state/*")
     workspace.config["resources"] = {"gpu": 1, "shard": True}
-    assert workspace.jobs(str(outcome)) == []
+    assert workspace.jobs(outcome) == []
 
 
 def test_an_error_of_a_job_of_several_processes_is_one_message(tmp_path):
