@@ -51,7 +51,8 @@ def offloading_rows(
     """
     for dtype, wanted in product(cfg.dtypes, cfg.fractions):
         torch.manual_seed(seed)
-        build, _bind = llama(cfg, 1, device, DTYPES[dtype])
+        longest = cfg.model_copy(update={"context": cfg.context + new_tokens})
+        build, _bind = llama(longest, 1, device, DTYPES[dtype])
         texts = torch.randint(cfg.vocab_size, (TEXTS, cfg.context), device=device)
         model = to_experts(build(cfg.d_ff), cfg)
         about: dict[str, Any] = dict.fromkeys(COLUMNS, "") | machine(device)
