@@ -70,6 +70,15 @@ def test_a_language_model_has_a_perplexity_and_no_labels():
     assert found.loss is not None and found.perplexity == pytest.approx(math.exp(found.loss))
 
 
+@pytest.mark.parametrize("option", [{"per_layer": "yes"}, {"per_layer": 2}, {"dense_loss": "x"}])
+def test_options_of_a_calibration_are_checked_before_anything_is_set(option):
+    model = make_routed()
+    set_selection(model, "dynamic_k", 0.3)
+    with pytest.raises(UserError, match=next(iter(option))):
+        calibrate(model, batches(), flops_ratio=0.9, **option)
+    assert {moe.operating_point for moe in find(model, MoE).values()} == {("dynamic_k", 0.3)}
+
+
 def test_texts_without_a_next_token_leave_losses_and_intervals_as_they_are():
     model, tokens = make_routed_language("gpt2"), make_tokens(4, 9)
     texts = [{"input_ids": tokens}]

@@ -5,6 +5,7 @@
 
 import math
 from collections.abc import Iterable
+from numbers import Real
 from typing import Any
 
 from torch import nn
@@ -55,6 +56,10 @@ def calibrate(
         DataError: batches are not as they should be, too few, or of another order in each pass.
     """
     asked = _asked(flops_ratio, max_loss_increase)
+    if dense_loss is not None:
+        _check_number("dense_loss", dense_loss)
+    if not isinstance(per_layer, bool):
+        raise UserError(f"per_layer = {per_layer!r} must be True or False")
     record = look_up(RULES, rule, "selection rule")
     moes = _routed(model)
     before = {name: moe.operating_point for name, moe in moes.items()}
@@ -81,9 +86,13 @@ def _asked(budget: float | None, tolerance: float | None) -> dict[str, float]:
     if len(asked) != 1:
         raise UserError("give either flops_ratio or max_loss_increase")
     ((name, value),) = asked.items()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise UserError(f"{name} = {value!r} must be a number, not below 0")
+    _check_number(name, value)
     return asked
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= float(value) < math.inf:
+        raise UserError(f"{name} = {value!r} must be a number, not below 0")
 
 
 def _routed(model: nn.Module) -> dict[str, MoE]:

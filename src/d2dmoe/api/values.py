@@ -93,6 +93,6 @@ def as_indices(value: Any) -> Any:
     return value.long() if isinstance(value, Tensor) and value.dtype in WHOLE else value
 
 
-def _as_tuple(like: tuple, items: list[Any]) -> tuple:
+def _as_tuple(like: Any, items: list[Any]) -> tuple:
     """A tuple of the items, by their names where it has names."""
     return type(like)(*items) if hasattr(like, "_fields") else tuple(items)

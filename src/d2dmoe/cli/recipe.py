@@ -31,7 +31,7 @@ class Recipe:
         say("reading the data")
         inputs = [encoded for _rows, encoded in source.encoded("train")]  # routers need no targets
         task = training(source) if self.sparsify_steps else None  # of the model as it still is
-        history = {}
+        history: History = {}
         if self.attention:
             history["attention"] = self._imitate(model, inputs)
         if task is not None:
