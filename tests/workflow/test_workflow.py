@@ -145,7 +145,7 @@ def test_the_claims_cover_the_whole_paper(finished):
 
 def test_each_suite_decides_its_claims_and_says_which_target_decides_the_others(finished):
     decided = {"": ["C2", "C4", "C6", "C7"], "ablations/": ["C5", "C8"]}
-    decided |= {"compatibility/": ["C10"], "neighbours/": [x for x in CLAIMS if x[0] == "N"]}
+    decided |= {"compatibility/": ["C10"], "neighbours/": [f"N{i}" for i in range(1, 11) if i != 7]}
     for suite, claims in decided.items():
         rows = table(finished, f"{suite}claims").set_index("claim")
         assert rows.loc[claims, "verdict"].isin(DECIDED).all()
