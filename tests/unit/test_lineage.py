@@ -11,7 +11,7 @@ import pytest
 import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shipped import SHIPPED, shipped
+from shipped import SHIPPED, shipped_plan
 from small_config import RATES, with_everything
 
 from d2dmoe.config.data import data_config
@@ -365,7 +365,7 @@ def result_paths(plan: Plan) -> Iterator[str]:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_result_of_a_shipped_configuration_has_a_short_and_safe_path(name):
     """At most 160 characters below the working directory: some systems allow 260 in all."""
-    plan = load_plan(shipped(name), ROOT)
+    plan = shipped_plan(name)
     found = list(result_paths(plan))
     assert len(found) > 100
     for result in found:

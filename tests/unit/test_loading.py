@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from d2dmoe.benchmark.loading import damaged, image_rates, synthetic_tree, token_rates
 from d2dmoe.config.data import ImagesConfig
 from d2dmoe.config.training import TrainingConfig
 from d2dmoe.data.batches import MOST_READERS, TrainingBatches, iterate, readers
@@ -162,6 +163,9 @@ def test_models_are_measured_with_readers_only_where_they_help(decoded, monkeypa
     gpu = torch.device("cuda")
     monkeypatch.setattr("d2dmoe.data.batches._cpus", lambda: 6)
     assert readers(decoded, gpu) == 6 and readers(decoded, CPU) == 0 == readers(kept(), gpu)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # that share the host
+    assert readers(decoded, gpu) == 1
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
     monkeypatch.setattr("d2dmoe.data.batches._cpus", lambda: 96)
     assert readers(decoded, gpu) == MOST_READERS
 
@@ -188,12 +192,15 @@ def test_who_stops_a_worker_stops_the_training_which_reads_on(decoded):
     assert not workers_of(psutil.Process())  # the training's own word ends them
 
 
-def test_a_worker_that_is_killed_is_said_to_be_with_the_remedy(decoded):
+def test_a_worker_that_is_killed_is_said_where_its_batch_is_missing(decoded):
+    """Not amid a training step."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # as in a new process
     stream = batches(decoded, epochs=1000, workers=1).stream(0)
     next(stream)
+    for worker in workers_of(psutil.Process()):
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.wait(10)
     with pytest.raises(DataError, match="process that reads samples ended.*fewer `workers`"):
-        for worker in workers_of(psutil.Process()):
-            os.kill(worker.pid, signal.SIGKILL)
         list(stream)
 
 
@@ -221,8 +228,10 @@ def a_folder(path: Path) -> None:
     path.mkdir()
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("damage", [no_image, empty, cut_off, removed, a_folder])
+@pytest.mark.parametrize(
+    ("damage", "workers"),
+    [*((damage, 0) for damage in (no_image, empty, cut_off, removed, a_folder)), (cut_off, 1)],
+)
 def test_an_image_that_cannot_be_read_is_named(root, damage, workers):
     split = open_split(root / "out", "train", root)
     index = int(load_file(root / "out/train.safetensors")["indices"][-1])
@@ -237,3 +246,20 @@ def test_an_image_that_cannot_be_read_is_named(root, damage, workers):
             path.rmdir()
         path.write_bytes(whole)
     assert "Traceback" not in str(caught.value)
+
+
+# Rates
+
+
+def test_rates_are_of_batches_as_training_reads_them():
+    with synthetic_tree(12, size=(40, 60)) as root:
+        rows = list(image_rates("path:tree", root, [0, 1], batches=3, batch_size=4))
+        assert [row["workers"] for row in rows] == [0, 1]
+        assert all(row["rate"] > 0 and row["core"] > 0 for row in rows)
+        broken = root / "tree/train/1/5.jpeg", root / "tree/val/2/2.jpeg"
+        assert not list(damaged("path:tree", root))
+        for path in broken:
+            cut_off(path)
+        found = list(damaged("path:tree", root))
+    assert len(found) == 2 and all(str(p) in text for p, text in zip(broken, found, strict=True))
+    assert token_rates(blocks=20, length=8, batches=2, batch_size=5)["rate"] > 0

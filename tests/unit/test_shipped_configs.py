@@ -1,31 +1,25 @@
 """Every configuration that is shipped is valid, and the schema for editors is up to date."""
 
 import json
-from functools import cache
 from itertools import chain
 from pathlib import Path
 
 import pytest
-from shipped import SHIPPED, shipped
+from shipped import SHIPPED, shipped_plan
 
 from d2dmoe.config.schema import schema_text
 from d2dmoe.config.task import TaskConfig
 from d2dmoe.methods import METHODS
 from d2dmoe.methods.conversion.plan import conversion
-from d2dmoe.plan.plan import Plan, load_plan, options_of
+from d2dmoe.plan.plan import options_of
 from d2dmoe.plan.variants import chains, rate
 
 ROOT = Path(__file__).parents[2]
 
 
-@cache
-def plan_of(name: str) -> Plan:
-    return load_plan(shipped(name), ROOT)
-
-
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_configuration_is_valid(name):
-    assert plan_of(name).config.tasks and plan_of(name).steps
+    assert shipped_plan(name).config.tasks and shipped_plan(name).steps
 
 
 def test_the_schema_equals_the_models():
@@ -35,7 +29,7 @@ def test_the_schema_equals_the_models():
 
 def shipped_tasks() -> list[tuple[str, TaskConfig]]:
     """Every task of every configuration, and what it is called in messages."""
-    configs = {name: plan_of(name).config for name in SHIPPED}
+    configs = {name: shipped_plan(name).config for name in SHIPPED}
     return [(f"{file} {name}", t) for file, c in configs.items() for name, t in c.tasks.items()]
 
 
@@ -93,7 +87,7 @@ def test_where_rates_are_tuned_every_method_of_figure_4_has_as_many_tries():
 
 def test_no_two_shipped_results_share_a_folder_nor_lie_equal_ones_in_two():
     for name in SHIPPED:
-        plan, contents = plan_of(name), {}
+        plan, contents = shipped_plan(name), {}
         lines = [*chain.from_iterable(plan.lineages.values()), *(line for _, line in plan.trials)]
         for step in (step for line in lines for step in line.steps):
             content = [step.task, step.seed, *((s.stage.name, options_of(s)) for s in step.steps)]

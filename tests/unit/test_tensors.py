@@ -13,6 +13,7 @@ from d2dmoe.errors import CheckpointError
 from d2dmoe.io.tensors import (
     FORMATS,
     distinct,
+    extra_memory,
     load_distinct,
     load_published,
     load_tensors,
@@ -105,6 +106,21 @@ def test_the_same_tensors_give_the_same_bytes_in_any_order(tmp_path):
     save_tensors(tmp_path / "one", samples())
     save_tensors(tmp_path / "other", dict(reversed(samples().items())))
     assert (tmp_path / "one").read_bytes() == (tmp_path / "other").read_bytes()
+
+
+def test_what_is_copied_in_pieces_has_the_bytes_of_the_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr("d2dmoe.io.tensors.PIECE", 100)
+    views = {
+        "turned": torch.arange(300.0).view(20, 15).T,
+        "windows": torch.arange(90).as_strided((9, 10), (9, 1)),
+        "row": torch.zeros(2, 50).T,
+        "empty": torch.zeros(0, 3).T,
+        "scalar": torch.tensor(3.0),
+    }
+    save_tensors(tmp_path / "views", views)
+    save_tensors(tmp_path / "copies", {name: x.contiguous() for name, x in views.items()})
+    assert (tmp_path / "views").read_bytes() == (tmp_path / "copies").read_bytes()
+    assert extra_memory(views) <= 100
 
 
 def test_every_flip_of_a_bit_is_named(tmp_path):

@@ -1,6 +1,7 @@
 """Laws of labelled texts and corpora: disjoint fixed splits, exact tokens, clear errors."""
 
 import csv
+import errno
 import gzip
 import io
 import itertools
@@ -20,7 +21,7 @@ from d2dmoe.data.splits import open_split
 from d2dmoe.data.text_splits import choose_validation, fingerprint, first_proportional, load_texts
 from d2dmoe.data.tokenizer import load_tokenizer, make_tokenizer
 from d2dmoe.data.tokens import byte_sizes
-from d2dmoe.errors import ConfigError, DataError
+from d2dmoe.errors import ConfigError, DataError, UserError
 from d2dmoe.io.files import sha256
 
 SPLITS = ("train", "validation", "test")
@@ -432,6 +433,18 @@ def test_fewer_blocks_are_evenly_spaced_or_for_training_the_first(root):
         else:
             assert list(map(int, rows)) == [i * count // 4 for i in range(4)]
             assert chosen.about["documents"][name] == everything.about["documents"][name]
+
+
+def test_a_full_disk_is_said_while_tokens_are_written(root, monkeypatch):
+    class Full:
+        def write(self, _content: bytes) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    cfg = corpus_config()
+    make_tokenizer(cfg, root, root / "tokenizer.json")
+    monkeypatch.setattr("d2dmoe.data.tokens.TemporaryFile", lambda dir: Full())
+    with pytest.raises(UserError, match="cannot save .*out/tokens: the disk is full.*free some"):
+        prepare(cfg, root, root / "out", root / "tokenizer.json")
 
 
 def test_blank_lines_separate_the_documents_of_plain_text(root):

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
-from torch import Tensor
 
 from d2dmoe.config.data import ImagesConfig
 from d2dmoe.config.training import TrainingConfig
@@ -30,7 +30,6 @@ QUALITY = 92  # of the JPEGs: 130 kB each; ImageNet's have 110 on average
 CLASSES = 4
 TRAINED = {"flip": True, "random_resized_crop": True}
 TREE = {"kind": "images", "image_size": 224, "mean": [0.5] * 3, "std": [0.5] * 3}
-Rates = dict[str, Any]
 
 
 @contextmanager
@@ -60,8 +59,8 @@ def picture(rng: np.random.Generator, height: int, width: int) -> Image.Image:
 
 def image_rates(
     source: str, root: Path, workers: Iterable[int], batches: int, batch_size: int
-) -> Iterator[Rates]:
-    """Images per second that reach a training on ImageNet, and for each process that reads.
+) -> Iterator[dict[str, Any]]:
+    """Images per second that reach a training on ImageNet.
 
     Args:
         source: of images, as in the configuration.
@@ -70,6 +69,9 @@ def image_rates(
         batches: timed in each row.
         batch_size: images of a batch.
 
+    Returns:
+        Rows what, workers, rate (samples per second) and core (per second of a CPU's time).
+
     Raises:
         DataError: the source, or an image, cannot be read.
     """
@@ -77,15 +79,25 @@ def image_rates(
         cfg = ImagesConfig.model_validate(TREE | {"source": source, "in_memory": False})
         prepare(cfg, root, Path(folder))
         split = open_split(Path(folder), "train", root)
+        size = min(batch_size, len(split))
         for count in workers:
-            options = {"batch_size": min(batch_size, len(split)), "augment": TRAINED}
-            rate = _rate(split, options | {"workers": count}, batches)
-            yield {"what": "images", "workers": count, "rate": rate, "each": rate / max(count, 1)}
+            options = {"batch_size": size, "augment": TRAINED, "workers": count}
+            yield {"what": "images", "workers": count} | _rates(split, options, batches)
 
 
-def token_rates(blocks: int, length: int, batches: int, batch_size: int) -> Rates:
-    """Tokens per second that one process reads, in a random order, from a file of so many blocks;
-    read them once before, for the disk's speed is not meant."""
+def token_rates(blocks: int, length: int, batches: int, batch_size: int) -> dict[str, Any]:
+    """Tokens per second that one process reads, in a random order, from a file that was written a
+    moment ago: the disk's speed is not meant.
+
+    Args:
+        blocks: in the file.
+        length: tokens of a block.
+        batches: timed.
+        batch_size: blocks of a batch.
+
+    Returns:
+        A row like those of `image_rates`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path, generator = Path(folder, "train.safetensors"), torch.Generator().manual_seed(0)
         shape = (blocks, length + 1)
@@ -93,24 +105,28 @@ def token_rates(blocks: int, length: int, batches: int, batch_size: int) -> Rate
         save_tensors(path, {"tokens": tokens})
         del tokens
         split = CorpusSplit(load_tensors(path, "")[0]["tokens"], {})
-        rate = length * _rate(split, {"batch_size": batch_size}, batches)
-    return {"what": "tokens", "workers": 0, "rate": rate, "each": rate}
+        rates = _rates(split, {"batch_size": batch_size}, batches)
+    return {"what": "tokens", "workers": 0} | {name: length * x for name, x in rates.items()}
 
 
-def _rate(split: Split, options: dict[str, Any], batches: int) -> float:
-    """Samples per second, when all processes have begun to read."""
-    values = {"epochs": 1e6, "lr": 1.0} | options
-    cfg = TrainingConfig.model_validate(values)
+def _rates(split: Split, options: dict[str, Any], batches: int) -> dict[str, float]:
+    """Samples per second, and per CPU second, when all processes have begun to read."""
+    cfg = TrainingConfig.model_validate({"epochs": 1e6, "lr": 1.0} | options)
     stream = TrainingBatches(split, cfg, 0, torch.device("cpu")).read(0)
     for _ in islice(stream, max(1, cfg.workers)):
         pass
-    start = time.perf_counter()
-    samples = sum(_samples(raw) for raw in islice(stream, batches))
-    return samples / (time.perf_counter() - start)
+    start, used = time.perf_counter(), _cpu_s()
+    samples = sum(len(raw[0]) for raw in islice(stream, batches))
+    return {
+        "rate": samples / (time.perf_counter() - start),
+        "core": samples / (_cpu_s() - used),
+    }
 
 
-def _samples(raw: tuple[Tensor, ...]) -> int:
-    return len(raw[0])
+def _cpu_s() -> float:
+    """CPU time of this process and of those that it started."""
+    others = [process.cpu_times() for process in psutil.Process().children()]
+    return time.process_time() + sum(t.user + t.system for t in others)
 
 
 def damaged(source: str, root: Path) -> Iterator[str]:

@@ -6,7 +6,8 @@ from d2dmoe.config.strict import Strict
 
 
 class AugmentConfig(Strict):
-    """Random changes of training images. They act on the image_size square that is stored."""
+    """Random changes of training images. Resized crops are of the image as it was published where
+    it is decoded each time (in_memory: false); all else acts on the image_size square."""
 
     flip: bool = Field(False, description="Mirror each image left to right with probability 1/2")
     crop_padding: int = Field(

@@ -34,7 +34,10 @@ class TrainingConfig(Strict):
         1, gt=0, description="CPU threads; sums depend on it, so it is a part of the result"
     )
     workers: int = Field(
-        0, ge=0, description="Processes that read samples (for images with in_memory: false)"
+        0,
+        ge=0,
+        description="Processes that read samples and change them at random (for images with "
+        "in_memory: false); of each GPU's process, where several train together",
     )
 
     @model_validator(mode="after")

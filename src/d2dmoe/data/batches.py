@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import count, islice
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import Any
 
 import torch
@@ -57,7 +57,8 @@ def readers(split: Split, device: torch.device) -> int:
     decoded each time that they are read, else none."""
     if device.type != "cuda" or not split.decodes:
         return 0
-    return min(_cpus(), MOST_READERS)
+    beside = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # processes of the job, by torchrun
+    return min(max(1, _cpus() // beside), MOST_READERS)
 
 
 def epoch_order(samples: int, seed: int, epoch: int) -> torch.Tensor:
@@ -148,9 +149,19 @@ def _loaded(
         pin_memory=pin,
         generator=torch.Generator(),  # else the loader draws from the global one
     )
-    batches = iter(loader)
+    batches = _begun(loader)
     while (raw := _next(batches)) is not None:
         yield raw
+
+
+def _begun(loader: DataLoader[Any]) -> Iterator[Any]:
+    """The loader's iterator. A worker's death is said when the next batch is asked for: torch would
+    raise it from a signal's handler too, wherever the training is."""
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = iter(loader)
+    if current_thread() is main_thread():  # who else sets none
+        signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+    return batches
 
 
 class _Reader(Dataset[Any]):
@@ -196,17 +207,27 @@ def _next(batches: Iterator[Any]) -> Raw | None:
     """
     try:
         raw = next(batches, None)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+    except (RuntimeError, OSError, EOFError) as error:
+        if not _tells_of_a_death(error):
             raise
+        cause = next(iter(str(error).splitlines()), type(error).__name__)
         raise DataError(
-            f"a process that reads samples ended ({str(error).splitlines()[0]}). It may have run "
-            "out of memory, or of shared memory: ask for fewer `workers`, for more memory, or, in "
-            "a container, for more of /dev/shm (--shm-size)."
+            f"a process that reads samples ended ({cause}). It may have run out of memory, or of "
+            "shared memory: ask for fewer `workers`, for more memory, or, in a container, for more "
+            "of /dev/shm (--shm-size)."
         ) from error
     if isinstance(raw, DataError):
         raise raw
     return raw
+
+
+def _tells_of_a_death(error: Exception) -> bool:
+    """Whether torch found a worker gone, or what it sent cannot be fetched from it any more; not an
+    error that a worker had and handed on."""
+    text = str(error)
+    if text.startswith("Caught "):
+        return False
+    return "DataLoader worker" in text or not isinstance(error, RuntimeError)
 
 
 def _cpus() -> int:

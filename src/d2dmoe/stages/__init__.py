@@ -28,6 +28,7 @@ class Stage:
     rebuild: str | None = None
     trains: bool = True  # false: it has no history and no learning rate, and, unless it
     calibrates: bool = False  # by training samples, no data
+    parts: bool = False  # whether new modules alone are trained, on a model that stays
     tuned: bool = False  # whether its learning rate is the variant's: its longest training
     dense: bool = True  # whether FFNs are dense and weights floats afterwards
     method: str = ""  # in the tables, of a compressed model that is a variant of its own
@@ -71,6 +72,7 @@ STAGES = table_of(
             make="d2dmoe.stages.projections:convert_projections",
             options="d2dmoe.config.stages:ProjectionsConfig",
             rebuild="d2dmoe.stages.projections:rebuild",
+            parts=True,
             hint={"maps": ""},
         ),
         Stage(
@@ -96,6 +98,7 @@ STAGES = table_of(
             options="d2dmoe.config.stages:RouterConfig",
             rebuild="d2dmoe.conversion:rebuild_routers",
             dense=False,
+            parts=True,
             hint={"kind": "", "width": "w"},
             named={"kind": ROUTER_KINDS},
         ),
@@ -113,6 +116,7 @@ STAGES = table_of(
             rebuild="d2dmoe.methods.ztw.exits:add_exits",
             tuned=True,
             dense=False,
+            parts=True,
             hint={"epochs": "e", "lr": "lr"},
         ),
         Stage(
