@@ -127,7 +127,7 @@ def test_a_training_of_two_processes_goes_through_sbatch(node, tmp_path):
     for gpu in (1, 2):
         workspace = Workspace(tmp_path / str(gpu))
         workspace.config["resources"] = {"gpu": gpu}
-        workspace.config["tasks"]["tiny"]["dense"]["epochs"] = 4
+        workspace.config["tasks"]["tiny"]["dense"]["epochs"] = 60  # long enough to be looked at
         model = workspace.model("dense")
         if gpu == 2:
             run = Submitted(workspace, str(model.relative_to(workspace.folder)))
@@ -137,7 +137,7 @@ def test_a_training_of_two_processes_goes_through_sbatch(node, tmp_path):
         else:
             workspace.make(str(model.relative_to(workspace.folder)))
         found[gpu] = numbers(model.with_name("history.csv"))
-    check_close(*found.values())
+    check_close(*(history[:3] for history in found.values()))
 
 
 def test_all_suites_go_through_sbatch_and_equal_a_local_run(node, tmp_path, request):
