@@ -100,20 +100,42 @@ def _call_parts(parts: nn.Module, compute: Callable[..., Any], *arguments: Any) 
     if torch.is_grad_enabled():
         return parts(compute, *arguments)
     sharded: list[Any] = [module for module in parts.modules() if hasattr(module, "unshard")]
-    for module in sharded:  # all at once: processes need not make the same calls
+    for module in sharded:
         module.unshard()
     try:
-        return compute(*arguments)
+        with ExitStack() as unwatched:  # processes need not make the same calls, as FSDP expects
+            for module in sharded:
+                unwatched.enter_context(_without_fsdp(module))
+            return compute(*arguments)
     finally:
         for module in sharded:
             module.reshard()
 
 
+@contextmanager
+def _without_fsdp(module: nn.Module) -> Iterator[None]:
+    """A module whose calls FSDP does not see."""
+    every = [(hooks, dict(hooks)) for hooks in (module._forward_pre_hooks, module._forward_hooks)]
+    for hooks, before in every:
+        for key, hook in before.items():
+            if "fsdp" in (getattr(hook, "__module__", None) or ""):
+                del hooks[key]
+    try:
+        yield
+    finally:
+        for hooks, before in every:
+            hooks.clear()
+            hooks.update(before)
+
+
 def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The blocks of any model: the members, each with an FFN or experts inside of it, of its lists
-    of modules. Empty where it has no such list."""
-    lists = (m for m in model.modules() if isinstance(m, nn.ModuleList | nn.Sequential))
-    return [block for members in lists if all(map(_is_block, members)) for block in members]
+    of modules. Empty where it has no such list, or calls what is inside of them (`opens_blocks`).
+    """
+    parents = (m for m in model.modules() if not getattr(m, "opens_blocks", False))
+    members = (child for parent in parents for child in parent.children())
+    lists = (m for m in members if isinstance(m, nn.ModuleList | nn.Sequential))
+    return [block for own in lists if all(map(_is_block, own)) for block in own]
 
 
 def _is_block(module: nn.Module) -> bool:

@@ -83,6 +83,8 @@ class MeanField(nn.Module):
 class HaltingEncoder(nn.Module):
     """torchvision's ViT encoder with halting tokens; its weights keep their names."""
 
+    opens_blocks = True  # it calls their parts
+
     def __init__(self, encoder: Any, gamma: float, beta: float):
         super().__init__()
         self.pos_embedding, self.dropout = encoder.pos_embedding, encoder.dropout
