@@ -103,8 +103,7 @@ class State:
 
     def __init__(self, page):
         self.task = page.input_value("#task")
-        metric = page.locator("#metric")
-        self.metric = metric.input_value() if metric.count() else None
+        self.metric = page.evaluate("state.metric")
         self.kind = page.locator("input[name=kind]:checked").input_value()
         self.budget = float(page.input_value("#budget"))
         boxes = page.evaluate(
@@ -225,15 +224,19 @@ def test_every_state_shows_what_the_tables_say(page, tables):
             point = state.chosen(tables, variant)
             if point is not None and not math.isnan(point["value"]):
                 assert at.endswith(f" = {point['value']:.10g}")
-        drawn = {
-            variant: [percent(share) for share, *_ in layers.values()]
+        by_layer = {
+            variant: layers
             for variant in shown
             if variant not in DENSE
             and (point := state.chosen(tables, variant))
             and (layers := state.layers(tables, variant, point))
         }
+        every = sorted({layer for layers in by_layer.values() for layer in layers})
         numbers = {name: row[1:] for name, row in cells(page, "#layers").items()}
-        assert numbers == drawn, vars(state)
+        assert numbers == {
+            variant: [percent(layers[x][0] if x in layers else None) for x in every]
+            for variant, layers in by_layer.items()
+        }, vars(state)
     assert moved == {"task", "metric", "kind", "budget", "variant", "seed", "whole"}
 
 
