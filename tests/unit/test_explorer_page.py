@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from small_browser import opened
+from small_browser import opened, started
 
 from d2dmoe.config.task import SUITES
 from d2dmoe.explorer.page import write_page
@@ -31,8 +31,14 @@ def file(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def page(file):
-    with opened(file, viewport={"width": 1440, "height": 900}) as (shown, said):
+def browser():
+    with started() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def page(browser, file):
+    with opened(browser, file, viewport={"width": 1440, "height": 900}) as (shown, said):
         yield shown
         assert said == []  # no error, no request
 
@@ -329,9 +335,9 @@ def test_tabs_are_reached_by_the_keyboard(page):
 
 @pytest.mark.parametrize("width", [375, 1440])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_it_fits_and_can_be_read_at_any_width_light_and_dark(file, width, scheme):
+def test_it_fits_and_can_be_read_at_any_width_light_and_dark(browser, file, width, scheme):
     size = {"width": width, "height": 800}
-    with opened(file, viewport=size, color_scheme=scheme) as (page, said):
+    with opened(browser, file, viewport=size, color_scheme=scheme) as (page, said):
         for view in VIEWS:
             page.click(f"#view-{view}")
             assert page.evaluate("document.documentElement.scrollWidth") <= width, view
