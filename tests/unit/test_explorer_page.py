@@ -2,6 +2,7 @@
 
 import math
 import random
+from collections.abc import Collection
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from small_browser import opened, started
 from d2dmoe.config.task import SUITES
 from d2dmoe.explorer.page import write_page
 from d2dmoe.plan.explorer import published
+from d2dmoe.tables import COLUMNS, ENDS
 
 pytestmark = [pytest.mark.browser, pytest.mark.workflow]
 
@@ -43,13 +45,16 @@ def page(browser, file):
         assert said == []  # no error, no request
 
 
-def table(name: str) -> pd.DataFrame:
+def table(name: str, numbers_but: Collection[str] = ()) -> pd.DataFrame:
     """A published table of all suites; of a variant that several have, the first one's rows."""
     folder = next(path for path in sorted(REFERENCE.glob("*/tables")))
     paths = [folder / ("" if suite == SUITES[0] else suite) / f"{name}.csv" for suite in SUITES]
     found, known = [], set()
     for path in filter(Path.is_file, paths):
         rows = pd.read_csv(path, keep_default_na=False, na_values={"knob_value": [""]})
+        if numbers_but:
+            names = [x for x in rows if x not in {*numbers_but, "method"}]
+            rows[names] = rows[names].apply(pd.to_numeric)
         of = list(zip(rows["task"], rows["variant"], strict=True))
         found.append(rows[[pair not in known for pair in of]])
         known |= set(of)
@@ -59,6 +64,13 @@ def table(name: str) -> pd.DataFrame:
 @pytest.fixture(scope="module")
 def tables() -> dict[str, pd.DataFrame]:
     return {name: table(name) for name in ("tradeoff", "layers", "activity")}
+
+
+@pytest.fixture(scope="module")
+def summary() -> pd.DataFrame | None:
+    """None of a version without intervals."""
+    found = table("summary", {"task", "variant", "metric"})
+    return found if {*COLUMNS["summary"]} <= {*found} else None
 
 
 # Numbers as the page writes them.
@@ -117,6 +129,7 @@ class State:
             ".map(x => x.id)"
         )
         self.variants = {x.removeprefix("variant-") for x in boxes if x.startswith("variant-")}
+        self.all_seeds = page.locator("input[id^=seed-]").count()
         self.seeds = {int(x.removeprefix("seed-")) for x in boxes if x.startswith("seed-")}
 
     def rows(self, table: pd.DataFrame, variant: str) -> pd.DataFrame:
@@ -163,6 +176,22 @@ class State:
             )
             for layer, own in at[at["role"] == "ffn"].groupby("layer")
         }
+
+    def interval(self, summary: pd.DataFrame | None, variant: str, point: dict | None) -> list[str]:
+        """The cell of the summary's estimate, where the table of results has one."""
+        if summary is None:
+            return []
+        budget = f"{self.budget / 100:.10g}" if self.kind == "flops" else f"{self.budget:.10g}"
+        name = {"flops": f"quality_at_{budget}", "quality": f"flops_ratio_at_{budget}"}
+        key, at = name.get(self.kind, ""), ["task", "variant", "metric"]
+        own = summary[(summary[at] == [self.task, variant, self.metric]).all(axis=1)]
+        whole = len(self.seeds) == int(self.all_seeds)
+        if variant in DENSE or point is None or own.empty or key not in own or not whole:
+            return [NOTHING]
+        value, low, high = (own[f"{key}{end}"].iloc[0] for end in ENDS)
+        what = "quality" if self.kind == "flops" else "FLOPs"
+        ends = ", ".join(percent(x if math.isfinite(x) else None) for x in (low, high))
+        return [NOTHING if math.isnan(value) else f"{what} {percent(value)} [{ends}]"]
 
     def result(self, tables, variant: str) -> list[str]:
         """A variant's cells in the table of results, after its name and operating point."""
@@ -216,7 +245,7 @@ def move(page, rng: random.Random) -> str:
     return control
 
 
-def test_every_state_shows_what_the_tables_say(page, tables):
+def test_every_state_shows_what_the_tables_say(page, tables, summary):
     rng, moved = random.Random(0), set()
     page.click("#view-budgets")
     for _ in range(STATES):
@@ -228,6 +257,7 @@ def test_every_state_shows_what_the_tables_say(page, tables):
         for variant, (_name, at, *found) in shown.items():
             assert found[:6] == state.result(tables, variant), (vars(state), variant)
             point = state.chosen(tables, variant)
+            assert found[6:] == state.interval(summary, variant, point), (vars(state), variant)
             if point is not None and not math.isnan(point["value"]):
                 assert at.endswith(f" = {point['value']:.10g}")
         by_layer = {
