@@ -54,7 +54,7 @@ def table(name: str, numbers_but: Collection[str] = ()) -> pd.DataFrame:
         rows = pd.read_csv(path, keep_default_na=False, na_values={"knob_value": [""]})
         if numbers_but:
             names = [x for x in rows if x not in {*numbers_but, "method"}]
-            rows[names] = rows[names].apply(pd.to_numeric)
+            rows[names] = rows[names].apply(pd.to_numeric, errors="coerce")
         of = list(zip(rows["task"], rows["variant"], strict=True))
         found.append(rows[[pair not in known for pair in of]])
         known |= set(of)
