@@ -26,7 +26,7 @@ from d2dmoe.lookup import resolve
 from d2dmoe.methods import EVALUATIONS
 from d2dmoe.plan import benchmarks, claims, cluster, explorer, publishing, tables
 from d2dmoe.plan.figures import folder_of
-from d2dmoe.plan.folders import plain
+from d2dmoe.plan.folders import DIGEST, plain
 from d2dmoe.plan.plan import SPLITS, lineage_of, load_plan, options_of
 from d2dmoe.plan.tables import job_log, job_record
 from d2dmoe.selection_rules import RULES

@@ -2,10 +2,11 @@
 # parameters, not wildcards: changing them repeats the evaluation and nothing else. Operating points are
 # chosen on validation samples and reported on test samples, so both are measured; of the trials of learning
 # rates, validation samples alone.
-TRIALS = "|".join(map(re.escape, PLAN.trial_folders))
-MEASURED = {"": (tables.EVALUATED, rf"(?!(?:{TRIALS})/)[\w.-]+" if TRIALS else r"[\w.-]+")}
+TRIALS = "|".join(name[-DIGEST:] for name in PLAN.trial_folders)  # tell a folder from all others
+TRIED = rf"[\w.-]*(?:{TRIALS})"
+MEASURED = {"": (tables.EVALUATED, rf"(?!{TRIED}/)[\w.-]+" if TRIALS else r"[\w.-]+")}
 if TRIALS:
-    MEASURED["_trial"] = (("validation",), TRIALS)
+    MEASURED["_trial"] = (("validation",), TRIED)
 
 
 for how in EVALUATIONS.values():

@@ -70,14 +70,14 @@ rule figures:
 rule publish:
     # What results/reference holds of a miniature, to be moved there: tables and configuration.
     input:
-        lambda w: list(publishing.files(PLAN)),
+        lambda w: list(publishing.begun(PLAN)),
     output:
         directory("results/published"),
     log:
         "results/logs/publish.log",
     localrule: True
     params:
-        files=lambda w: publishing.files(PLAN),
+        files=lambda w: publishing.begun(PLAN),
         config=lambda w: publishing.config_text(PLAN),
         code=PLAN.code("publish"),
     script:

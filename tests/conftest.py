@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from snakemake.utils import available_cpu_count
 
 if not torch.cuda.is_available():  # kernels run in Triton's interpreter; read when it is imported
     os.environ["TRITON_INTERPRET"] = "1"
@@ -22,6 +23,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--whole-slurm", action="store_true", help="run the whole tiny workflow through sbatch too"
     )
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One per CPU; and one more where tests of the workflow, which wait for other processes, would
+    leave CPUs idle."""
+    return available_cpu_count() + ("not workflow" not in config.option.markexpr)
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

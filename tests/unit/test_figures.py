@@ -13,6 +13,7 @@ from d2dmoe.errors import UserError
 from d2dmoe.figures import (
     activity,
     cost_formula,
+    differences,
     layers,
     load_maps,
     projections,
@@ -470,6 +471,37 @@ def test_saved_share_has_a_line_for_each_task_and_original():
 def test_saved_share_draws_the_originals_where_nothing_is_converted():
     (axes,) = saved_share.draw([]).axes
     assert len(axes.patches) == len(saved_share.ORIGINALS) == len(axes.get_yticks())
+
+
+def compared(rival: str, at: float, difference: float, half: float, measure: str = "quality"):
+    ends = {"low": difference - half, "high": difference + half}
+    row = {"task": "t", "metric": "accuracy", "variant": "a", "rival": rival, "measure": measure}
+    return row | {"at": at, "difference": difference} | ends
+
+
+def test_differences_show_how_much_better_the_others_are_than_the_first():
+    rows = [compared("b", 0.7, 0.02, 0.01), compared("b", 0.5, -0.03, 0.02)]
+    rows += [compared("b", 0.99, 0.1, 0.1, "cost"), compared("c", 0.99, 0.1, 0.1, "cost")]
+    own = panel("t", ["a", "b", "c"])
+    figure = differences.draw([own], "Paired", DataFrame(rows))
+    (axes,) = figure.axes
+    (drawn,) = axes.containers  # `c` meets no budget
+    points, _, (bars,) = drawn.lines
+    assert list(points.get_xdata()) == pytest.approx([0.5, 0.7])
+    assert list(points.get_ydata()) == pytest.approx([3, -2])
+    ends = [tuple(bar[:, 1]) for bar in bars.get_segments()]
+    assert ends == [pytest.approx((1, 5)), pytest.approx((-3, -1))]
+    assert axes.get_ylabel() == "better than D2DMoE by (points)"
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["MoEf."]
+    FigureCanvasAgg(figure).draw()
+
+
+def test_differences_need_a_comparison():
+    rows = DataFrame([compared("b", 0.5, 0.1, 0.1)]).assign(task="other")
+    with pytest.raises(UserError, match="compares 'a' of task 't' with nothing"):
+        differences.draw([panel("t", ["a", "b"])], "Paired", rows)
+    FigureCanvasAgg(differences.draw([], "Paired")).draw()
 
 
 @pytest.mark.parametrize("count", [1, 3, 9])

@@ -374,7 +374,7 @@ def test_all_makes_the_main_suite_the_list_of_models_and_the_figures_of_all_task
     found = tables.all_results(tiny)
     expected = tables_and_figures(MAIN, TABLES | {"claims"})
     expected |= tables_and_figures(MAIN, TABLES, "tiny") | {"results/models.csv"}
-    for figure in ("figure_3", "figure_4", "figure_10", "saved_share"):
+    for figure in ("figure_3", "figure_4", "figure_10", "saved_share", "differences"):
         expected |= {f"results/figures/{figure}.{end}" for end in ("png", "pdf")}
     assert set(found) == expected and len(found) == len(expected)
 
@@ -481,6 +481,19 @@ def test_what_is_saved_is_drawn_of_the_conversions_of_figure_4(of_language, raw,
     raw["tasks"]["tiny"]["figures"]["tradeoff"] = ["ztw"]
     request = resolve(figure.request)(load_plan(raw, root), MAIN, None, figure)
     assert request == Request({}, {"rows": []})
+
+
+def test_differences_are_drawn_where_something_is_compared(of_language, raw, root):
+    figure = FIGURES["differences"]
+    request = resolve(figure.request)(of_language, MAIN, None, figure)
+    assert request.inputs == {"comparisons": "results/tables/comparisons.csv"}
+    drawn = {panel["task"]: panel["variants"] for panel in request.arguments["panels"]}
+    tasks = of_language.config.tasks.items()
+    assert drawn == {x: y.figures.tradeoff for x, y in tasks if len(y.figures.tradeoff) > 1}
+    raw["tasks"] = {"tiny": with_everything(raw)["tasks"]["tiny"]}
+    raw["tasks"]["tiny"]["figures"]["tradeoff"] = ["ztw"]
+    request = resolve(figure.request)(load_plan(raw, root), MAIN, None, figure)
+    assert request.inputs == {} and request.arguments["panels"] == []
 
 
 def test_figures_of_a_suite_read_its_own_tables(plan):

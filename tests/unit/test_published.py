@@ -20,6 +20,12 @@ from d2dmoe.tables import COLUMNS, LAYER
 ROOT = Path(__file__).parents[2]
 
 
+OTHERS = (
+    *(f"tables/{suite}/" for suite in ("ablations", "compatibility", "neighbours")),
+    "tables/tuning.csv",
+)
+
+
 @pytest.fixture
 def plan(raw, root) -> Plan:
     raw = with_everything(raw)
@@ -74,6 +80,18 @@ def test_a_suite_that_no_task_has_is_not_published(raw, root):
     places = publishing.files(load_plan(raw, root)).values()
     assert "tables/claims.csv" in places
     assert not any(place.startswith("tables/ablations/") for place in places)
+
+
+def test_of_suites_that_were_not_begun_nothing_is_published(plan, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main = [x for x in publishing.files(plan).values() if not x.startswith(OTHERS)]
+    assert [*publishing.begun(plan).values()] == main and main
+    for begun in ("ablations/tiny/tradeoff.csv", "tuning.csv"):
+        path = Path("results/tables", begun)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    places = [x for x in publishing.files(plan).values() if not x.startswith(OTHERS[1:3])]
+    assert [*publishing.begun(plan).values()] == places and "tables/tuning.csv" in places
 
 
 def test_every_figure_is_drawn_of_the_published_files_with_the_workflows_arguments(plan, reference):

@@ -55,7 +55,8 @@ def test_every_task_has_its_tables_and_the_figures_that_are_configured(finished_
     assert finished_language.tables() == {
         f"{name}.csv" for name in TABLES | {"reference", "claims"}
     }
-    assert finished_language.figures() == {"figure_3", "figure_4", "figure_10", "saved_share"}
+    overall = {"figure_3", "figure_4", "figure_10", "saved_share", "differences"}
+    assert finished_language.figures() == overall
 
 
 @pytest.mark.parametrize("name", sorted({*TABLES, "reference"}))
@@ -146,7 +147,8 @@ def test_a_second_call_has_nothing_to_do(finished_language):
 def test_other_thresholds_of_one_task_repeat_its_evaluation_alone(configured_language):
     configured_language.config["tasks"]["bert"]["select"]["dynamic_k"] = [0.0, 0.1, 0.01, 0.001]
     once = ("tradeoff", "layers_table", "summary", "figure_4", "figure_16")
-    more = {"evaluate": 1, "all_tasks": 3, "claims": 1, "figure_4_all_tasks": 1, "saved_share": 1}
+    overall = ("figure_4_all_tasks", "saved_share", "differences")
+    more = {"evaluate": 1, "all_tasks": 3, "claims": 1} | dict.fromkeys(overall, 1)
     assert configured_language.counted() == dict.fromkeys(once, 1) | more
 
 

@@ -38,7 +38,7 @@ DRAWN = {  # by suite
 }
 AFTER_POINTS = {
     *("tradeoff", "summary", "all_tasks", "claims"),
-    *(*FROM_TRADEOFF, "figure_4_all_tasks", "saved_share"),
+    *(*FROM_TRADEOFF, "figure_4_all_tasks", "saved_share", "differences"),
 }
 AFTER_EXPERTS = AFTER_POINTS | {"layers_table", "figure_8a"}
 LOAD_MAPS = {"load_maps", "patch_load_table", "figure_8b"}
@@ -59,7 +59,8 @@ def test_all_makes_every_table_and_every_figure_that_is_configured(finished):
     assert finished.tables("tiny") == {f"{name}.csv" for name in MAIN_TABLES}
     drawn = {*FROM_TRADEOFF, "figure_2b", "figure_8a", "figure_8b"}
     assert finished.figures("tiny") == drawn
-    assert finished.figures() == {"figure_3", "figure_4", "figure_10", "saved_share"}
+    overall = {"figure_3", "figure_4", "figure_10", "saved_share", "differences"}
+    assert finished.figures() == overall
 
 
 @pytest.mark.parametrize("suite", DRAWN)

@@ -158,6 +158,13 @@ FIGURES = table_of(
             overall=True,
         ),
         Figure(
+            "differences",
+            draw="d2dmoe.figures.differences:draw",
+            request="d2dmoe.plan.figures:differences",
+            title="Quality at equal cost, paired by sample and seed",
+            overall=True,
+        ),
+        Figure(
             "figure_3",
             draw="d2dmoe.figures.projections:draw",
             request="d2dmoe.plan.figures:nothing",

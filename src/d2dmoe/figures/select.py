@@ -1,8 +1,23 @@
-"""The rows of a results table that a figure draws, or an error that names what is missing."""
+"""What a panel shows, and the rows of a results table that it draws of, or an error that names what
+is missing."""
+
+from typing import TypedDict
 
 from pandas import DataFrame
 
 from d2dmoe.errors import UserError
+
+
+class Panel(TypedDict):
+    """What one panel shows."""
+
+    task: str
+    metric: str  # the only one of the task's metrics that is drawn
+    variants: list[str]  # the curves, in the legend's order; both dense models are always drawn
+    labels: dict[str, str]  # legend texts by variant; one without is labelled by its name
+    looks: dict[str, int]  # of each variant; see `style.look`
+    training_free: list[str]  # of the variants, those whose markers are hollow
+    title: str  # what the panel calls the task
 
 
 def by_variant(table: DataFrame, name: str, task: str, variants: list[str]) -> dict[str, DataFrame]:

@@ -7,7 +7,7 @@ grid of costs, and mean and standard deviation are taken across seeds at equal c
 operating point, like compressed dense ones, are a marker with their deviation.
 """
 
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -19,7 +19,7 @@ from pandas import DataFrame, concat
 from d2dmoe.config.variant import DENSE_VARIANTS
 from d2dmoe.errors import UserError
 from d2dmoe.figures import style
-from d2dmoe.figures.select import by_variant, count_seeds
+from d2dmoe.figures.select import Panel, by_variant, count_seeds
 from d2dmoe.figures.style import Look
 
 TABLE = "results/tables/tradeoff.csv"
@@ -44,18 +44,6 @@ LOWEST_INVERTED = 85.0  # %: of these metrics, which fall more slowly
 NEAR = 2.0  # %: a variant whose best is not this far above the axis moves its end down
 BELOW = 5.0  # %: to this much below that best
 COLLAPSED = 25.0  # %: a variant whose best is this much below the best of all lies below the axis
-
-
-class Panel(TypedDict):
-    """What one panel shows."""
-
-    task: str
-    metric: str  # the only one of the task's metrics that is drawn
-    variants: list[str]  # the curves, in the legend's order; both dense models are always drawn
-    labels: dict[str, str]  # legend texts by variant; one without is labelled by its name
-    looks: dict[str, int]  # of each variant; see `style.look`
-    training_free: list[str]  # of the variants, those whose markers are hollow
-    title: str  # what the panel calls the task
 
 
 @style.styled

@@ -63,6 +63,18 @@ def saved_share(plan: "Plan", suite: Suite, task: None, figure: Figure) -> Reque
     return Request({table: table_path(suite, table) for table in tables}, {"rows": rows})
 
 
+def differences(plan: "Plan", suite: Suite, task: None, figure: Figure) -> Request:
+    """The first variant of figure 4 and the others, of all tasks that compare some; without inputs
+    if none does."""
+    figure_4, panels = FIGURES["figure_4"], []
+    for name in plan.tasks_of(suite):
+        drawn = _options(plan, suite, name, figure_4)
+        if len(drawn) > 1:
+            panels.append(_panel(plan, suite, name, figure_4, drawn))
+    inputs = {"comparisons": table_path(suite, "comparisons")} if panels else {}
+    return Request(inputs, {"panels": panels, "title": figure.title})
+
+
 def layers(plan: "Plan", suite: Suite, task: str, figure: Figure) -> Request:
     """Executed experts per layer at some operating points."""
     options = _options(plan, suite, task, figure)

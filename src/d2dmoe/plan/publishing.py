@@ -15,11 +15,12 @@ import yaml
 from d2dmoe.config.task import SUITES, Suite
 from d2dmoe.figures import FIGURES, Figure
 from d2dmoe.lookup import resolve
-from d2dmoe.plan.figures import Request
+from d2dmoe.plan.figures import Request, folder_of
 from d2dmoe.plan.plan import Plan
 from d2dmoe.plan.tables import MAIN, suite_results, task_figures
 
 TABLES = "results/tables/"
+TUNING = f"{TABLES}tuning.csv"
 KINDS = (".csv", ".json", ".safetensors", ".yaml")  # of files
 
 
@@ -33,14 +34,23 @@ class Asked(NamedTuple):
 
 
 def files(plan: Plan) -> dict[str, str]:
-    """What is published of a plan's results: each file, and where it lies in the folder."""
+    """What can be published of a plan's results: each file, and where it lies in the folder."""
     suites = [suite for suite in SUITES if plan.tasks_of(suite)]
     made = [path for suite in suites for path in suite_results(plan, suite)]
+    made += [TUNING] if any(task.tuning for task in plan.config.tasks.values()) else []
     published = {path: place(path) for path in made if path.startswith(TABLES)}
     for _figure, _suite, task, request in requests(plan):
         for name, path in request.inputs.items():
             published[path] = place(path, name, task)
     return published
+
+
+def begun(plan: Plan) -> dict[str, str]:
+    """Of these files, those of the main suite, and of what else has some table already: nobody
+    waits for a suite that was not asked for."""
+    parts = [f"{TABLES}{folder_of(suite)}" for suite in SUITES if suite != MAIN] + [TUNING]
+    missing = tuple(part for part in parts if not any(Path().glob(f"{part}*")))
+    return {path: to for path, to in files(plan).items() if not path.startswith(missing)}
 
 
 def config_text(plan: Plan) -> str:
