@@ -10,7 +10,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-SIZE = {"width": 1200, "height": 860}
+SIZE = {"width": 1440, "height": 1180}
 page_file, picture = map(Path, sys.argv[1:])
 
 with sync_playwright() as driver:
