@@ -11,6 +11,7 @@ import pytest
 from small_browser import opened, started
 
 from d2dmoe.config.task import SUITES
+from d2dmoe.explorer.columns import columns
 from d2dmoe.explorer.page import write_page
 from d2dmoe.plan.explorer import published
 from d2dmoe.tables import COLUMNS, ENDS
@@ -338,6 +339,30 @@ def test_times_are_those_of_the_benchmarks(page):
             ".map(row => row.cells[2].textContent)"
         )
         assert numbers and {*numbers} <= {fixed(x, 4) for x in rows["median_ms"]}
+
+
+def test_a_budget_of_time_chooses_by_times_between_those_measured(browser, tmp_path, tables):
+    first = tables["tradeoff"].iloc[0]
+    layers = tables["layers"]
+    experts = int(layers[layers["task"] == first["task"]]["num_experts"].iloc[0])
+    shape = {"device": "a GPU", "dtype": "bf16", "model": first["model"], "batch": 1}
+    shape |= {"num_experts": experts, "expert_size": 8, "mask": "router"}
+    timed = [(1.0, "dense_eager", 10.0), (0.0, "dynamic_k", 2.0), (1.0, "dynamic_k", 12.0)]
+    rows = [
+        shape | {"fraction": share, "backend": form, "median_ms": ms, "p20_ms": ms, "p80_ms": ms}
+        for share, form, ms in timed
+    ]
+    packed = columns(pd.DataFrame(rows))
+    file = tmp_path / "timed.html"
+    write_page(file, published(REFERENCE) | {"timings": [{"name": "gpu: model", "table": packed}]})
+    with opened(browser, file) as (page, said):
+        page.select_option("#task", first["task"])
+        page.check("#kind-ms")
+        chosen = "shownMethods().filter(m => m.point?.executed != null).map(m => m.point)"
+        found = page.evaluate(f"{chosen}.map(p => [p.executed, p.ms])")
+        assert found and all(ms == pytest.approx(2 + 10 * share) for share, ms in found)
+        page.click("#view-latency")
+        assert page.locator("#quality-over-time svg").count() == 1 and said == []
 
 
 def test_every_claim_is_there_with_its_verdicts(page):

@@ -17,7 +17,7 @@ from d2dmoe.tables import COLUMNS, ENDS
 
 pytestmark = [pytest.mark.browser, pytest.mark.workflow]
 
-REFERENCE = Path('/tmp/pub')
+REFERENCE = Path("/tmp/pub")
 STATES = 55
 DENSE = ("dense", "dense_finetuned")
 NOTHING = "–"
