@@ -44,7 +44,7 @@ rule own_explorer:
         suite="|".join(SUITES),
     localrule: True
     params:
-        config=publishing.config_text(PLAN),
+        config=lambda w: publishing.config_text(PLAN),
         configfiles=[os.path.relpath(path) for path in workflow.configfiles],
         code=PLAN.explorer_code("explorer"),
     script:

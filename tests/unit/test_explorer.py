@@ -82,7 +82,7 @@ def test_the_parts_of_a_cost_are_those_that_it_was_made_of():
 def test_projections_that_became_experts_leave_the_attention():
     replaced = 2 * TOKENS * 2 * 8 * 8
     found = fit(*measured(ROUTERS, replaced, projection=100.0))
-    assert found and found.each == pytest.approx({"ffn": 640, "o": 100})
+    assert found and found.each == pytest.approx({"ffn": TOKENS * ffn_flops(8, 8), "o": 100})
     parts = split(found, MODEL.flops, found.ffns, SIZES)["fixed"]
     assert parts["routers"] == pytest.approx(ROUTERS)
     assert parts["attention"] == pytest.approx(MODEL.flops - MODEL.ffns - 77 - replaced)

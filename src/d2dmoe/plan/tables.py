@@ -238,7 +238,7 @@ def all_results(plan: Plan) -> list[str]:
     results += ["results/tables/boolq.csv"] if boolq(plan) else []
     overall = [figure.name for figure in FIGURES.values() if figure.overall]
     results += [figure_path(MAIN, name, end) for name in overall for end in ENDINGS]
-    return suite_results(plan, MAIN) + results + [explorer_page(MAIN)]
+    return suite_results(plan, MAIN) + results
 
 
 def explorer_page(suite: str) -> str:

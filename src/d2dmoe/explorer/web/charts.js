@@ -73,11 +73,12 @@ function dotsOf(look, radius = 5) {
   return { ...signs, fill: colour, stroke: "currentColor", strokeWidth: 0.6 };
 }
 
-/** The sign of a look in a list: its line and marker. */
+/** The sign of a look in a list: its line, and its marker where it has one. */
 function swatch(look) {
-  const marks = [Plot.dot([[22, 9]], { ...dotsOf(look), clip: false })];
-  if (look.line !== false) marks.unshift(Plot.line([[2, 9], [42, 9]], { stroke: colourOf(look), strokeWidth: 2, strokeDasharray: dashesOf(look) }));
-  const svg = Plot.plot({ axis: null, width: 44, height: 18, margin: 0, x: { domain: [0, 44], range: [0, 44] }, y: { domain: [0, 18], range: [0, 18] }, marks });
+  const line = Plot.line([[2, 9], [42, 9]], { stroke: colourOf(look), strokeWidth: 2, strokeDasharray: dashesOf(look) });
+  const dot = look.marker ? Plot.dot([[22, 9]], dotsOf(look)) : null;
+  const size = { width: 44, height: 18, margin: 0, x: { domain: [0, 44], range: [0, 44] }, y: { domain: [0, 18], range: [0, 18] } };
+  const svg = Plot.plot({ ...size, axis: null, marks: [line, dot] });
   svg.setAttribute("class", "swatch");
   svg.setAttribute("aria-hidden", "true");
   return svg;

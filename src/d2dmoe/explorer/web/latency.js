@@ -95,20 +95,11 @@ function timesTable(series) {
   const lines = series.map((one) => {
     const ms = one.size == null ? one.ms : timeAt(one.rows, state.share / 100);
     const even = one.size == null ? null : breakEven(one, state.spent);
-    return { "data-series": `${one.backend} ${one.size ?? ""}`.trim(), cells: [h("span", { class: "method" }, swatchOfForm(one), one.label), fixed(ms, 3), ms == null || !dense ? NOTHING : `${fixed(dense.ms / ms, 2)} ×`, one.size == null ? NOTHING : percent(even)] };
+    return { "data-series": `${one.backend} ${one.size ?? ""}`.trim(), cells: [h("span", { class: "method" }, swatch(one.look), one.label), fixed(ms, 3), ms == null || !dense ? NOTHING : `${fixed(dense.ms / ms, 2)} ×`, one.size == null ? NOTHING : percent(even)] };
   });
   const table = tableOf(`Times at ${state.share} % of the experts, and the share of experts within ${Number(state.spent.toPrecision(4))} ms`, ["Form", "Milliseconds", "Against the best dense", "Experts within the budget"], lines);
   table.id = "times";
   return table;
-}
-
-const swatchOfForm = (one) => (one.look.marker ? swatch(one.look) : lineSwatch(one.look));
-
-function lineSwatch(look) {
-  const svg = Plot.plot({ axis: null, width: 44, height: 18, margin: 0, x: { domain: [0, 44], range: [0, 44] }, y: { domain: [0, 18], range: [0, 18] }, marks: [Plot.line([[2, 9], [42, 9]], { stroke: colourOf(look), strokeWidth: 2, strokeDasharray: dashesOf(look) })] });
-  svg.setAttribute("class", "swatch");
-  svg.setAttribute("aria-hidden", "true");
-  return svg;
 }
 
 function timesChart(series, width) {
