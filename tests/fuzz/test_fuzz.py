@@ -15,6 +15,6 @@ SHARE = {configurations: 40, checkpoints: 30, results: 25}
 @pytest.mark.parametrize("module", SHARE, ids=lambda module: module.__name__)
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_input_is_taken_or_refused_in_one_message_in_time(module, tmp_path: Path):
-    found = outcomes(module.case, seeds(SHARE[module], 1), tmp_path)
+    found = outcomes(module.case, seeds(SHARE[module], 2), tmp_path)
     assert not found.faults, "\n".join(f"case {number}: {fault}" for number, fault in found.faults)
     assert found.counts["refused"] > SHARE[module] / 4 and found.counts["taken"]
