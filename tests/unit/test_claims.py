@@ -782,14 +782,6 @@ def test_a_neighbour_that_never_keeps_99_percent_saves_nothing(claim, best, verd
     assert verdicts(tables(full=best), neighbours=names)[claim]["verdict"] == verdict
 
 
-def test_an_interval_without_an_end_is_shown_without_one():
-    found = tables() | statistics(tables()["tradeoff"])
-    ours = found["summary"]["variant"] == "adapted"
-    found["summary"].loc[ours, "flops_ratio_at_99_high"] = np.nan
-    row = verdicts(found, neighbours=["adapted"])["N9"]
-    assert row["verdict"] == UNDECIDED and "30.0% [29.0%, ∞] of the cost" in row["measured"]
-
-
 @pytest.mark.parametrize(("floor", "tested"), [(0.6, True), (0.8, False)])
 def test_n7_asks_for_what_the_summary_has(floor, tested):
     row = verdicts(tables(floor=floor), neighbours=["factors"])["N7"]

@@ -1,7 +1,6 @@
 """What testing a claim gives, and when one curve of quality over cost is better than another."""
 
 from collections.abc import Collection, Iterable, Sequence
-from math import isfinite
 from typing import NamedTuple
 
 from d2dmoe.bootstrap import Estimate
@@ -87,9 +86,8 @@ def shown(found: Estimate) -> str:
 
 
 def share(found: Estimate) -> str:
-    """A share with its interval, of which an end may be none."""
-    low, high = (f"{end:.1%}" if isfinite(end) else "∞" for end in (found.low, found.high))
-    return f"{found.value:.1%} [{low}, {high}]"
+    """A share with its interval."""
+    return f"{found.value:.1%} [{found.low:.1%}, {found.high:.1%}]"
 
 
 def resampling(e: Evidence, variants: Sequence[str]) -> str:
