@@ -96,7 +96,7 @@ def _call_copies(copies: nn.Module, compute: Callable[..., Any], *arguments: Any
     return copies(compute, *arguments) if torch.is_grad_enabled() else compute(*arguments)
 
 
-def _call_parts(parts: nn.Module, compute: Callable[..., Any], *arguments: Any) -> Any:
+def _call_parts(parts: Any, compute: Callable[..., Any], *arguments: Any) -> Any:
     if torch.is_grad_enabled():
         return parts(compute, *arguments)
     sharded: list[Any] = [module for module in parts.modules() if hasattr(module, "unshard")]

@@ -195,6 +195,11 @@ class Executed:
         self.sums = tuple(old + more for old, more in zip(self.sums, new, strict=True))
 
     @property
+    def tokens(self) -> int:
+        """How many were counted."""
+        return self.sums[0]
+
+    @property
     def total(self) -> int:
         """Experts that all tokens execute together."""
         return self.sums[1]
@@ -210,14 +215,12 @@ class Executed:
     @property
     def mean(self) -> float:
         """Executed experts per token."""
-        tokens, total, _ = self.sums
-        return total / tokens
+        return self.total / self.tokens
 
     @property
     def std(self) -> float:
         """Standard deviation over tokens."""
-        tokens, _, squares = self.sums
-        return max(0.0, squares / tokens - self.mean**2) ** 0.5
+        return max(0.0, self.sums[2] / self.tokens - self.mean**2) ** 0.5
 
     def row(self) -> dict[str, float]:
         """The columns of the table of layers."""

@@ -1,6 +1,7 @@
 """A routed model without its least expected experts, fine-tuned to run fewer of those left."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,8 @@ def _masses(model: nn.Module, cfg: SEERConfig, run: Run) -> dict[str, Tensor]:
     with watch(routers, lambda _router, _z, scores: scores) as seen:
         samples = drawn_batches(run, "seer", cfg.samples, cfg.batch_size // cfg.accumulate)
         parts = spread(samples, masses)
-    return {name: sum(part[name] for part in parts) for name in routers}
+    sums: dict[str, Any] = {name: sum(part[name] for part in parts) for name in routers}
+    return sums
 
 
 def _routers(model: nn.Module) -> dict[str, Router]:
