@@ -154,7 +154,8 @@ def _task(
     variants = dict.fromkeys(points["variant"])
     metrics = [*dict.fromkeys(points["metric"])]
     if said:
-        metrics.sort(key=lambda metric: metric != said.metric)
+        first_metric = said.metric
+        metrics.sort(key=lambda metric: metric != first_metric)
     suites, main = points.groupby("variant")["suite"].first(), points["suite"].iloc[0]
     first = [x for x in variants if x not in DENSE_VARIANTS and suites[x] == main]
     said = said or Task(name, metrics[0], {}, first)
@@ -190,7 +191,7 @@ def _task(
 
 def _look(about: Variant) -> dict[str, Any]:
     if about.name in DENSE:
-        return look(style.Look(style.INK, DENSE[about.name]["marker"], "-"))
+        return look(style.Look(style.INK, str(DENSE[about.name]["marker"]), "-"))
     return look(style.look(about.place, about.hollow))
 
 
@@ -271,6 +272,7 @@ def _rounded(load: np.ndarray) -> list[list[float]]:
 
 def _png(pixels: np.ndarray) -> str:
     """A picture [H, W, 3] as the address of an image."""
-    buffer, undated = io.BytesIO(), {"Software": None}
+    buffer = io.BytesIO()
+    undated: dict[str, Any] = {"Software": None}
     matplotlib.image.imsave(buffer, np.ascontiguousarray(pixels), format="png", metadata=undated)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
