@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
+MISSING = "playwright is not installed: uv run --with playwright pytest -m browser"
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
 @contextmanager
 def started() -> Iterator[Any]:
     """A browser; the test is skipped where there is none."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    playwright = pytest.importorskip("playwright.sync_api", reason=MISSING)
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
         pytest.skip(f"there is no browser: none of {', '.join(NAMES)} is installed")
