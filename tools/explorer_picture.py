@@ -1,7 +1,8 @@
-"""The picture of the explorer in the documentation, taken by a browser without a window.
+r"""The picture of the explorer in the documentation, taken by a browser without a window.
 
 uv run snakemake --cores 1 results/explorer/reference.html
-uv run --with playwright python tools/explorer_picture.py results/explorer/reference.html docs/explorer.png
+uv run --with playwright python tools/explorer_picture.py \
+    results/explorer/reference.html docs/explorer.png
 """
 
 import shutil

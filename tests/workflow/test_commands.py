@@ -55,7 +55,8 @@ def moved(finished, tmp_path_factory) -> Path:
         (folder / name).write_text(yaml.safe_dump(finished.config, sort_keys=False))
     (folder / "environment").symlink_to(sys.prefix)
     files, reference = publishing.files(finished.plan), folder / "results/reference/tiny"
-    copy_into(reference, {str(folder / source): place for source, place in files.items()})
+    made = {folder / source: place for source, place in files.items()}
+    copy_into(reference, {str(source): place for source, place in made.items() if source.exists()})
     (reference / "config.yaml").write_text(publishing.config_text(finished.plan))
     return folder
 

@@ -111,7 +111,8 @@ def _operating_points(variant: dict, select: dict) -> tuple[str, list]:
         return "none", [None] * len(variant["removed"])
     if method == "quantized":
         return "none", [None]
-    rules = {"ztw": "confidence", "moefication": "top_k", "d2dmoe": "dynamic_k"}
+    rules = {"moefication": "top_k", "d2dmoe": "dynamic_k"}
+    rules |= dict.fromkeys(("ztw", "dyn_adapter"), "confidence")
     rules |= dict.fromkeys(("cats", "chess", "teal"), "density")
     rules |= {"cmoe": "top_k", "cmoe_tuned": "top_k", "seer": "active", "sam": "grouped"}
     rules |= {"adapmoe": "sensitivity"}

@@ -9,8 +9,8 @@ from d2dmoe.data.splits import open_split
 from d2dmoe.evaluation import Measured, MeasureOptions, cost_on, per_sample
 from d2dmoe.ffn import FFN
 from d2dmoe.jobs.run import Run
-from d2dmoe.quality import count_parameters, joined
-from d2dmoe.quality import outcomes as of_batches
+from d2dmoe.quality import count_parameters
+from d2dmoe.quality import outcomes as outcomes_of
 from d2dmoe.surgery import find
 
 
@@ -26,7 +26,7 @@ def evaluate_toy(model_path: Path, knob: str, cfg: MeasureOptions, run: Run) -> 
             _silence(ffn, share)
         left = {name: layer.tokens * (1 - share) for name, layer in cost.layers.items()}
         counted = {"flops": cost.total(left), "params": count_parameters(model)}
-        outcomes = joined([*of_batches(model, samples, cfg["batch_size"], run.device)])
+        outcomes, _ = outcomes_of(model, samples, cfg["batch_size"], run.device)
         point = {"knob": knob, "knob_value": share, "tokens": cost.tokens}
         points.append(point | counted | outcomes.metrics())
         found.append((outcomes, torch.full((len(samples),), counted["flops"])))
