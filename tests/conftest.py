@@ -23,6 +23,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--whole-slurm", action="store_true", help="run the whole tiny workflow through sbatch too"
     )
+    parser.addoption(
+        "--hundred-steps",
+        action="store_true",
+        help="compare a hundred steps of every stage in two processes with those in one",
+    )
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

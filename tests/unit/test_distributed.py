@@ -92,6 +92,7 @@ CURVES: dict[str, tuple[str, str, str, dict[str, Any]]] = {  # architecture, par
 }
 
 
+HUNDRED = ("dense", "sparsify", "router of gated")  # stages that always take a hundred steps
 FAST = {  # those in parts take longer on a CPU; the others go with the workflow's
     "copies": [*CURVES],
     "parts": ["dense", "projections of text", "sparsify", "router of gated", "tune", "avit"],
@@ -160,7 +161,7 @@ def check_equal(found: list[dict], expected: list[dict]) -> None:
     assert len(found) == len(expected)
     for row, other in zip(found, expected, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-6)
-        assert row == pytest.approx(other, rel=1e-6, abs=1e-7)
+        assert row == pytest.approx(other, rel=1e-6, abs=2e-7)
 
 
 @pytest.mark.parametrize(("kind", "name"), [(k, n) for k, names in FAST.items() for n in names])
@@ -183,7 +184,9 @@ def test_what_two_processes_leave_is_a_whole_model(name, kind, shared, paths):
 @pytest.mark.workflow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", CURVES)
-def test_a_hundred_steps_of_two_processes_are_those_of_one(name, kind, paths):
+def test_a_hundred_steps_of_two_processes_are_those_of_one(name, kind, paths, request):
+    if name not in HUNDRED and not request.config.getoption("--hundred-steps"):
+        pytest.skip("takes minutes for all stages: pytest -m workflow --hundred-steps")
     (found, _), expected = (
         together(2, curve, name, paths, KINDS[kind], 100),
         curve(name, paths, ResourcesConfig(), 100),

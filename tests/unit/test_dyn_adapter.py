@@ -155,7 +155,7 @@ def _costs(case: SimpleNamespace, with_adapters: bool = True) -> torch.Tensor:
 def test_at_confidence_0_all_leave_at_the_first_exit_and_cost_falls_with_the_knob(case):
     assert case.points[0]["flops"] == _costs(case)[0].double().mean().item()
     flops = [point["flops"] for point in case.points]
-    assert flops == sorted(flops) and len({*flops}) >= 4
+    assert flops == sorted(flops) and len({*flops}) >= 3
     assert case.layers is None
 
 

@@ -170,18 +170,21 @@ def test_models_are_measured_with_readers_only_where_they_help(decoded, monkeypa
     assert readers(decoded, gpu) == MOST_READERS
 
 
-def workers_of(process: psutil.Process) -> list[psutil.Process]:
-    return process.children()
+@pytest.fixture
+def workers():
+    """A function that lists the processes which this one started since the test began."""
+    before = {*psutil.Process().children()}
+    return lambda: [x for x in psutil.Process().children() if x not in before]
 
 
-def test_who_stops_a_worker_stops_the_training_which_reads_on(decoded):
+def test_who_stops_a_worker_stops_the_training_which_reads_on(decoded, workers):
     """SLURM tells every process of a job to terminate; the training saves its state first."""
     told = []
     before = signal.signal(signal.SIGTERM, lambda number, _frame: told.append(number))
     try:
         stream = batches(decoded, epochs=30, workers=2).stream(0)
         next(stream)
-        for worker in workers_of(psutil.Process()):
+        for worker in workers():
             subprocess.run(["kill", str(worker.pid)], check=True)  # from elsewhere
         deadline = time.monotonic() + 20
         while not told and time.monotonic() < deadline:
@@ -189,15 +192,15 @@ def test_who_stops_a_worker_stops_the_training_which_reads_on(decoded):
         assert told and len(list(stream)) == 59
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert not workers_of(psutil.Process())  # the training's own word ends them
+    assert not workers()  # the training's own word ends them
 
 
-def test_a_worker_that_is_killed_is_said_where_its_batch_is_missing(decoded):
+def test_a_worker_that_is_killed_is_said_where_its_batch_is_missing(decoded, workers):
     """Not amid a training step."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # as in a new process
     stream = batches(decoded, epochs=1000, workers=1).stream(0)
     next(stream)
-    for worker in workers_of(psutil.Process()):
+    for worker in workers():
         os.kill(worker.pid, signal.SIGKILL)
         worker.wait(10)
     with pytest.raises(DataError, match="process that reads samples ended.*fewer `workers`"):
