@@ -161,7 +161,7 @@ def check_equal(found: list[dict], expected: list[dict]) -> None:
     assert len(found) == len(expected)
     for row, other in zip(found, expected, strict=True):
         assert row["loss"] == pytest.approx(other["loss"], rel=1e-6)
-        assert row == pytest.approx(other, rel=1e-6, abs=2e-7)
+        assert row == pytest.approx(other, rel=1e-6, abs=5e-7)
 
 
 @pytest.mark.parametrize(("kind", "name"), [(k, n) for k, names in FAST.items() for n in names])
