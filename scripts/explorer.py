@@ -2,7 +2,7 @@ from pathlib import Path
 
 from d2dmoe.explorer.page import write_page
 from d2dmoe.jobs.job import job
-from d2dmoe.plan.explorer import own
+from d2dmoe.plan.explored import own
 from d2dmoe.plan.published import parsed
 
 with job(snakemake):

@@ -10,7 +10,7 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 from d2dmoe.explorer.page import page as explorer_page
-from d2dmoe.plan.explorer import published
+from d2dmoe.plan.explored import published
 
 ROOT = Path(__file__).parents[1]
 EXPLORER = "explorer/reference.html"

@@ -17,7 +17,8 @@ from d2dmoe.explorer.page import SCRIPTS, WEB, page
 from d2dmoe.figures.style import MARKERS
 from d2dmoe.formulas import Transformer, ffn_flops, router_flops
 from d2dmoe.plan import publishing
-from d2dmoe.plan.explorer import files, own, published, suites_in
+from d2dmoe.plan.explored import own, published
+from d2dmoe.plan.explorer import files, suites_in
 from d2dmoe.plan.plan import Plan, load_plan
 
 POINT = {"task": "tiny", "model": "vit", "dataset": "x", "params": 9, "metric": "accuracy"}
@@ -256,7 +257,7 @@ def test_libraries_are_those_published_with_their_licences(library, tmp_path):
 
 def test_it_is_made_without_torch():
     command = (
-        "import sys, d2dmoe.plan.explorer, d2dmoe.explorer.page; print('torch' in sys.modules)"
+        "import sys, d2dmoe.plan.explored, d2dmoe.explorer.page; print('torch' in sys.modules)"
     )
     result = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True)
     assert result.stdout == "False\n", result.stderr

@@ -13,7 +13,7 @@ from small_browser import opened, started
 from d2dmoe.config.task import SUITES
 from d2dmoe.explorer.columns import columns
 from d2dmoe.explorer.page import write_page
-from d2dmoe.plan.explorer import published
+from d2dmoe.plan.explored import published
 from d2dmoe.tables import COLUMNS, ENDS
 
 pytestmark = [pytest.mark.browser, pytest.mark.workflow]
