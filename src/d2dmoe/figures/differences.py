@@ -32,14 +32,9 @@ def draw(panels: list[Panel], title: str, comparisons: DataFrame | None = None) 
     Raises:
         UserError: the table compares nothing of a task.
     """
-    columns, lines = min(len(panels), 2) or 1, -(-len(panels) // 2) or 1
-    size = (style.WIDTH if columns == 1 else style.WIDE, 0.3 + 2.2 * lines)
-    figure = Figure(figsize=size, layout="constrained")
-    cells = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes in cells[len(panels) :]:
-        axes.remove()
+    figure, cells = style.grid(len(panels), 0.3 + 2.2 * (-(-len(panels) // 2) or 1))
     looks: dict[str, style.Look] = {}
-    for axes, panel in zip(cells, panels, strict=False):
+    for axes, panel in zip(cells, panels, strict=True):
         assert comparisons is not None
         looks |= _panel(axes, panel, _differences(comparisons, panel))
     figure.suptitle(title if panels else f"{title}\n(nothing is compared)", fontsize=9)

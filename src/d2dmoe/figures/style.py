@@ -11,6 +11,7 @@ from typing import Any
 
 import matplotlib.style
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from matplotlib.lines import Line2D
@@ -109,6 +110,17 @@ def _columns(labels: Sequence[str], width: float) -> int:
         if sum(widest) + columns * beside - size <= POINTS * width:
             return columns
     return 1
+
+
+def grid(panels: int, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of panels, two side by side, or of one in a column's width; `height` in inches, a
+    legend apart."""
+    columns, lines = min(max(panels, 1), 2), -(-max(panels, 1) // 2)
+    figure = Figure(figsize=(WIDTH if columns == 1 else WIDE, height), layout="constrained")
+    cells = list(figure.subplots(lines, columns, squeeze=False).flat)
+    for axes in cells[max(panels, 1) :]:
+        axes.remove()
+    return figure, cells[:panels]
 
 
 @styled

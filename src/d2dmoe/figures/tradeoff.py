@@ -63,18 +63,13 @@ def draw(tradeoff: DataFrame, panels: list[Panel], title: str) -> Figure:
         UserError: a metric, a variant or a dense model is missing in the table.
     """
     looks = _looks(panels)
-    columns = min(len(panels), 2)
-    lines = -(-len(panels) // 2)
-    size = (style.WIDTH, 2.9) if columns == 1 else (style.WIDE, 0.2 + 2.7 * lines)
-    figure = Figure(figsize=size, layout="constrained")
-    cells = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes in cells[len(panels) :]:
-        axes.remove()
-    for axes, panel in zip(cells, panels, strict=False):
+    alone = len(panels) == 1
+    figure, cells = style.grid(len(panels), 0.2 + 2.7 * -(-len(panels) // 2))
+    for axes, panel in zip(cells, panels, strict=True):
         seeds = _panel(axes, tradeoff, panel, looks)
         heading = f"{panel['title']}, {seeds}"
-        axes.set_title(f"{title}\n{heading}" if columns == 1 else heading)
-    if columns > 1:
+        axes.set_title(f"{title}\n{heading}" if alone else heading)
+    if not alone:
         figure.suptitle(title, fontsize=9)
         engine: Any = figure.get_layout_engine()
         engine.set(w_pad=0.08, h_pad=0.08)  # inches: keep panels apart
