@@ -16,6 +16,8 @@ from d2dmoe.weights import RouterWeights
 if TYPE_CHECKING:
     from d2dmoe.moe import MoE
 
+SMALLEST_SUM = 1e-12  # of scores, that is divided by
+
 
 class Router(nn.Module):
     """Linear(d_model, h) → ReLU → Linear(h, n) → non-negative scores.
@@ -84,6 +86,12 @@ def root_regression_loss(router: Router, moe: "MoE", z: Tensor) -> Tensor:
     with torch.no_grad():
         roots = moe.output_norms(z).sqrt()
     return mse_loss(router.logits(z), roots)
+
+
+def score_shares(scores: Tensor) -> Tensor:
+    """Shares of scores that are not negative, [..., n] -> [..., n]; where all are 0 they stay 0."""
+    scores = scores.float()
+    return scores / scores.sum(-1, keepdim=True).clamp(min=SMALLEST_SUM)
 
 
 def router_losses(layers: Iterable[tuple[Router, "MoE", Tensor]]) -> Tensor:

@@ -26,13 +26,14 @@ from d2dmoe.methods.sam.grouping import (
     set_groups,
 )
 from d2dmoe.methods.sam.locality import Locality
-from d2dmoe.methods.sam.losses import alignment_loss, balance_loss, probabilities
+from d2dmoe.methods.sam.losses import alignment_loss, balance_loss
 from d2dmoe.methods.sam.options import SAMConfig
 from d2dmoe.methods.sam.training import group_experts, train_grouped
 from d2dmoe.moe import MoE, set_selection, watch_inputs, watch_selections
 from d2dmoe.plan.plan import load_plan
 from d2dmoe.plan.variants import chains
 from d2dmoe.quality import count_parameters, quality
+from d2dmoe.router import score_shares
 from d2dmoe.selection import Selection, top_k
 from d2dmoe.selection_rules import RULES
 from d2dmoe.stages.evaluate import evaluate
@@ -150,7 +151,7 @@ def test_a_share_of_a_groups_experts_is_executed_and_one_at_least(share, count):
 
 def test_probabilities_are_shares_of_scores():
     scores = torch.tensor([[1.0, 3, 0, 0, 0, 0], [0.0] * 6])
-    assert probabilities(scores).tolist() == [[0.25, 0.75, 0, 0, 0, 0], [0.0] * 6]
+    assert score_shares(scores).tolist() == [[0.25, 0.75, 0, 0, 0, 0], [0.0] * 6]
 
 
 def test_the_balance_is_1_where_groups_are_alike_and_the_number_of_groups_where_one_has_all():

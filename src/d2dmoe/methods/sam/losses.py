@@ -8,15 +8,8 @@ from torch import Tensor
 
 from d2dmoe.methods.sam.grouping import GroupedSelection
 from d2dmoe.pooling import pooled
+from d2dmoe.router import SMALLEST_SUM
 from d2dmoe.selection import top_k
-
-SMALLEST = 1e-12  # of the sums that are divided by
-
-
-def probabilities(scores: Tensor) -> Tensor:
-    """Shares of scores that are not negative: [tokens, n] -> [tokens, n]; zeros stay zeros."""
-    scores = scores.float()
-    return scores / scores.sum(-1, keepdim=True).clamp(min=SMALLEST)
 
 
 def balance_loss(selection: GroupedSelection, p: Tensor) -> Tensor:
@@ -44,5 +37,5 @@ def alignment_loss(selection: GroupedSelection, p: Tensor, mask: Tensor) -> Tens
     """
     best = top_k(p, int(mask[0].sum()))
     outside = best & ~selection.spread(selection.touched(mask))
-    lost = (p * outside).sum(-1) / (p * best).sum(-1).clamp(min=SMALLEST)
+    lost = (p * outside).sum(-1) / (p * best).sum(-1).clamp(min=SMALLEST_SUM)
     return pooled(lost.mean(), len(p))

@@ -12,11 +12,11 @@ from d2dmoe.experts import assign_neurons
 from d2dmoe.inputs import logits_of
 from d2dmoe.jobs.run import Run
 from d2dmoe.methods.sam.grouping import run_share, selections, set_groups
-from d2dmoe.methods.sam.losses import alignment_loss, balance_loss, probabilities
+from d2dmoe.methods.sam.losses import alignment_loss, balance_loss
 from d2dmoe.methods.sam.options import SAMConfig
 from d2dmoe.moe import MoE, watch_inputs
 from d2dmoe.padding import real_tokens, without_padding
-from d2dmoe.router import Router, router_losses
+from d2dmoe.router import Router, router_losses, score_shares
 from d2dmoe.seeding import seed_for
 from d2dmoe.stages.fitting import fit_model
 from d2dmoe.surgery import find, watch
@@ -69,7 +69,7 @@ def _fit(model: nn.Module, cfg: SAMConfig, run: Run) -> list[dict]:
             balances, alignments = [], []
             for name, selection in grouped.items():
                 scores, mask = (without_padding(x, real) for x in seen[name])
-                p = probabilities(scores)
+                p = score_shares(scores)
                 balances.append(balance_loss(selection, p))
                 alignments.append(alignment_loss(selection, p, mask))
             balance, alignment = torch.stack(balances).mean(), torch.stack(alignments).mean()

@@ -17,13 +17,11 @@ from d2dmoe.moe import MoE, set_selection, watch_inputs
 from d2dmoe.padding import real_tokens, without_padding
 from d2dmoe.pooling import pooled
 from d2dmoe.processes import spread
-from d2dmoe.router import Router, router_losses
+from d2dmoe.router import SMALLEST_SUM, Router, router_losses, score_shares
 from d2dmoe.stages.drawn import drawn_batches
 from d2dmoe.stages.fitting import fit_model
 from d2dmoe.surgery import find, watch
 from d2dmoe.training import Losses, cross_entropy_loss
-
-SMALLEST = 1e-12  # sum of scores that is divided by
 
 
 def prune_experts(parent: Path, cfg: SEERConfig, run: Run) -> Trained:
@@ -81,8 +79,8 @@ def router_entropy(scores: Tensor) -> Tensor:
     Args:
         scores: not negative, [tokens, n].
     """
-    shares = scores.float() / scores.float().sum(-1, keepdim=True).clamp(min=SMALLEST)
-    entropy = -torch.xlogy(shares, shares.clamp(min=SMALLEST)).sum(-1)
+    shares = score_shares(scores)
+    entropy = -torch.xlogy(shares, shares.clamp(min=SMALLEST_SUM)).sum(-1)
     return pooled(entropy.mean(), entropy.numel())
 
 
