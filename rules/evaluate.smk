@@ -34,6 +34,7 @@ for how in EVALUATIONS.values():
                 cfg=measure_options,
                 splits=splits,
                 measure=how.measure,
+                choose=how.choose,
                 code=evaluation_code(how),
             script:
                 "../scripts/evaluate.py"

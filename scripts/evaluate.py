@@ -7,9 +7,11 @@ from d2dmoe.lookup import resolve
 
 with stage_run(snakemake) as run:
     measure, model = resolve(snakemake.params.measure), Path(snakemake.input.model)
+    knob, cfg = snakemake.wildcards.knob, snakemake.params.cfg
+    if snakemake.params.choose:
+        cfg = cfg | {"chosen": resolve(snakemake.params.choose)(model, knob, cfg, run)}
     for split in snakemake.params.splits:
-        cfg = snakemake.params.cfg | {"split": split}
-        found = measure(model, snakemake.wildcards.knob, cfg, run)
+        found = measure(model, knob, cfg | {"split": split}, run)
         if found.layers is not None:
             write_rows(Path(snakemake.output[f"{split}_layers"]), found.layers)
         write_rows(Path(snakemake.output[f"{split}_points"]), found.points)

@@ -5,7 +5,7 @@ A routed model may run by the kernels, which `moe` loads by name: so they are im
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, NotRequired, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ class MeasureOptions(TypedDict):
     split: str  # whose samples all count
     batch_size: int
     values: list[float]  # of the knob; empty where there is one operating point
+    chosen: NotRequired[Any]  # what the evaluation's `choose` found, for all splits alike
 
 
 class Measured(NamedTuple):

@@ -7,11 +7,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from several import together
 from small import make_dense, make_images, make_routed, make_split, others_later
 from small_language import make_routed_language, make_text_split, make_tokens
 
-from d2dmoe.api.calibrate import calibrate
+from d2dmoe.api.calibrate import calibrate, calibrate_each
 from d2dmoe.api.evaluate import evaluate
+from d2dmoe.api.goals import OutOfReach
 from d2dmoe.api.intervals import ratio_interval
 from d2dmoe.api.operating_points import _hull
 from d2dmoe.api.search import Point, crossing
@@ -161,6 +163,39 @@ def test_budgets_that_cannot_be_met_are_refused_and_nothing_changes(budget):
     assert {moe.operating_point for moe in find(model, MoE).values()} == {("top_k", 3)}
 
 
+GOALS = [{"flops_ratio": 0.9}, {"flops_ratio": 0.1}, {"max_loss_increase": 0.01}]
+GOALS += [{"flops_ratio": 0.8}, {"flops_ratio": 0.8}]
+
+
+def outcomes_of(found: list) -> list:
+    """Of calibrations; refusals by their messages."""
+    return [str(x) if isinstance(x, OutOfReach) else x for x in found]
+
+
+@pytest.mark.parametrize("per_layer", [False, True])
+def test_several_goals_at_once_come_to_what_each_comes_to_alone(per_layer):
+    model, passes = make_routed(), []
+    set_selection(model, "top_k", 3)
+    model.register_forward_hook(lambda *_: passes.append(1))
+    alone = [calibrate_each(model, batches(), [goal], per_layer=per_layer)[0] for goal in GOALS]
+    apart = len(passes)
+    found = calibrate_each(model, batches(), GOALS, per_layer=per_layer)
+    assert outcomes_of(found) == outcomes_of(alone) and isinstance(found[1], OutOfReach)
+    assert {moe.operating_point for moe in find(model, MoE).values()} == {("top_k", 3)}
+    assert len(passes) - apart < apart / 2
+    assert calibrate(model, batches(), flops_ratio=0.9, per_layer=per_layer) == found[0]
+
+
+def test_processes_part_the_passes_of_a_calibration_and_find_the_same():
+    def calibrations() -> tuple[list, int]:
+        model, passes = make_routed(), []
+        model.register_forward_hook(lambda *_: passes.append(1))
+        return outcomes_of(calibrate_each(model, batches(), GOALS, per_layer=True)), len(passes)
+
+    (found, whole), parts = calibrations(), together(2, calibrations)
+    assert all(part == found and passes < whole for part, passes in parts)
+
+
 @pytest.mark.parametrize(
     ("asked", "error", "message"),
     [
@@ -229,6 +264,10 @@ def test_the_pipeline_measures_budgets_on_the_split_asked_for(knob, monkeypatch)
     for moe, tau in zip(find(model, MoE).values(), taus * 2, strict=False):
         moe.operating_point = "dynamic_k", tau
     assert evaluate(model, batches(UNSEEN)).flops == pytest.approx(points[0]["flops"])
+    chosen = stage.choose("", knob, cfg, run)
+    del splits["validation"]  # what was chosen is not chosen anew for each split
+    again = stage.evaluate_budgets("", knob, cfg | {"chosen": chosen}, run)
+    assert (again.points, again.layers) == (points, layers)
 
 
 def test_a_variant_with_budgets_shares_its_twins_model(raw, root):

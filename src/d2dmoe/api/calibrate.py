@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -13,12 +13,13 @@ from tqdm import tqdm
 
 from d2dmoe.api.batches import as_batches
 from d2dmoe.api.calibration import Calibration, expected
-from d2dmoe.api.goals import PASSES, SHARES_OF_LAYERS, chosen, path_of
+from d2dmoe.api.goals import PASSES, SHARES_OF_LAYERS, OutOfReach, chosen, path_of
 from d2dmoe.api.task_loss import Loss
 from d2dmoe.api.trials import ALL, Trials, set_points
 from d2dmoe.errors import UserError
 from d2dmoe.lookup import look_up
 from d2dmoe.moe import MoE
+from d2dmoe.processes import spread
 from d2dmoe.selection_rules import RULES
 from d2dmoe.surgery import find
 
@@ -55,7 +56,37 @@ def calibrate(
         UnknownName: there is no such rule.
         DataError: batches are not as they should be, too few, or of another order in each pass.
     """
-    asked = _asked(flops_ratio, max_loss_increase)
+    asked = {"flops_ratio": flops_ratio, "max_loss_increase": max_loss_increase}
+    how: dict[str, Any] = {"per_layer": per_layer, "rule": rule, "loss": loss}
+    (found,) = calibrate_each(model, batches, [asked], **how, dense_loss=dense_loss)
+    if isinstance(found, OutOfReach):
+        raise found
+    set_points(_routed(model), {name: (rule, value) for name, value in found.values.items()})
+    return found
+
+
+def calibrate_each(
+    model: nn.Module,
+    batches: Iterable[Any],
+    goals: Sequence[Mapping[str, float | None]],
+    *,
+    per_layer: bool = False,
+    rule: str = "dynamic_k",
+    loss: Loss | None = None,
+    dense_loss: float | None = None,
+) -> list[Calibration | OutOfReach]:
+    """What `calibrate` finds for each of several goals, or why it cannot be met. They share the
+    passes that none of them alone decides; the processes that share the job part the others.
+
+    Args:
+        goals: `flops_ratio` or `max_loss_increase` of each.
+        model, batches, per_layer, rule, loss, dense_loss: as for `calibrate`. The model is left as
+            it was.
+
+    Raises:
+        UserError, UnknownName, DataError: as `calibrate`, but for goals out of reach.
+    """
+    every = [_asked(goal) for goal in goals]
     if dense_loss is not None:
         _check_number("dense_loss", dense_loss)
     if not isinstance(per_layer, bool):
@@ -64,25 +95,30 @@ def calibrate(
     moes = _routed(model)
     before = {name: moe.operating_point for name, moe in moes.items()}
     set_points(moes, dict.fromkeys(moes, ALL))
-    passes = len(SHARES_OF_LAYERS) * len(moes) * per_layer + PASSES + 3
+    passes = len(SHARES_OF_LAYERS) * len(moes) * per_layer + (PASSES + 2) * len(every) + 1
     with tqdm(total=passes, desc="calibrating", unit="pass", disable=None, leave=False) as bar:
         try:
             trials = Trials(model, moes, record, as_batches(batches, model, again=True), loss, bar)
-            trials.needs_loss = per_layer or max_loss_increase is not None
+            trials.needs_loss = per_layer or any("max_loss_increase" in goal for goal in every)
             trials.begin(dense_loss)
             path = path_of(trials, per_layer)
-            values, half = chosen(trials, path, flops_ratio, max_loss_increase)
-            found = trials.at(values, scored=trials.reference is not None)
-        except BaseException:
+            shared = frozenset(trials.used)
+
+            def search(asked: dict[str, float]) -> Calibration | OutOfReach:
+                trials.used = set(shared)
+                try:
+                    values, half = chosen(trials, path, asked)
+                except OutOfReach as error:
+                    return error
+                return expected(trials, asked, per_layer, values, half, trials.at(values))
+
+            return spread(every, search)
+        finally:
             set_points(moes, before)
-            raise
-    trials.set(values)
-    return expected(trials, asked, per_layer, values, half, found)
 
 
-def _asked(budget: float | None, tolerance: float | None) -> dict[str, float]:
-    given = {"flops_ratio": budget, "max_loss_increase": tolerance}
-    asked = {name: value for name, value in given.items() if value is not None}
+def _asked(goal: Mapping[str, float | None]) -> dict[str, float]:
+    asked = {name: value for name, value in goal.items() if value is not None}
     if len(asked) != 1:
         raise UserError("give either flops_ratio or max_loss_increase")
     ((name, value),) = asked.items()

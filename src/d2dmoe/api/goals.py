@@ -6,9 +6,10 @@ dearest, and what counts is measured on it: the cost of the routed model with al
 or its loss.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
-from d2dmoe.api.operating_points import Path, Values, layer_path
+from d2dmoe.api.operating_points import Curve, Path, Values, layer_path
 from d2dmoe.api.search import Point, crossing
 from d2dmoe.api.trials import Trials
 from d2dmoe.errors import UserError
@@ -31,26 +32,32 @@ def path_of(trials: Trials, per_layer: bool) -> Path:
 
 def _path_of_layers(trials: Trials) -> Path:
     """The path of a value a layer, of losses that are measured for each layer alone."""
-    prices = {}
-    for name, curve in trials.layers.curves.items():
-        least, most = curve.experts[0], curve.experts[-1]
-        prices[name] = [(float(most), 0.0)]
-        wanted = (least + share * (most - least) for share in SHARES_OF_LAYERS)
-        for value in dict.fromkeys(map(curve.value_at, wanted)):
-            alone = dict.fromkeys(trials.moes, None) | {name: value}
-            increase = trials.increase(alone) - trials.increase_of(trials.everything)
-            prices[name].append((curve.experts_at(value), increase))
+    curves, everything = trials.layers.curves, dict.fromkeys(trials.moes, None)
+    tried = [(name, value) for name, curve in curves.items() for value in _tried(curve)]
+    trials.measure_all(everything | {name: value} for name, value in tried)
+    prices = {name: [(float(curve.experts[-1]), 0.0)] for name, curve in curves.items()}
+    for name, value in tried:
+        alone = trials.increase(everything | {name: value})
+        increase = alone - trials.increase_of(trials.everything)
+        prices[name].append((curves[name].experts_at(value), increase))
     return layer_path(trials.layers, prices, STEP / 2)
 
 
+def _tried(curve: Curve) -> list[float]:
+    """The values at which a layer's loss is measured alone."""
+    least, most = curve.experts[0], curve.experts[-1]
+    wanted = (least + share * (most - least) for share in SHARES_OF_LAYERS)
+    return list(dict.fromkeys(map(curve.value_at, wanted)))
+
+
 def chosen(
-    trials: Trials, path: Path, budget: float | None, tolerance: float | None
+    trials: Trials, path: Path, asked: Mapping[str, float]
 ) -> tuple[Values, dict[str, float]]:
-    """The operating point, and half the last step: of the cost, and of the loss's increase."""
-    if budget is not None:
-        return _within_budget(trials, path, budget)
-    assert tolerance is not None
-    return _within_tolerance(trials, path, tolerance)
+    """The operating point, and half the last step: of the cost, and of the loss's increase. Asked
+    for is a `flops_ratio` or a `max_loss_increase`."""
+    if "flops_ratio" in asked:
+        return _within_budget(trials, path, asked["flops_ratio"])
+    return _within_tolerance(trials, path, asked["max_loss_increase"])
 
 
 def _within_budget(trials: Trials, path: Path, budget: float) -> tuple[Values, dict[str, float]]:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from d2dmoe.api.operating_points import Layers, Values, Watcher
 from d2dmoe.api.task_loss import Loss
 from d2dmoe.errors import DataError, UserError
 from d2dmoe.moe import MoE
+from d2dmoe.processes import spread
 from d2dmoe.selection_rules import Rule
 
 LEAST, FEW = 8, 50  # samples: fewer are refused; fewer make a warning
@@ -30,7 +31,8 @@ def set_points(moes: Mapping[str, MoE], points: Mapping[str, tuple[str, float]])
 
 
 class Trials:
-    """Operating points of one model on the same batches; each is measured once."""
+    """Operating points of one model on the same batches; each is measured once, its loss too where
+    there is one. Several searches share them."""
 
     def __init__(
         self,
@@ -42,7 +44,8 @@ class Trials:
         bar: Any,
     ):
         self.model, self.moes, self.rule = model, moes, rule
-        self.passes, self.needs_loss = 0, False
+        self.needs_loss = False
+        self.used: set[tuple] = set()  # points that a search, or its path, has asked for
         self._batches, self._loss, self._bar = batches, loss, bar
         self._known: dict[tuple, Measured] = {}
         self._order: list[tuple] = []  # what tells the batches of the first pass apart
@@ -71,14 +74,28 @@ class Trials:
         rest = float(self.costs.total(nothing).sum()) / dense
         return Layers(curves, weights, rest)
 
-    def at(self, values: Mapping[str, float | None], scored: bool) -> Measured:
+    @property
+    def passes(self) -> int:
+        """Over the batches, of the points in `used` and of that with every expert on."""
+        return 1 + len(self.used)
+
+    def at(self, values: Mapping[str, float | None]) -> Measured:
         """What values come to, by layer; None: every expert runs."""
-        key = tuple(values[name] for name in self.moes)
-        known = self._known.get(key)
-        if known is None or scored and known.scores is None:
+        key = self._key(values)
+        self.used.add(key)
+        if key not in self._known:
             self.set(values)
-            known = self._known[key] = self._pass(scored)
-        return known
+            self._known[key] = self._pass(self.reference is not None)
+        return self._known[key]
+
+    def measure_all(self, points: Iterable[Mapping[str, float | None]]) -> None:
+        """Measure points, each by one of the processes that share the job."""
+        missing = [values for values in points if self._key(values) not in self._known]
+        for values, found in zip(missing, spread(missing, self.at), strict=True):
+            self._known[self._key(values)] = found
+
+    def _key(self, values: Mapping[str, float | None]) -> tuple:
+        return tuple(values[name] for name in self.moes)
 
     def set(self, values: Mapping[str, float | None]) -> None:
         """Let the model run at these values."""
@@ -88,14 +105,14 @@ class Trials:
 
     def cost(self, values: Values) -> float:
         """Measured, a share of the dense cost."""
-        return self.cost_of(self.at(values, scored=False))
+        return self.cost_of(self.at(values))
 
     def cost_of(self, found: Measured) -> float:
         return ratio(self.costs.total(found.executed), self.costs.dense)
 
     def increase(self, values: Mapping[str, float | None]) -> float:
         """Of the loss, relative; measured."""
-        return self.increase_of(self.at(values, scored=True))
+        return self.increase_of(self.at(values))
 
     def increase_of(self, found: Measured) -> float:
         return ratio(*self.losses(found)) - 1
@@ -119,7 +136,6 @@ class Trials:
                 each(batch)
 
         found = measure(self.model, self._batches, self._loss, scored, see, note)
-        self.passes += 1
         self._bar.update()
         self._order = self._order or seen
         if seen != self._order:
@@ -149,7 +165,7 @@ def _check_samples(found: Measured, needs_loss: bool) -> None:
             "hundreds"
         )
     if units < FEW:
-        warnings.warn(f"a calibration on {units} {what} is rough: give hundreds", stacklevel=4)
+        warnings.warn(f"a calibration on {units} {what} is rough: give hundreds", stacklevel=5)
 
 
 def _check_loss(scores: Scores | None, dense_loss: float | None) -> None:

@@ -11,7 +11,8 @@ from d2dmoe.selection_rules import RULES, Rule
 class Evaluation:
     """How all operating points of a model are measured, by a rule of the evaluation's name.
 
-    measure: (model's path, knob, options, run) -> `evaluation.Measured`.
+    measure: (model's path, knob, options, run) -> `evaluation.Measured`, of one split.
+    choose: of the same -> what `measure` gets as the option `chosen`, once for all splits.
     """
 
     name: str
@@ -20,6 +21,7 @@ class Evaluation:
     layers: bool = False  # whether it has rows of layers
     rule: str = ""  # the selection rule of its models, where its knobs are none
     reads: tuple[str, ...] = ()  # splits that it reads beside the one that is measured
+    choose: str | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ CALIBRATED = Evaluation(
     layers=True,
     rule="dynamic_k",
     reads=("validation",),
+    choose="d2dmoe.stages.calibrate:choose",
 )
 
 TRUE_NORMS = Evaluation(

@@ -120,7 +120,7 @@ class Plan:
 
     def evaluation_code(self, how: Evaluation, step: Step, knob: str) -> str:
         """Digest of what measures a stage's model."""
-        return self.code("evaluate", [Use(how, ("measure",)), *routed_uses(step, knob)])
+        return self.code("evaluate", [Use(how, ("measure", "choose")), *routed_uses(step, knob)])
 
     def model_code(self, script: str, step: Step, knob: str | None = None) -> str:
         """Digest of a script that runs a stage's model, by a rule where there is a knob."""
