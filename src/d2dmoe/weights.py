@@ -12,6 +12,8 @@ from d2dmoe.errors import UserError
 from d2dmoe.lookup import look_up, resolve
 from d2dmoe.router_kinds import ROUTER_KINDS
 
+BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # as wide as floats of so many bytes
+
 _functions: dict[str, Callable[[Tensor], Tensor]] = {}  # of activations that a layer has had
 
 
@@ -111,10 +113,21 @@ def dense(z: Tensor, mask: Tensor | None, weights: ExpertWeights) -> Tensor:
     weights = weights.dequantized()
     hidden = hidden_neurons(z, weights)  # [..., n, e]
     if mask is not None:
-        hidden = torch.where(mask.unsqueeze(-1), hidden, 0)  # 0 times infinity would be NaN
+        hidden = _masked(hidden, mask)
     if weights.mixed:
         hidden = hidden.to(weights.down.dtype)
     return linear(hidden.flatten(-2), weights.down.flatten(0, 1).T, weights.down_bias)
+
+
+def _masked(hidden: Tensor, mask: Tensor) -> Tensor:
+    """Hidden neurons [..., n, e], those outside of a mask [..., n] 0, whatever they were: 0 times
+    infinity would be NaN. Where no gradient is asked for, `hidden` itself may be given back."""
+    eager_cpu = hidden.device.type == "cpu" and not torch.compiler.is_compiling()
+    if torch.is_grad_enabled() or not eager_cpu:
+        return torch.where(mask.unsqueeze(-1), hidden, 0)
+    whole = BITS[hidden.element_size()]  # clearing all bits in place: a third of the time there
+    hidden.view(whole).bitwise_and_(mask.to(whole).neg().unsqueeze(-1))
+    return hidden
 
 
 def hidden_neurons(z: Tensor, weights: ExpertWeights) -> Tensor:

@@ -383,7 +383,17 @@ def test_what_an_expert_that_does_not_run_computes_is_nowhere_in_the_output():
     expected = masked_forward(moe, z, mask)
     with torch.no_grad():
         moe.up[2] = torch.inf
+        assert torch.equal(masked_forward(moe, z, mask), expected)
     assert torch.equal(masked_forward(moe, z, mask), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_without_gradients_the_same_bytes_come_out(dtype):
+    moe = split_ffn(make_ffn(7, 20, "gelu"), torch.arange(20).view(5, 4)).to(dtype)
+    z, mask = tokens(0, 9, 7).to(dtype), random_mask(0, 9, 5, 0.5)
+    expected = masked_forward(moe, z, mask)
+    with torch.inference_mode():
+        assert torch.equal(masked_forward(moe, z, mask), expected)
 
 
 def routed_ffn(activation: str, kind: str = "regression", gated: bool = False) -> tuple[FFN, MoE]:
