@@ -2,7 +2,7 @@
 model of Gemma-2B's shape with random weights, in parts on all of them (FSDP2), at length 1,024.
 
     python tools/gpu_scaling.py                       # 1, 2, 4, … GPUs, both models
-    python tools/gpu_scaling.py --models gemma --gpus 2 4
+    python tools/gpu_scaling.py --models gemma --gpus 2 4 --batch 12   # samples on each
     python tools/gpu_scaling.py --tiny --gpus 1 2     # any machine: does it run?
 
 It trains by the pipeline's own loop, on made-up samples that lie on the GPU. Printed are samples
@@ -93,14 +93,16 @@ def flops(model: torch.nn.Module, tokens: int, layers: int, width: int) -> float
     return 6.0 * weights * tokens + 12.0 * layers * width * tokens**2
 
 
-def measure(name: str, tiny: bool, recompute: bool) -> dict[str, Any]:
+def measure(name: str, tiny: bool, recompute: bool, batch: int | None) -> dict[str, Any]:
     """What this process finds, together with the others."""
     cuda = torch.cuda.is_available() and not tiny
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if cuda else torch.device("cpu")
     if cuda:
         torch.cuda.set_device(device)
         torch.backends.cuda.matmul.allow_tf32 = True
-    model, batch, tokens, make, parts = {"vit": vit, "gemma": gemma}[name](device, tiny)
+    with device:  # drawn there: billions of weights take a minute on a CPU
+        model, usual, tokens, make, parts = {"vit": vit, "gemma": gemma}[name](device, tiny)
+    batch = batch or usual
     cost = flops(model, tokens, *((12, 768) if name == "vit" else (18, 2048)))
     model.to(device).train()
     steps, together = (2, 4) if tiny else (WARM, WARM + TIMED), batch * place().size
@@ -140,10 +142,11 @@ def main() -> None:
     parser.add_argument("--gpus", nargs="+", type=int)
     parser.add_argument("--tiny", action="store_true", help="small models, on the CPU")
     parser.add_argument("--recompute", action="store_true", help="keep no activations of blocks")
+    parser.add_argument("--batch", type=int, help="samples on each GPU")
     asked = parser.parse_args()
     if "LOCAL_RANK" in os.environ:  # one of those that are started below
         with joined("gloo" if asked.tiny else "cpu:gloo,cuda:nccl"):
-            found = measure(asked.models[0], asked.tiny, asked.recompute)
+            found = measure(asked.models[0], asked.tiny, asked.recompute, asked.batch)
             if leads():
                 print(json.dumps(found), flush=True)
         return
@@ -155,6 +158,7 @@ def main() -> None:
             command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
             command += [f"--nproc-per-node={gpus}", __file__, "--models", name]
             command += ["--tiny"] * asked.tiny + ["--recompute"] * asked.recompute
+            command += [f"--batch={asked.batch}"] * bool(asked.batch)
             done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
             if done.returncode:
                 print(f"{name:5}  {gpus:4}  failed")

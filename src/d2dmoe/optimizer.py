@@ -1,7 +1,7 @@
 """AdamW and its learning rate, the same in every training."""
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -31,8 +31,22 @@ def lr_at(step: int, total: int, cfg: OptimizerConfig) -> float:
     return cfg.min_lr + (cfg.lr - cfg.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def make_optimizer(trained: nn.Module, cfg: OptimizerConfig) -> torch.optim.AdamW:
-    """AdamW that decays matrices but neither biases (whatever their shape) nor norms."""
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The learning rate of all groups; in its place, where it is a tensor."""
+    for group in optimizer.param_groups:
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def make_optimizer(
+    trained: nn.Module, cfg: OptimizerConfig, graphed: bool = False
+) -> torch.optim.AdamW:
+    """AdamW that decays matrices but neither biases (whatever their shape) nor norms.
+
+    `graphed`: its steps can be part of a CUDA graph, so that its learning rate is a tensor.
+    """
     decayed: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in trained.named_parameters():
@@ -43,4 +57,8 @@ def make_optimizer(trained: nn.Module, cfg: OptimizerConfig) -> torch.optim.Adam
         {"params": decayed, "weight_decay": cfg.weight_decay},
         {"params": others, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=cfg.lr, betas=cfg.betas, fused=True)
+    lr: float | torch.Tensor = cfg.lr
+    if graphed:
+        lr = torch.tensor(cfg.lr, device=(decayed + others)[0].device)
+    how: Any = {"fused": True, "capturable": graphed}
+    return torch.optim.AdamW(groups, lr=lr, betas=cfg.betas, **how)

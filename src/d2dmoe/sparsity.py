@@ -108,15 +108,23 @@ def displaced(layer: Activations) -> Tensor:
     return (layer.pre - layer.activation.threshold).clamp(min=0)
 
 
-# From the share in [0, 1] of the training that is done to that of the penalty's full weight.
-SCHEDULES: dict[str, Callable[[float], float]] = {
+Done = float | Tensor  # share in [0, 1] of the training; a tensor where its steps are CUDA graphs
+
+
+def _half_way(progress: Done) -> Done:
+    twice = 2 * progress
+    return twice.clamp(max=1.0) if isinstance(twice, Tensor) else min(1.0, twice)
+
+
+# From the share of the training that is done to that of the penalty's full weight.
+SCHEDULES: dict[str, Callable[[Done], Done]] = {
     "constant": lambda progress: 1.0,
     "linear": lambda progress: progress,
-    "linear_warmup": lambda progress: min(1.0, 2 * progress),
+    "linear_warmup": _half_way,
 }
 
 
-def alpha_at(schedule: str, alpha: float, progress: float) -> float:
+def alpha_at(schedule: str, alpha: float, progress: Done) -> Done:
     """The penalty's weight when a share `progress` in [0, 1] of the training is done.
 
     Raises:

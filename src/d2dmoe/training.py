@@ -15,14 +15,16 @@ from d2dmoe.data.batches import TrainingBatches
 from d2dmoe.data.splits import Batch
 from d2dmoe.distributed import Parts, share_weights, whole_batches, whole_draws
 from d2dmoe.errors import UserError
+from d2dmoe.graphed import GraphedStep
 from d2dmoe.jobs.progress import Progress, logger
 from d2dmoe.jobs.state import TrainingState
-from d2dmoe.optimizer import lr_at, make_optimizer
+from d2dmoe.optimizer import lr_at, make_optimizer, set_lr
 from d2dmoe.pooling import pooled
-from d2dmoe.processes import told
+from d2dmoe.processes import place, told
 from d2dmoe.seeding import seed_for
 
 Losses = dict[str, Tensor]  # scalars by name; "loss" is what is minimised
+Done = float | Tensor  # share in [0, 1] of the training; a scalar tensor where steps are graphed
 ALONE = ResourcesConfig()
 
 
@@ -41,7 +43,7 @@ def cross_entropy_loss(logits: Tensor, targets: Tensor, label_smoothing: float =
 
 def fit(
     trained: nn.Module,
-    losses: Callable[[Batch, float], Losses],
+    losses: Callable[[Batch, Done], Losses],
     batches: TrainingBatches,
     cfg: TrainingConfig,
     *,
@@ -50,6 +52,7 @@ def fit(
     log_every_s: float = 10.0,
     validate: Callable[[], dict[str, float]] | None = None,
     how: ResourcesConfig = ALONE,
+    graphed: bool = False,
 ) -> list[dict[str, float]]:
     """Minimise `losses(batch, progress)["loss"]` over the parameters of `trained`.
 
@@ -63,6 +66,8 @@ def fit(
         log_every_s: seconds between progress lines.
         validate: metrics to add to each epoch's row; must leave the module's mode as it was.
         how: several processes train together, each on its share of the batches.
+        graphed: on a GPU of its own process, record steps as CUDA graphs: `losses` does the same at
+            every call, but for what it reads of its arguments.
 
     Returns:
         One row per epoch, the last may be a part of one: epoch, lr, the means of all losses, the
@@ -74,7 +79,8 @@ def fit(
     """
     parts = Parts.of(min(cfg.batch_size, len(batches.split)), cfg.accumulate)
     call = share_weights(trained, batches.device, how)
-    optimizer = make_optimizer(trained, cfg)
+    graphed = graphed and batches.device.type == "cuda" and place().size == 1
+    optimizer = make_optimizer(trained, cfg, graphed)
     start, history, sums = 0, [], {}
     if state:
         start, history, sums = state.load(trained, optimizer)
@@ -82,14 +88,18 @@ def fit(
         logger.info("%s continues after step %d", name, start)
     total = batches.total
     progress = Progress(name, total, start, log_every_s)
+
+    def take_step(batch: Batch, done: Done) -> Losses:
+        compute = partial(call, losses)
+        return _train_step(parts.split(batch), done, trained, compute, optimizer, cfg)
+
+    step_of = GraphedStep(take_step, batches.device) if graphed else take_step
     stoppable = state.catching_signals() if state else nullcontext()
     with stoppable, whole_batches(trained, how):
         for step, batch in enumerate(batches.stream(start), start):
             torch.manual_seed(seed_for("dropout", batches.seed, step))
-            lr = lr_at(step, total, cfg)
-            dealt = parts.split(batch)
-            compute = partial(call, losses)
-            values = _train_step(dealt, lr, step / total, trained, compute, optimizer, cfg)
+            set_lr(optimizer, lr_at(step, total, cfg))
+            values = step_of(batch, step / total)
             sums = {key: sums.get(key, 0.0) + value for key, value in values.items()}
             if (step + 1) % batches.per_epoch == 0 or step + 1 == total:
                 checked = validate and partial(call, validate)
@@ -105,17 +115,14 @@ def fit(
 
 def _train_step(
     parts: Iterable[tuple[Batch, float]],
-    lr: float,
-    progress: float,
+    progress: Done,
     trained: nn.Module,
-    losses: Callable[[Batch, float], Losses],
+    losses: Callable[[Batch, Done], Losses],
     optimizer: torch.optim.Optimizer,
     cfg: TrainingConfig,
-) -> dict[str, Tensor]:
+) -> Losses:
     """One update by the parts of a batch and their shares of it; returns the losses as float64
     scalars, still on their device."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr
     optimizer.zero_grad(set_to_none=True)
     means: dict[str, Tensor] = {}
     for part, share in parts:

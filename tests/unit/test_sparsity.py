@@ -131,7 +131,10 @@ def test_padding_is_left_out_of_the_penalty(mode):
     ],
 )
 def test_schedules(schedule, expected):
-    assert [alpha_at(schedule, 2.0, progress) for progress in (0, 0.25, 0.5, 1)] == expected
+    shares = 0, 0.25, 0.5, 1
+    assert [alpha_at(schedule, 2.0, share) for share in shares] == expected
+    tensors = [torch.tensor(float(share)) for share in shares]  # as in CUDA graphs
+    assert [float(alpha_at(schedule, 2.0, share)) for share in tensors] == expected
 
 
 @pytest.mark.parametrize("mode", PENALTIES)

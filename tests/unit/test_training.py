@@ -16,7 +16,7 @@ from d2dmoe.jobs.state import TrainingState
 from d2dmoe.quality import validation_metrics
 from d2dmoe.seeding import seed_for
 from d2dmoe.spec import build
-from d2dmoe.training import TrainingBatches, cross_entropy_loss, fit, lr_at, make_optimizer
+from d2dmoe.training import TrainingBatches, cross_entropy_loss, fit, lr_at, make_optimizer, set_lr
 
 # A convolutional stem has batch norms, whose running statistics are a part of the state.
 HARD = with_options(dropout=0.2, stem=[4, 4])
@@ -75,6 +75,21 @@ def train(
         validate=lambda: validation_metrics(model, held_out, 4, CPU),
     )
     return model.state_dict(), history, taken
+
+
+def test_an_optimizer_for_graphs_takes_the_same_steps():
+    weights = []
+    for graphed in (False, True):
+        torch.manual_seed(0)
+        layer = nn.Linear(4, 3)
+        optimizer = make_optimizer(layer, config(), graphed)
+        for lr in (0.1, 0.01):
+            set_lr(optimizer, lr)
+            assert [float(g["lr"]) for g in optimizer.param_groups] == pytest.approx([lr, lr])
+            layer(torch.ones(2, 4)).square().sum().backward()
+            optimizer.step()
+        weights.append(layer.weight.detach().clone())
+    torch.testing.assert_close(*weights)
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -33,6 +33,11 @@ class RuntimeConfig(Strict):
         description="Jobs that share a GPU, which small models leave idle most of the time; "
         "`--resources device=` then says how many run on all GPUs together",
     )
+    graphs: bool = Field(
+        False,
+        description="On a GPU, record the steps of dense training, fine-tuning and sparsification "
+        "as CUDA graphs: small models wait for kernels to start",
+    )
 
 
 class Config(Strict):

@@ -30,6 +30,7 @@ class Run:
     state: TrainingState | None = None  # where an interrupted training goes on
     log_every_s: float = 10.0
     resources: ResourcesConfig = ResourcesConfig()
+    graphs: bool = False  # where steps can be recorded as CUDA graphs, they are
 
 
 @contextmanager
@@ -102,4 +103,5 @@ def _make_run(snakemake: Any, identity: str) -> Run:
         state=TrainingState(STATES / f"{identity}.safetensors", runtime.get("save_every_s", 60.0)),
         log_every_s=runtime.get("log_every_s", 10.0),
         resources=ResourcesConfig.model_validate(snakemake.config.get("resources", {})),
+        graphs=runtime.get("graphs", False),
     )

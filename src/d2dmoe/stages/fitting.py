@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 from torch import nn
 
@@ -15,7 +16,7 @@ from d2dmoe.processes import place
 from d2dmoe.quality import validation_metrics
 from d2dmoe.training import Losses, cross_entropy_loss, fit
 
-MakeLosses = Callable[[Batch, float], Losses]
+MakeLosses = Callable[[Batch, Any], Losses]  # of a batch and `training.Done`
 
 
 def fit_part(
@@ -25,6 +26,7 @@ def fit_part(
     run: Run,
     name: str,
     validated: nn.Module | None = None,
+    graphed: bool = False,
 ) -> list[dict]:
     """Train a module, in place and in the mode that it has; returns the history.
 
@@ -35,6 +37,7 @@ def fit_part(
         run: seed, device, data and state.
         name: of the training, for the log.
         validated: what is measured on validation samples after each epoch; None: nothing.
+        graphed: steps may be recorded as CUDA graphs, see `training.fit`.
     """
     samples = open_split(run.data, "train")
     validate = None
@@ -52,15 +55,21 @@ def fit_part(
         log_every_s=run.log_every_s,
         validate=validate,
         how=run.resources,
+        graphed=graphed and run.graphs,
     )
 
 
 def fit_model(
-    model: nn.Module, losses: MakeLosses, cfg: TrainingConfig, run: Run, name: str
+    model: nn.Module,
+    losses: MakeLosses,
+    cfg: TrainingConfig,
+    run: Run,
+    name: str,
+    graphed: bool = False,
 ) -> list[dict]:
     """Train all of the model, in place, with validation after each epoch; returns the history."""
     model.to(run.device).train()
-    history = fit_part(model, losses, cfg, run, name, validated=model)
+    history = fit_part(model, losses, cfg, run, name, validated=model, graphed=graphed)
     model.eval()
     return history
 
@@ -72,4 +81,4 @@ def fit_task(model: nn.Module, cfg: TaskTrainingConfig, run: Run, name: str) -> 
         inputs, targets = batch
         return {"loss": cross_entropy_loss(logits_of(model, inputs), targets, cfg.label_smoothing)}
 
-    return fit_model(model, losses, cfg, run, name)
+    return fit_model(model, losses, cfg, run, name, graphed=True)

@@ -14,7 +14,7 @@ from d2dmoe.padding import real_tokens
 from d2dmoe.sparsity import activation_of, alpha_at, penalty, watch_activations
 from d2dmoe.spec import ModelSpec
 from d2dmoe.stages.fitting import fit_model
-from d2dmoe.training import Losses, cross_entropy_loss
+from d2dmoe.training import Done, Losses, cross_entropy_loss
 
 
 def sparsify(parent: Path, cfg: SparsifyConfig, run: Run) -> Trained:
@@ -29,14 +29,15 @@ def sparsify(parent: Path, cfg: SparsifyConfig, run: Run) -> Trained:
         spec = spec.with_part("sparsify", activation=activation)
     with watch_activations(model) as activations:
 
-        def losses(batch: Batch, progress: float) -> Losses:
+        def losses(batch: Batch, progress: Done) -> Losses:
             inputs, targets = batch
             task = cross_entropy_loss(logits_of(model, inputs), targets, cfg.label_smoothing)
             sparsity = penalty(cfg.mode, activations.values(), real_tokens(inputs))
             alpha = alpha_at(cfg.schedule, cfg.alpha, progress)
             return {"loss": task + alpha * sparsity, "task": task, "sparsity": sparsity}
 
-        history = fit_model(model, losses, cfg, run, f"sparsify alpha {cfg.alpha}")
+        name = f"sparsify alpha {cfg.alpha}"
+        history = fit_model(model, losses, cfg, run, name, graphed=True)
     return model, spec, history
 
 
