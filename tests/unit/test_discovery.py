@@ -409,6 +409,7 @@ def test_torch_s_encoders_leave_padding_out_without_the_layers_weights(projectio
     torch.testing.assert_close(after[~padding], before[~padding], rtol=0, atol=1e-5)
 
 
+@pytest.mark.workflow
 def test_projections_are_separate_and_imitated_and_split():
     model, fresh = encoder(), encoder()
     before = outputs(model)

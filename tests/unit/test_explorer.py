@@ -255,6 +255,7 @@ def test_libraries_are_those_published_with_their_licences(library, tmp_path):
         code(library, tmp_path)
 
 
+@pytest.mark.workflow
 def test_it_is_made_without_torch():
     command = (
         "import sys, d2dmoe.plan.explored, d2dmoe.explorer.page; print('torch' in sys.modules)"

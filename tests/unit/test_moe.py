@@ -438,6 +438,7 @@ def test_a_pickled_layer_can_be_compiled_in_another_process(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize(
     "case",
     others_later(

@@ -15,6 +15,7 @@ import timm
 import torch
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+from small import others_later
 from small_language import language_spec, make_language
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -386,8 +387,13 @@ DAMAGES = {
 }  # fmt: skip
 
 
+LOADERS = others_later(
+    [from_pretrained, AutoModelForCausalLM.from_pretrained], [AutoModelForCausalLM.from_pretrained]
+)
+
+
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=list(DAMAGES))
-@pytest.mark.parametrize("load", [from_pretrained, AutoModelForCausalLM.from_pretrained])
+@pytest.mark.parametrize("load", LOADERS)
 def test_a_description_that_does_not_fit_is_one_error(damage, load, tmp_path):
     save_pretrained(split(llama()), tmp_path)
     edit(tmp_path, damage.change)
@@ -645,6 +651,7 @@ def test_only_harmless_calls_are_made(factory, options, saved_vit, monkeypatch):
         from_pretrained(".")
 
 
+@pytest.mark.workflow
 def test_shards_dtypes_and_mixtures_of_dtypes_come_back(tmp_path):
     model = split(timm_vit()).to(torch.bfloat16)
     model.norm.float()

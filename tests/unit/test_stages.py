@@ -51,7 +51,7 @@ CHAIN = ["dense", "sparsify", "clustering", "router"]
 MEASURE = {"split": "test", "batch_size": 4, "values": []}
 
 
-@pytest.fixture(scope="module", params=others_later(MODELS, ["vit", "gpt2"]))
+@pytest.fixture(scope="module", params=others_later(MODELS, ["vit"]))
 def chain(request, tmp_path_factory) -> SimpleNamespace:
     """A conversion from the dense model to the routers."""
     name, folder = request.param, tmp_path_factory.mktemp(request.param)

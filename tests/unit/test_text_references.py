@@ -117,6 +117,7 @@ def test_documents_without_bytes_are_refused(train, test):
         ngram_loss_per_byte(train, test)
 
 
+@pytest.mark.workflow
 def test_tfidf_separates_what_words_separate():
     labels = [0, 1] * 10
     assert (
