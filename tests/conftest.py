@@ -13,7 +13,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a network; read when the hub'
 # Compiled modules are kept, whatever the environment says: every job imports them anew.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-gc.disable()  # what the imports make stays; on again when all tests are collected
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,6 +35,7 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)  # tests run side by side; and the last bits of sums depend on it
     if not torch.cuda.is_available():  # kernels run in Triton's interpreter; read on its import
         os.environ["TRITON_INTERPRET"] = "1"
+    gc.disable()  # what the imports make stays; on again when all tests are collected
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:

@@ -174,6 +174,7 @@ def test_other_calls_of_python_are_no_jobs(server):
     assert done.stdout == "1\n"
 
 
+@pytest.mark.workflow
 def test_the_server_ends_after_the_workflow_and_its_last_job(tmp_path):
     """Killed workflows leave their jobs behind, which save their states."""
     workflow = (

@@ -1201,10 +1201,8 @@ def test_an_edit_of_moefications_loss_repeats_just_the_classification_routers(co
     assert trained and trained < code.of_rules("router")
 
 
-DRAWING_MODULES = sorted({module_of(figure.draw) for figure in FIGURES.values()})
-
-
-@pytest.mark.parametrize("module", others_later(DRAWING_MODULES, DRAWING_MODULES[:2]))
+@pytest.mark.workflow
+@pytest.mark.parametrize("module", sorted({module_of(f.draw) for f in FIGURES.values()}))
 def test_an_edit_of_a_figures_module_redraws_its_own_figures(code, module):
     own = [name for name, figure in FIGURES.items() if module_of(figure.draw) == module]
     path = f"{module.removeprefix('d2dmoe.').replace('.', '/')}.py"
@@ -1235,6 +1233,7 @@ def test_an_edit_of_what_a_stage_leaves_repeats_the_stage_and_what_reads_its_mod
         assert code.repeated(f"methods/{method}/*.py") == own
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize(
     ("old", "new"),
     [

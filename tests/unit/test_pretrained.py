@@ -165,7 +165,7 @@ def edit(folder: Path, change) -> None:
 HEADS = {llama: AutoModelForCausalLM, gpt2: AutoModelForCausalLM, bert: AutoModelForMaskedLM}
 
 
-@pytest.mark.parametrize("make", HEADS)
+@pytest.mark.parametrize("make", others_later(HEADS, [*HEADS][:1]))
 @pytest.mark.parametrize("converted", [split, nn.Module.eval], ids=["experts", "FFNs"])
 def test_transformers_loads_what_it_saved(make, converted, tmp_path):
     model = attach(converted(make()))
@@ -234,7 +234,7 @@ def test_what_others_put_into_a_model_is_not_lost_in_silence(tmp_path):
         model.save_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("make", HEADS)
+@pytest.mark.parametrize("make", others_later(HEADS, [*HEADS][:1]))
 def test_the_model_without_its_head_is_the_same(make, tmp_path):
     model = split(make())
     model.save_pretrained(tmp_path / "whole")

@@ -125,6 +125,7 @@ def test_tfidf_separates_what_words_separate():
     )
 
 
+@pytest.mark.workflow
 def test_tfidf_sees_pairs_of_words():
     train = ["up not down", "down not up"] * 5
     assert tfidf_accuracy(train, [0, 1] * 5, ["up not down", "down not up"], [0, 1]) == 1

@@ -54,6 +54,7 @@ def test_texts_and_titles_are_there_once(parts, name, column):
     assert len(set(both)) == len(both)
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("name", SETS)
 def test_no_text_begins_another(parts, name):
     both = sorted(text for part in parts(name).values() for text in normalised(part["text"]))
