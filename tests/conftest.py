@@ -7,16 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from snakemake.utils import available_cpu_count
 
-if not torch.cuda.is_available():  # kernels run in Triton's interpreter; read when it is imported
-    os.environ["TRITON_INTERPRET"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a network; read when the hub's client is imported
 # Compiled modules are kept, whatever the environment says: every job imports them anew.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-torch.set_num_threads(1)  # tests run side by side; and the last bits of sums depend on it
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,6 +24,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="compare a hundred steps of every stage in two processes with those in one",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare the processes that run tests; the one that hands them out needs no torch."""
+    if config.option.dist != "no":
+        return
+    import torch
+
+    torch.set_num_threads(1)  # tests run side by side; and the last bits of sums depend on it
+    if not torch.cuda.is_available():  # kernels run in Triton's interpreter; read on its import
+        os.environ["TRITON_INTERPRET"] = "1"
+    gc.disable()  # what the imports make stays; on again when all tests are collected
 
 
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
@@ -48,6 +56,7 @@ def pytest_collection_finish() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)
+    gc.enable()
 
 
 def pytest_unconfigure() -> None:

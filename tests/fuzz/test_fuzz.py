@@ -12,7 +12,13 @@ from outcomes import outcomes
 SHARE = {configurations: 40, checkpoints: 30, results: 25}
 
 
-@pytest.mark.parametrize("module", SHARE, ids=lambda module: module.__name__)
+LATER = {checkpoints: pytest.mark.workflow, results: pytest.mark.workflow}
+
+
+@pytest.mark.parametrize(
+    "module",
+    [pytest.param(module, marks=LATER.get(module, ()), id=module.__name__) for module in SHARE],
+)
 @pytest.mark.filterwarnings("ignore")
 def test_damaged_input_is_taken_or_refused_in_one_message_in_time(module, tmp_path: Path):
     found = outcomes(module.case, seeds(SHARE[module], 2), tmp_path)

@@ -13,6 +13,10 @@ import torch
 
 from d2dmoe.processes import joined
 
+# Autograd counts the devices at the first gradient, and with more than the CPU bears no forks. Some
+# code that tests run later, such as what compiles, adds devices that are none.
+torch.ones((), requires_grad=True).backward()
+
 
 def together(size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
     """What each of so many processes returns, by its rank. They are forks of this one, so that the

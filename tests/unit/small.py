@@ -85,7 +85,18 @@ def make_dense(spec: ModelSpec = SPEC, seed: int = 0) -> nn.Module:
 def make_split(spec: ModelSpec = SPEC, seed: int = 0, num_experts: int = EXPERTS) -> nn.Module:
     model = make_dense(spec, seed)
     ups = [ffn.activated.weight for ffn in find(model, FFN).values()]
-    return to_moe(model, [assign_neurons(up, num_experts, "kmeans", seed) for up in ups])
+    return to_moe(model, [clusters(up, num_experts, seed) for up in ups])
+
+
+KNOWN: dict[tuple, torch.Tensor] = {}
+
+
+def clusters(rows: torch.Tensor, num_experts: int, seed: int = 0) -> torch.Tensor:
+    """`assign_neurons` by k-means; the same rows are clustered once."""
+    key = rows.detach().float().numpy().tobytes(), rows.shape, num_experts, seed
+    if key not in KNOWN:
+        KNOWN[key] = assign_neurons(rows, num_experts, "kmeans", seed)
+    return KNOWN[key].clone()
 
 
 def make_routed(spec: ModelSpec = SPEC, seed: int = 0, kind: str = "regression") -> nn.Module:

@@ -1,13 +1,12 @@
 """Small language models of transformers, and tokens for them."""
 
 import torch
-from small import randomise
+from small import clusters, randomise
 from torch import nn
 
 from d2dmoe.config.model import BertConfig, GemmaConfig, GPT2Config
 from d2dmoe.conversion import add_routers, to_moe
 from d2dmoe.data.splits import CorpusSplit, TextSplit
-from d2dmoe.experts import assign_neurons
 from d2dmoe.ffn import FFN, set_activation
 from d2dmoe.models.build import create_model
 from d2dmoe.moe import set_selection
@@ -38,7 +37,7 @@ def make_language(name: str, activation: str | None = None) -> nn.Module:
 
 def split_language(model: nn.Module) -> nn.Module:
     rows = [ffn.activated.weight for ffn in find(model, FFN).values()]
-    return to_moe(model, [assign_neurons(up, EXPERTS, "kmeans", 0) for up in rows])
+    return to_moe(model, [clusters(up, EXPERTS) for up in rows])
 
 
 def make_routed_language(name: str, tau: float = 0.5, kind: str = "regression") -> nn.Module:

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small import randomise
+from small import others_later, randomise
 from small_language import (
     ABOUT_OF,
     CAUSAL,
@@ -73,7 +73,7 @@ def test_dropout_falls_where_the_original_class_drops(name, tmp_path):
         assert not torch.allclose(ours(ids).logits, outputs[0], atol=0.1)  # it does drop
 
 
-@pytest.mark.parametrize("activation", [None, *ACTIVATIONS])
+@pytest.mark.parametrize("activation", others_later([None, *ACTIVATIONS], [None, "relu"]))
 @pytest.mark.parametrize("name", TINY)
 def test_all_experts_on_equals_dense(name, activation):
     model = make_language(name, activation)
@@ -84,6 +84,7 @@ def test_all_experts_on_equals_dense(name, activation):
     torch.testing.assert_close(moe, dense, rtol=0, atol=1e-5)
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
 def test_all_experts_on_equals_dense_at_base_size(name):
     """Blocks of width 768, FFNs of 3,072, random weights; random experts, which are as good a
@@ -125,7 +126,7 @@ def test_padding_changes_no_logits_and_does_not_count():
         assert one.sums[0] == short and one.sums == other.sums
 
 
-@pytest.mark.parametrize("tau", [0.0, 0.5])
+@pytest.mark.parametrize("tau", others_later([0.0, 0.5], [0.5]))
 @pytest.mark.parametrize("name", CAUSAL)
 def test_generation_with_a_cache_equals_that_without(name, tau):
     model = make_routed_language(name, tau)

@@ -141,6 +141,7 @@ def test_a_halted_token_changes_nothing_for_others():
             assert not states[row, ~kept].any()
 
 
+@pytest.mark.workflow
 def test_outputs_and_costs_are_those_of_the_truncated_computation():
     model, x = make_halting(), make_inputs(40)
     truncated = Truncated(model)
@@ -269,7 +270,9 @@ def test_the_same_seed_gives_the_same_bytes_and_another_depth_others(parent):
 
 
 def test_a_saved_model_comes_back(parent):
-    model, spec, _ = train_avit(parent, AViTConfig(**TRAINING | {"depth": 2.0, "gamma": 4.0}), RUN)
+    model, spec, _ = train_avit(
+        parent, AViTConfig(**TRAINING | {"epochs": 1, "depth": 2.0, "gamma": 4.0}), RUN
+    )
     save_model(parent.parent / "model", model, spec)
     loaded, its_spec = load_model(parent.parent / "model")
     assert its_spec == spec and not loaded.training

@@ -3,6 +3,7 @@
 import pandas as pd
 import pytest
 import torch
+from small import others_later
 from small_kernels import make_weights
 
 from d2dmoe.activations import ACTIVATIONS
@@ -57,7 +58,8 @@ def test_tokens_of_a_group_choose_alike_and_others_do_not():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("kind", MASKS)
-@pytest.mark.parametrize("width", [24, 128])  # without other neurons than the experts', and with
+# Without other neurons than the experts', and with.
+@pytest.mark.parametrize("width", others_later([24, 128], [24]))
 def test_the_router_selects_exactly_the_mask_in_every_format(dtype, kind, width):
     *maps, kind_of_router = selecting_router(24, width, 96, generator())
     router = RouterWeights(*(x.to(DTYPES[dtype]) for x in maps), kind_of_router)
@@ -143,6 +145,7 @@ def test_functions_are_timed_in_turn():
     assert calls == ["a", "b"] * (1 + ROUNDS)
 
 
+@pytest.mark.workflow
 def test_the_figure_has_a_panel_per_layer_format_and_mask(tmp_path):
     layers = [cfg(masks=["bernoulli", "clustered"]), cfg(gated=True)]
     rows = [row for layer in layers for row in all_rows(layer, CPU, {})]

@@ -125,9 +125,13 @@ def statistics(tradeoff: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def _curve(points: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
-    means = points.groupby("knob_value")[["flops_ratio", "relative_value"]].mean()
-    means = means.sort_values("flops_ratio")
-    return means["flops_ratio"].to_numpy(), means["relative_value"].to_numpy()
+    known = points[points["knob_value"].notna()]
+    _, at, counts = np.unique(known["knob_value"], return_inverse=True, return_counts=True)
+    costs, qualities = (
+        np.bincount(at, known[name]) / counts for name in ("flops_ratio", "relative_value")
+    )
+    order = costs.argsort()
+    return costs[order], qualities[order]
 
 
 def _cost_at_99(curve: tuple[np.ndarray, np.ndarray]) -> float | None:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 import typer
 from PIL import Image
+from small import others_later
 from small_texts import make_texts
 from typer.testing import CliRunner
 
@@ -487,7 +488,7 @@ def of_torchvision(tmp_path, monkeypatch) -> str:
     return "torchvision:tiny"
 
 
-@pytest.mark.parametrize("made_of", ["of_timm", "of_torchvision"])
+@pytest.mark.parametrize("made_of", others_later(["of_timm", "of_torchvision"], ["of_torchvision"]))
 def test_the_whole_way_of_a_model_for_images(made_of, photos, tmp_path, request):
     """Images are prepared as the model's weights say, before and after the conversion."""
     original, new = request.getfixturevalue(made_of), tmp_path / "new"

@@ -270,6 +270,7 @@ def test_calibration_samples_are_drawn_once_each_by_the_seed(monkeypatch):
     assert some != drawn(1, "a", 20) and some != drawn(0, "b", 20)
 
 
+@pytest.mark.workflow
 def test_fine_tuning_makes_it_better_and_balances_the_loads(case, read):
     path = case.folder / "tuned"
     model, spec, history = carve(case.folder / "dense", config(epochs=9, balance_rate=0.01), RUN)

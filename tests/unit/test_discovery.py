@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from small import others_later
 from torch import nn
 from torch.nn.functional import gelu, relu, scaled_dot_product_attention
 from transformers import (
@@ -409,6 +410,7 @@ def test_torch_s_encoders_leave_padding_out_without_the_layers_weights(projectio
     torch.testing.assert_close(after[~padding], before[~padding], rtol=0, atol=1e-5)
 
 
+@pytest.mark.workflow
 def test_projections_are_separate_and_imitated_and_split():
     model, fresh = encoder(), encoder()
     before = outputs(model)
@@ -478,7 +480,7 @@ def falcon() -> nn.Module:
     return FalconForCausalLM(FalconConfig(vocab_size=50, new_decoder_architecture=True, **sizes))
 
 
-@pytest.mark.parametrize("make", [gpt_neox, bloom, falcon])
+@pytest.mark.parametrize("make", others_later([gpt_neox, bloom, falcon], [bloom]))
 def test_projections_of_transformers_that_lie_by_heads_become_experts(make, tmp_path):
     torch.manual_seed(0)
     model, tokens = make().eval(), torch.arange(2, 26).view(2, 12)

@@ -135,6 +135,7 @@ def test_the_teacher_is_not_changed_and_its_own_weights_leave_nothing_to_imitate
     assert path.read_bytes() == before
 
 
+@pytest.mark.workflow
 def test_a_student_comes_to_answer_as_its_teacher(teachers):
     path = teachers("vit")
     model, _, history = learn(path, "vit", imitation=1.0, epochs=60)

@@ -2,6 +2,7 @@
 them, however the weights lie, and whatever becomes of the processes."""
 
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,6 +20,7 @@ from small import (
     make_images,
     make_routed,
     make_split,
+    others_later,
     read_from,
     with_experts,
     with_options,
@@ -93,10 +95,18 @@ CURVES: dict[str, tuple[str, str, str, dict[str, Any]]] = {  # architecture, par
 
 
 HUNDRED = ("dense", "sparsify", "router of gated")  # stages that always take a hundred steps
-FAST = {  # those in parts take longer on a CPU; the others go with the workflow's
+# In parts a stage takes longer on a CPU: some take four steps too, all a hundred.
+BY_KIND = {
     "copies": [*CURVES],
     "parts": ["dense", "projections of text", "sparsify", "router of gated", "tune", "avit"],
 }
+# The fast tests take one of each way to share a batch.
+FAST = ["dense", "projections of text", "sparsify", "router of gated", "avit", "seer"]
+TRAININGS = [
+    pytest.param(kind, name, marks=[] if name in FAST else pytest.mark.workflow)
+    for kind, names in BY_KIND.items()
+    for name in names
+]
 
 
 def parents(folder: Path) -> dict[tuple[str, str], Path]:
@@ -141,16 +151,25 @@ def paths(tmp_path_factory) -> dict:
 
 
 @pytest.fixture(scope="module")
-def alone(paths) -> dict[str, list[dict]]:
-    return curves(paths, ResourcesConfig(), CURVES)
+def asked(request) -> list[str]:
+    """The trainings that are tested now: those of the fast tests, and all others with them."""
+    own = [item for item in request.session.items if item.path == request.path]
+    names = {item.callspec.params.get("name") for item in own if hasattr(item, "callspec")}
+    return [name for name in CURVES if name in FAST or name in names]
 
 
 @pytest.fixture(scope="module")
-def shared(paths, alone) -> dict[str, dict[str, list[dict]]]:
+def alone(paths, asked) -> dict[str, list[dict]]:
+    return curves(paths, ResourcesConfig(), asked)
+
+
+@pytest.fixture(scope="module")
+def shared(paths, alone, asked) -> dict[str, dict[str, list[dict]]]:
     """What two processes make of the same."""
     both = {}
-    for kind, names in FAST.items():
-        both[kind], other = together(2, curves, paths, KINDS[kind], names)
+    for kind, names in BY_KIND.items():
+        own = [name for name in names if name in asked]
+        both[kind], other = together(2, curves, paths, KINDS[kind], own)
         assert both[kind] == other
     return both
 
@@ -164,7 +183,7 @@ def check_equal(found: list[dict], expected: list[dict]) -> None:
         assert row == pytest.approx(other, rel=1e-6, abs=5e-7)
 
 
-@pytest.mark.parametrize(("kind", "name"), [(k, n) for k, names in FAST.items() for n in names])
+@pytest.mark.parametrize(("kind", "name"), TRAININGS)
 def test_every_training_of_two_processes_has_the_losses_of_one(kind, name, shared, alone):
     assert len({row["loss"] for row in alone[name]}) == STEPS  # it learns
     check_equal(shared[kind][name], alone[name])
@@ -240,18 +259,18 @@ def undisturbed() -> tuple[list[float], list[dict]]:
     return train(None, ResourcesConfig())
 
 
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [
-        ((2, COPIES), (1, COPIES)),
-        ((2, PARTS), (1, COPIES)),
-        ((1, COPIES), (2, COPIES)),
-        ((1, COPIES), (2, PARTS)),
-        ((2, COPIES), (3, PARTS)),
-    ],
-)
-def test_a_training_goes_on_with_another_number_of_processes(tmp_path, before, after, undisturbed):
-    losses, history = undisturbed
+CHANGES = [
+    ((2, COPIES), (1, COPIES)),
+    ((2, PARTS), (1, COPIES)),
+    ((1, COPIES), (2, COPIES)),
+    ((1, COPIES), (2, PARTS)),
+    ((2, COPIES), (3, PARTS)),
+]
+
+
+@pytest.mark.parametrize("change", others_later(CHANGES, CHANGES[1:2]))
+def test_a_training_goes_on_with_another_number_of_processes(tmp_path, change, undisturbed):
+    (before, after), (losses, history) = change, undisturbed
     path = tmp_path / "state.safetensors"
 
     def several(size: int, how: ResourcesConfig, *arguments: Any) -> tuple:
@@ -265,6 +284,7 @@ def test_a_training_goes_on_with_another_number_of_processes(tmp_path, before, a
     assert len(list(tmp_path.iterdir())) == 1  # a file, or a folder of shards
 
 
+@pytest.mark.workflow
 def test_a_killed_process_ends_the_others_and_nothing_is_lost(tmp_path, undisturbed):
     path, kills = tmp_path / "state.safetensors", [(1, 2), (0, 1), (1, 3)]
 
@@ -284,6 +304,7 @@ def test_a_killed_process_ends_the_others_and_nothing_is_lost(tmp_path, undistur
     check_equal(history, expected)
 
 
+@pytest.mark.workflow
 def test_a_signal_to_one_process_saves_the_state_and_stops_all(tmp_path, undisturbed):
     path = tmp_path / "state.safetensors"
 
@@ -300,10 +321,17 @@ def test_a_signal_to_one_process_saves_the_state_and_stops_all(tmp_path, undistu
     assert train(path, COPIES)[0] == pytest.approx(undisturbed[0][3:], rel=1e-6)
 
 
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory) -> Path:
+    """The folder of the state of a training that two processes have begun."""
+    folder = tmp_path_factory.mktemp("cut")
+    together(2, train, folder / "state.safetensors", PARTS, cut_at(2))
+    return folder
+
+
 @pytest.mark.parametrize("what", ["shard", "about.txt", "missing"])
-def test_a_damaged_state_of_several_processes_is_named(tmp_path, what):
-    path = tmp_path / "state.safetensors"
-    together(2, train, path, PARTS, cut_at(2))
+def test_a_damaged_state_of_several_processes_is_named(tmp_path, cut, what):
+    path = shutil.copytree(cut, tmp_path / "damaged") / "state.safetensors"
     (state,) = path.with_suffix(".shards").iterdir()
     file = state / what if what == "about.txt" else sorted(state.glob("shard-*"))[0]
     if what == "missing":
@@ -316,6 +344,7 @@ def test_a_damaged_state_of_several_processes_is_named(tmp_path, what):
         train(path, COPIES)
 
 
+@pytest.mark.workflow
 def test_what_a_process_that_was_killed_while_it_saved_left_is_no_state(tmp_path):
     path = tmp_path / "state.safetensors"
     together(2, train, path, PARTS, cut_at(1))
@@ -325,7 +354,7 @@ def test_what_a_process_that_was_killed_while_it_saved_left_is_no_state(tmp_path
     assert len(together(2, train, path, COPIES)[0][0]) == 4 * 2 - 1
 
 
-@pytest.mark.parametrize("accumulate", [2, 3])
+@pytest.mark.parametrize("accumulate", others_later([2, 3], first=[3]))
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_parts_of_a_shared_batch_add_up_to_it(kind, accumulate):
     def one_curve(accumulate: int, how: ResourcesConfig) -> list[dict]:
@@ -363,7 +392,7 @@ def test_the_blocks_of_a_model_are_found(name):
     assert len(blocks) == 2 and len({type(block) for block in blocks}) == 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", others_later(KINDS, first=["copies"]))
 def test_recomputed_activations_change_nothing(kind, paths, alone):
     how = KINDS[kind].model_copy(update={"recompute": True})
     names = ["sparsify", "router of gated"]

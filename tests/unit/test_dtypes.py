@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from small import make_ffn, randomise
+from small import make_ffn, others_later, randomise
 from torch import nn
 
 from d2dmoe.activations import ACTIVATIONS
@@ -87,7 +87,7 @@ def test_autocast_rounds_a_layer_as_it_does_linear_maps(dtype, backend, grad, in
 
 @pytest.mark.parametrize("kind", ROUTER_KINDS)
 @pytest.mark.parametrize("form", FORMS, ids=str)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("activation", others_later(ACTIVATIONS, ["relu", "silu"]))
 def test_every_form_of_experts_runs_under_autocast(activation, form, kind):
     moe, z = make_layer(activation=activation, kind=kind, **form), tokens()
     moe.selection.value = 0.5

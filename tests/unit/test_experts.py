@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from k_means_constrained import KMeansConstrained
+from small import others_later
 from torch.nn.functional import normalize
 
 from d2dmoe.balanced_kmeans import SCALE, Partition, integer_gram
@@ -183,7 +184,7 @@ def test_kmeans_finds_planted_directions_whatever_their_length():
 
 
 @pytest.mark.parametrize(("num_experts", "size"), [(2, 40), (16, 8), (40, 4), (60, 2)])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", others_later(range(3), [0]))
 def test_kmeans_finds_planted_clusters_in_any_basis_and_order(num_experts, size, seed):
     rows = planted(num_experts, size, d_model=32, noise=0.2, seed=seed)
     basis = torch.linalg.qr(weights(32, 32, seed)).Q

@@ -182,6 +182,7 @@ def test_without_a_configuration_variants_have_their_names(reference):
     assert "configuration" in scale["notes"]["config"]
 
 
+@pytest.mark.workflow
 def test_a_table_of_another_version_leaves_its_view_out(reference):
     path = reference / "miniature/tables/layers.csv"
     path.write_text("task,variant\ntiny,sparse\n")
@@ -189,6 +190,7 @@ def test_a_table_of_another_version_leaves_its_view_out(reference):
     assert "it has no column method" in scale["notes"]["layers"] and "layers" not in scale["tables"]
 
 
+@pytest.mark.workflow
 def test_a_table_more_wide_keeps_its_columns(reference):
     path = reference / "miniature/tables/tradeoff.csv"
     pd.read_csv(path).assign(watts=7).to_csv(path, index=False)
@@ -232,6 +234,7 @@ def test_a_page_is_whole_asks_for_nothing_and_repeats(reference):
     assert 'src="http' not in text and "default-src 'none'" in text
 
 
+@pytest.mark.workflow
 def test_text_of_a_table_ends_no_script(reference):
     path = reference / "miniature/tables/tradeoff.csv"
     path.write_text(path.read_text().replace(",x,", ",</script><b>,"))
@@ -255,6 +258,7 @@ def test_libraries_are_those_published_with_their_licences(library, tmp_path):
         code(library, tmp_path)
 
 
+@pytest.mark.workflow
 def test_it_is_made_without_torch():
     command = (
         "import sys, d2dmoe.plan.explored, d2dmoe.explorer.page; print('torch' in sys.modules)"

@@ -37,7 +37,7 @@ TESTED = (  # of each form one or two; tools/families.py makes the table of all
     "nn.TransformerEncoder",
     "a GPT in 40 lines",
 )
-FIRST = ("ViT (timm)", "DINOv2, SwiGLU", "BERT", "GPT-2", "Llama", "T5", "a GPT in 40 lines")
+FIRST = ("ViT (timm)", "DINOv2, SwiGLU", "GPT-2", "Llama", "a GPT in 40 lines")
 TRACED = ("DINOv2, SwiGLU", "ModernBERT", "GPT-2", "BLOOM", "Gemma 3", "T5")  # a second or two each
 
 

@@ -615,6 +615,7 @@ def overlapping(figure) -> list[tuple[str, str]]:
     return [(a, b) for (a, first), (b, second) in pairs if first.overlaps(second)]
 
 
+@pytest.mark.workflow
 def test_projections_shows_each_map_before_and_after(tmp_path):
     figure = projections.draw()
     style.save(figure, tmp_path / "f.png", tmp_path / "f.pdf")

@@ -160,6 +160,7 @@ def test_without_the_server_a_script_runs_for_itself(doomed):
     assert run("import os; print(os.getppid())")[1].strip() == str(os.getpid())
 
 
+@pytest.mark.workflow
 def test_jobs_end_with_a_server_that_is_killed(doomed):
     process = start(script(SLEEPER))
     job = psutil.Process(int(process.stdout.readline()))
@@ -173,6 +174,7 @@ def test_other_calls_of_python_are_no_jobs(server):
     assert done.stdout == "1\n"
 
 
+@pytest.mark.workflow
 def test_the_server_ends_after_the_workflow_and_its_last_job(tmp_path):
     """Killed workflows leave their jobs behind, which save their states."""
     workflow = (

@@ -171,6 +171,7 @@ done
 """
 
 
+@pytest.mark.workflow
 def test_parts_of_a_run_go_on_where_the_last_one_stopped(tmp_path):
     made = tmp_path / "bundle"
     (made / "tree").mkdir(parents=True)
@@ -195,6 +196,7 @@ def test_parts_of_a_run_go_on_where_the_last_one_stopped(tmp_path):
     assert str(made / "tree/src") in (made / "tree/results/3").read_text()
 
 
+@pytest.mark.workflow
 def test_a_bundles_configuration_is_read_as_the_default(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["bundle", str(tmp_path / "made")])
     bundle.main()

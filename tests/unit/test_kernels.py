@@ -74,7 +74,7 @@ def test_the_gpu_kernels_refuse_fp64():
     others_later(
         [(1, 1, 1.0), (200, 1, 0.3), (63, 3, 1.0), (64, 3, 1.0), (200, 5, 0.0)]
         + [(260, 3, 0.3), (3, 66, 0.05)],
-        first=[(1, 1, 1.0), (64, 3, 1.0), (3, 66, 0.05)],
+        first=[(1, 1, 1.0), (64, 3, 1.0)],
     ),
 )  # tiles are of 64 tokens, superblocks of 128, and a mask is read 64 experts at a time
 def test_each_chosen_pair_of_token_and_expert_runs_once(case):
@@ -118,7 +118,10 @@ def test_a_token_whose_scores_are_all_0_runs_none_unless_tau_is_0(tau, runs):
 
 
 @pytest.mark.filterwarnings("ignore:invalid value")  # of numpy, in Triton's interpreter
-@pytest.mark.parametrize(("broken", "form"), [(torch.nan, "relu"), (torch.inf, "gelu")])
+@pytest.mark.parametrize(
+    ("broken", "form"),
+    [(torch.nan, "relu"), pytest.param(torch.inf, "gelu", marks=pytest.mark.workflow)],
+)
 def test_a_broken_token_comes_out_broken_and_alone(broken, form):
     weights, z = make_weights(form, 5, 16, 16, 16, DEVICE), make_tokens(5, 16, DEVICE)
     chosen = {"router": make_router(5, 8, 16, "regression", DEVICE), "tau": 0.6}
@@ -190,8 +193,9 @@ def test_for_many_tokens_the_second_matrix_is_put_in_order(size, d_out, form):
     assert torch.equal(weights.down, before)
 
 
-@pytest.mark.parametrize("d_model, d_out", [(30, 48), (32, 41), (100, 200)])
-def test_rows_need_not_fill_a_block_nor_be_aligned(d_model, d_out):
+@pytest.mark.parametrize("sizes", others_later([(30, 48), (32, 41), (100, 200)], [(30, 48)]))
+def test_rows_need_not_fill_a_block_nor_be_aligned(sizes):
+    d_model, d_out = sizes
     weights = make_weights("gelu", 3, 24, d_model, d_out, device=DEVICE)
     z, mask = make_tokens(70, d_model, DEVICE), random_mask(70, 3, 0.5)
     for found in (run(z, mask, weights), decode.run(z[:3], weights, mask=mask[:3])):
@@ -199,6 +203,7 @@ def test_rows_need_not_fill_a_block_nor_be_aligned(d_model, d_out):
         assert relative_error(found, expected) < 1e-5
 
 
+@pytest.mark.workflow
 def test_all_tokens_may_run_one_expert_or_every_expert_or_none():
     weights = make_weights("relu", 4, 32, d_model=32, d_out=32, device=DEVICE)
     z = make_tokens(140, 32, DEVICE)
@@ -245,7 +250,7 @@ def test_decoding_selects_as_torch_does(tokens, kind):
     assert torch.equal(found, dynamic_k(scores(z, router), 0.5).float())
 
 
-@pytest.mark.parametrize("tokens", [0, 1, 3, 70])
+@pytest.mark.parametrize("tokens", others_later([0, 1, 3, 70], [3]))
 def test_the_fused_layer_is_router_and_experts(tokens):
     weights = make_weights("gelu_tanh glu", 4, 32, d_model=48, d_out=48, device=DEVICE)
     router, z = make_router(4, 16, 48, "regression", DEVICE), make_tokens(tokens, 48, DEVICE)
@@ -276,6 +281,7 @@ def arguments(kind: str) -> tuple:
     return (z, make_router(4, 8, 24, "regression", DEVICE), 0.5, weights)
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("stored", [lambda weights: weights, quantized])
 def test_the_operators_are_well_formed(stored):
     z, mask, weights = arguments("mask")
@@ -284,6 +290,7 @@ def test_the_operators_are_well_formed(stored):
     torch.library.opcheck(ops._dynamic_k_ffn, (z, *router, tau, *ops._flat(stored(weights))))
 
 
+@pytest.mark.workflow
 def test_the_operators_can_be_compiled_without_a_break():
     z, mask, weights = arguments("mask")
     compiled = torch.compile(lambda z: 2 * ops.expert_ffn(z, mask, weights), backend="aot_eager")

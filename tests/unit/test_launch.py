@@ -7,6 +7,7 @@ from multiprocessing import get_context
 
 import pytest
 import torch
+from small import others_later
 from small_kernels import make_tokens, make_weights, masked_sum, relative_error
 
 from d2dmoe.errors import UserError
@@ -116,7 +117,7 @@ def test_the_table_is_read_once(user, monkeypatch):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is for Triton's interpreter")
-@pytest.mark.parametrize("options", [{}, {"tile": 32, "superblock": 64}])
+@pytest.mark.parametrize("options", others_later([{}, {"tile": 32, "superblock": 64}], [{}]))
 def test_the_kernel_runs_by_the_launch_that_is_looked_up(user, options):
     write(user, line(128, **options))
     mask = MASK & (torch.arange(100)[:, None] % 3 != torch.arange(4))

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from small import others_later
 
 from d2dmoe.benchmark.loading import damaged, image_rates, synthetic_tree, token_rates
 from d2dmoe.config.data import ImagesConfig
@@ -97,7 +98,7 @@ def test_a_rank_is_one_of_its_world(rank, world):
 
 
 @pytest.mark.parametrize("mixing", MIXING)
-@pytest.mark.parametrize("world", [2, 3, 8])
+@pytest.mark.parametrize("world", others_later([2, 3, 8], [3]))
 def test_processes_together_train_on_what_one_would(decoded, mixing, world):
     """To the bit: the same images with the same changes, also where there are more processes than
     samples, and where an image is mixed with another process's."""
@@ -177,6 +178,7 @@ def workers():
     return lambda: [x for x in psutil.Process().children() if x not in before]
 
 
+@pytest.mark.workflow
 def test_who_stops_a_worker_stops_the_training_which_reads_on(decoded, workers):
     """SLURM tells every process of a job to terminate; the training saves its state first."""
     told = []

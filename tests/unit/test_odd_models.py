@@ -282,6 +282,7 @@ def test_options_of_imitation_are_checked(options, reason):
         d2dmoe.imitate_projections(Model(), [images()], steps=1, **options)
 
 
+@pytest.mark.workflow
 def test_backends_are_chosen_of_batches_of_any_form():
     model, other = converted().train(), Open()
     d2dmoe.convert(other, num_experts=4, example=(images(),))

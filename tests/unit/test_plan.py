@@ -124,6 +124,7 @@ def test_files_of_a_dataset_are_its_description_and_the_splits_asked_for(plan):
     assert plan.data_files(folder, ["test"]) == [f"{folder}/dataset.json", files[-1]]
 
 
+@pytest.mark.workflow
 def test_the_plan_needs_neither_torch_nor_figures_nor_snakemake():
     """So that a call of the workflow begins in a second."""
     code = (
@@ -860,6 +861,7 @@ def others(stage: Stage) -> tuple[str, ...]:
     return tuple(f"methods/{x}/" for x in packages if f".methods.{x}." not in stage.make)
 
 
+@pytest.mark.workflow
 def test_no_training_depends_on_kernels_figures_claims_the_plan_or_another_method(watched):
     for step in watched.steps.values():
         code = watched.stage_code(step)
@@ -884,6 +886,7 @@ def test_a_benchmark_depends_on_the_architecture_of_its_model_alone(watched):
     assert len(codes) == len(ARCHITECTURES)
 
 
+@pytest.mark.workflow
 def test_an_evaluation_depends_on_its_own_methods_code_alone(watched):
     for line in lines_of(watched):
         code = watched.evaluation_code(line.how, line.last, line.knob)
@@ -1198,6 +1201,7 @@ def test_an_edit_of_moefications_loss_repeats_just_the_classification_routers(co
     assert trained and trained < code.of_rules("router")
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("module", sorted({module_of(f.draw) for f in FIGURES.values()}))
 def test_an_edit_of_a_figures_module_redraws_its_own_figures(code, module):
     own = [name for name, figure in FIGURES.items() if module_of(figure.draw) == module]
@@ -1220,6 +1224,7 @@ def test_an_edit_of_the_wall_clock_redraws_the_benchmarks_figures(code):
     assert code.repeated("figures/wall_clock.py") == code.of_rules("wall_clock")
 
 
+@pytest.mark.workflow
 def test_an_edit_of_what_a_stage_leaves_repeats_the_stage_and_what_reads_its_models(code):
     """Models that it did not make stay as they are."""
     assert code.repeated("compression/prune.py") == code.of(lambda x: "prune" in x.stages)
@@ -1228,6 +1233,7 @@ def test_an_edit_of_what_a_stage_leaves_repeats_the_stage_and_what_reads_its_mod
         assert code.repeated(f"methods/{method}/*.py") == own
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize(
     ("old", "new"),
     [
@@ -1439,6 +1445,7 @@ def test_an_extensions_code_counts_for_the_jobs_that_use_its_records(
     assert repeated_by_own(code, own) == code.of(uses)
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize(
     ("table", "name", "reference", "rule"),
     [("FIGURES", "figure_3", "draw", "figure_3"), ("CLAIMS", "C3", "test", "claims")],
@@ -1451,6 +1458,7 @@ def test_so_does_what_draws_a_figure_or_decides_a_claim(
     assert repeated_by_own(code, own) == code.of_rules(rule)
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize(
     ("records", "reference"), [(RULES, "select"), (ACTIVATIONS, "torch"), (ROUTER_KINDS, "scores")]
 )
@@ -1477,7 +1485,7 @@ def test_an_option_that_names_nothing_uses_no_record(raw, root, monkeypatch):
 LIBRARIES = ("builtins:abs", "math:fabs", "_thread:lock", "numpy.linalg:norm", "own_fast:f")
 
 
-@pytest.mark.parametrize("reference", LIBRARIES)
+@pytest.mark.parametrize("reference", others_later(LIBRARIES, ["own_fast:f"]))
 def test_built_in_compiled_and_library_code_does_not_count(code, own, monkeypatch, reference):
     """The record's words do: other code is called."""
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import ABOUT, MODEL, SPEC, make_dense, make_images, read_from
+from small import ABOUT, MODEL, SPEC, make_dense, make_images, others_later, read_from
 from small_language import (
     TINY,
     language_spec,
@@ -223,6 +223,7 @@ def test_the_same_seed_gives_the_same_bytes_and_few_samples_others(parents, tmp_
     assert files["first"] == files["second"] != files["other"]
 
 
+@pytest.mark.workflow
 def test_all_that_is_left_is_trained_on(parents):
     path = parents("vit")
     untrained, _, _ = half(path)
@@ -232,7 +233,7 @@ def test_all_that_is_left_is_trained_on(parents):
         assert not torch.equal(before, after)
 
 
-@pytest.mark.parametrize("name", WITH_HEADS)
+@pytest.mark.parametrize("name", others_later(WITH_HEADS, ["vit"]))
 def test_a_pruned_model_goes_through_all_later_stages(parents, name, tmp_path):
     parent, path = parents(name), tmp_path / "stage"
     save_model(path, *half(parent)[:2])

@@ -45,6 +45,7 @@ def reference(plan, tmp_path) -> Path:
     return tmp_path / "reference"
 
 
+@pytest.mark.workflow
 def test_drawing_imports_no_torch():
     code = (
         "import sys\n"

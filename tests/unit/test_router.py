@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from small import make_ffn
+from small import make_ffn, others_later
 
 from d2dmoe.errors import UnknownName
 from d2dmoe.lookup import resolve
@@ -89,7 +89,7 @@ def test_the_losses_train_the_router_alone(kind):
     assert all(p.grad is None for p in moe.parameters())
 
 
-@pytest.mark.parametrize("kind", ROUTER_KINDS)
+@pytest.mark.parametrize("kind", others_later(ROUTER_KINDS, ["regression"]))
 def test_training_makes_a_router_better_than_any_constant_prediction(kind):
     moe, router, z = make_moe(), make_router(kind), tokens(64, 7)
     loss = resolve(ROUTER_KINDS[kind].loss)

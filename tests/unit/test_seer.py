@@ -64,7 +64,7 @@ def config(**changes) -> SEERConfig:
     )
 
 
-@pytest.fixture(params=others_later(FFNS, ["vit", "bert"]))
+@pytest.fixture(params=others_later(FFNS, ["bert"]))
 def case(request, tmp_path, monkeypatch) -> SimpleNamespace:
     """A saved routed model of 8 experts of 4 a layer, and the data that all is read from."""
     split = CASES[request.param].split
@@ -169,7 +169,7 @@ def test_what_is_removed_is_expected_to_give_least(case):
             torch.testing.assert_close(own.router(z), scores)
 
 
-@pytest.mark.parametrize("scope", ["layer", "global"])
+@pytest.mark.parametrize("scope", others_later(["layer", "global"], ["global"]))
 def test_parameters_and_cost_fall_by_what_is_removed_and_by_what_does_not_run(case, scope):
     width, gated = WIDTHS[case.name], case.name == "gemma"
     params, flops = {}, {}
@@ -196,6 +196,7 @@ def test_parameters_and_cost_fall_by_what_is_removed_and_by_what_does_not_run(ca
     assert flops[0.0][0] - flops[0.25][0] == pytest.approx(saved, rel=1e-9)
 
 
+@pytest.mark.workflow
 def test_fine_tuning_makes_it_better_and_the_penalty_lowers_the_entropy(case):
     before = case.prune()
     run_share(before, 0.5)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from shipped import SHIPPED, shipped_plan
+from small import others_later
 
 from d2dmoe.config.schema import schema_text
 from d2dmoe.config.task import TaskConfig
@@ -17,7 +18,7 @@ from d2dmoe.plan.variants import chains, rate
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("name", others_later(SHIPPED, ["config.yaml", "gpu.yaml"]))
 def test_a_shipped_configuration_is_valid(name):
     assert shipped_plan(name).config.tasks and shipped_plan(name).steps
 
@@ -86,6 +87,7 @@ def test_where_rates_are_tuned_every_method_of_figure_4_has_as_many_tries():
     assert tuned > 0
 
 
+@pytest.mark.workflow
 def test_no_two_shipped_results_share_a_folder_nor_lie_equal_ones_in_two():
     for name in SHIPPED:
         plan, contents = shipped_plan(name), {}

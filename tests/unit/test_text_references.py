@@ -117,6 +117,7 @@ def test_documents_without_bytes_are_refused(train, test):
         ngram_loss_per_byte(train, test)
 
 
+@pytest.mark.workflow
 def test_tfidf_separates_what_words_separate():
     labels = [0, 1] * 10
     assert (
@@ -124,6 +125,7 @@ def test_tfidf_separates_what_words_separate():
     )
 
 
+@pytest.mark.workflow
 def test_tfidf_sees_pairs_of_words():
     train = ["up not down", "down not up"] * 5
     assert tfidf_accuracy(train, [0, 1] * 5, ["up not down", "down not up"], [0, 1]) == 1

@@ -60,6 +60,7 @@ def test_replicas_for_several_devices_compute_the_same_and_hand_gradients_back(c
         assert moe.up.grad.any() and moe.down_bias.grad.any()
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("backend", ["auto", "dense", "dynamic_k"])
 def test_a_converted_model_is_exported(backend):
     model = make_routed()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from datasets import ClassLabel, Dataset, load_dataset
+from small import others_later
 
 from d2dmoe.data.vendored import vendored_file
 from d2dmoe.text_references import ngram_loss_per_byte
@@ -46,13 +47,14 @@ def normalised(texts: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("name", SETS)
-@pytest.mark.parametrize("column", ["text", "title"])
+@pytest.mark.parametrize("column", others_later(["text", "title"], ["title"]))
 def test_texts_and_titles_are_there_once(parts, name, column):
     both = [value for part in parts(name).values() for value in normalised(part[column])]
     assert all(both)
     assert len(set(both)) == len(both)
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("name", SETS)
 def test_no_text_begins_another(parts, name):
     both = sorted(text for part in parts(name).values() for text in normalised(part["text"]))
@@ -98,6 +100,7 @@ def test_addresses_for_testing_are_a_tenth_from_all_times(parts):
     assert 0.09 < size["test"] / sum(size.values()) < 0.11
 
 
+@pytest.mark.workflow
 def test_the_card_has_the_loss_of_counting_bytes(parts):
     train, test = ([text.encode() for text in part["text"]] for part in parts(ADDRESSES).values())
     stated = re.search(r"a loss of ([\d.]+) nats per byte", " ".join(card(ADDRESSES).split()))

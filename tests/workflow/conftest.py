@@ -130,10 +130,15 @@ def tiny() -> dict:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory) -> Workspace:
     """A workspace in which all suites have run once; tests leave its code and what they made as it
-    was. Its one compressed base is distilled: unit tests take a pruned one through all stages."""
+    was. Its one compressed base is distilled, and it has fewer variants of the neighbours: unit
+    tests take a pruned base and every option of a method through all stages."""
     config = tiny()
+    del config["runtime"]["save_every_s"]  # no job of it is killed
     task, suite = config["tasks"]["tiny"], config["tasks"]["tiny"]["compatibility"]
     del task["bases"]["pruned"], suite["variants"]["d2dmoe_pruned"], suite["figures"]["pruned"]
+    for variant in ("cmoe_sparsified", "seer_global"):
+        del task["neighbours"]["variants"][variant]
+        task["neighbours"]["figures"]["neighbours"].remove(variant)
     workspace = Workspace(tmp_path_factory.mktemp("finished") / "project", config)
     workspace.make(*SUITES)
     return workspace

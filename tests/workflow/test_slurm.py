@@ -93,8 +93,11 @@ class Submitted:
     def job_of(self, model: Path) -> str:
         """The number of the SLURM job that makes a model, once it trains."""
         self.wait_for(lambda: bool(re.search(r" \d+/\d+ ", self.log(model))))
-        (number,) = re.findall(rf"{model.parent.name}/(\d+)\.log", self.out.read_text())[-1:]
-        return number
+        return self.jobs_of(model)[-1]
+
+    def jobs_of(self, model: Path) -> list[str]:
+        """The numbers of all SLURM jobs that were submitted to make a model."""
+        return re.findall(rf"{model.parent.name}/(\d+)\.log", self.out.read_text())
 
     def finish(self) -> None:
         assert self.process.wait(3000) == 0, self.out.read_text()[-5000:]
@@ -104,10 +107,16 @@ def slurm(*command: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
-def test_a_cancelled_training_goes_on_from_its_state(node, tmp_path):
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory) -> Workspace:
+    """One in which the data are prepared once."""
+    return Workspace(tmp_path_factory.mktemp("submitted") / "project")
+
+
+def test_a_cancelled_training_goes_on_from_its_state(node, workspace):
     """It is submitted again by itself. Its job asks for what its training needs, and for a GPU."""
-    workspace = Workspace(tmp_path / "project")
-    workspace.config["tasks"]["tiny"]["dense"]["epochs"] = 60  # long enough to be cancelled
+    workspace.config["runtime"]["log_every_s"] = 0.1
+    workspace.config["tasks"]["tiny"]["dense"]["epochs"] = 40  # long enough to be cancelled
     model = workspace.model("dense")
     run = Submitted(workspace, str(model.relative_to(workspace.folder)))
     number = run.job_of(model)
@@ -121,23 +130,20 @@ def test_a_cancelled_training_goes_on_from_its_state(node, tmp_path):
     assert model.exists() and not workspace.find(".state/*")
 
 
-def test_a_training_of_two_processes_goes_through_sbatch(node, tmp_path):
-    """It asks for two GPUs, and leaves what one process does."""
-    found = {}
-    for gpu in (1, 2):
-        workspace = Workspace(tmp_path / str(gpu))
-        workspace.config["resources"] = {"gpu": gpu}
-        workspace.config["tasks"]["tiny"]["dense"]["epochs"] = 60  # long enough to be looked at
-        model = workspace.model("dense")
-        if gpu == 2:
-            run = Submitted(workspace, str(model.relative_to(workspace.folder)))
-            number = run.job_of(model)
-            assert slurm("squeue", "-h", "-j", number, "-o", "%b").strip() == "gres:gpu:2"
-            run.finish()
-        else:
-            workspace.make(str(model.relative_to(workspace.folder)))
-        found[gpu] = numbers(model.with_name("history.csv"))
-    check_close(*(history[:3] for history in found.values()))
+def test_a_training_of_two_processes_goes_through_sbatch(node, workspace):
+    """It asks for two GPUs, and leaves what one process does here."""
+    workspace.config["resources"] = {"gpu": 2}
+    workspace.config["tasks"]["tiny"]["dense"]["epochs"] = 3
+    model = workspace.model("dense")
+    run = Submitted(workspace, str(model.relative_to(workspace.folder)))
+    run.finish()
+    (number,) = run.jobs_of(model)
+    assert slurm("squeue", "-h", "-t", "all", "-j", number, "-o", "%b").strip() == "gres:gpu:2"
+    history = numbers(model.with_name("history.csv"))
+    model.unlink()
+    workspace.config["resources"] = {"gpu": 1}
+    workspace.make(str(model.relative_to(workspace.folder)))
+    check_close(history, numbers(model.with_name("history.csv")))
 
 
 def test_all_suites_go_through_sbatch_and_equal_a_local_run(node, tmp_path, request):

@@ -329,7 +329,7 @@ def test_another_option_of_a_baseline_repeats_that_baseline_alone(
 
 
 def test_another_compressed_model_repeats_its_conversion_alone(configured):
-    configured.config["tasks"]["tiny"]["bases"]["student"]["epochs"] = 11
+    configured.config["tasks"]["tiny"]["bases"]["student"]["epochs"] = 4
     plan = configured.counted(*SUITES)
     once = ("distill", "finetune", "sparsify", "clustering", "router", "evaluate", "figure_12")
     assert {rule: plan[rule] for rule in once} == dict.fromkeys(once, 1)
@@ -373,8 +373,9 @@ def test_comments_and_docstrings_repeat_nothing(finished):
 def test_a_killed_training_resumes_to_the_same_bytes(finished, tmp_path):
     """kill -9 in the middle of training; the next call continues and gives identical results."""
     workspace = Workspace(tmp_path / "project")
+    model = workspace.plan.line("main", "tiny", "d2dmoe").step_of("sparsify").model
     process = subprocess.Popen(
-        workspace.command("all"),
+        workspace.command(model),
         cwd=workspace.folder,
         env=workspace.environment,
         stdout=subprocess.DEVNULL,
@@ -389,7 +390,6 @@ def test_a_killed_training_resumes_to_the_same_bytes(finished, tmp_path):
     state.with_name(f".{state.name}.part").touch()  # as if it was killed while it saved
 
     workspace.make("--unlock")
-    model = workspace.plan.line("main", "tiny", "d2dmoe").step_of("sparsify").model
     workspace.make(model, "--config", "runtime={log_every_s: 2}")  # comes as text
     (log,) = workspace.find("logs/models/tiny/seed-0/dense-*/dense.log")
     assert "dense continues after step" in log.read_text()
