@@ -33,7 +33,7 @@ ROOMS = {  # from the lowest; a module belongs to the room of its longest patter
     "saved models": ["spec", "checkpoint", "conversion", "layers"],
     "transformers": ["huggingface", "huggingface.*"],
     "quality": ["quality", "sensitivity"],
-    "training": ["optimizer", "distributed", "training"],
+    "training": ["optimizer", "distributed", "graphed", "training"],
     "the clock": ["timing"],
     "kernels": ["kernels", "kernels.*"],
     "evaluation": ["evaluation", "downstream"],
