@@ -108,23 +108,21 @@ def displaced(layer: Activations) -> Tensor:
     return (layer.pre - layer.activation.threshold).clamp(min=0)
 
 
-Done = float | Tensor  # share in [0, 1] of the training; a tensor where its steps are CUDA graphs
-
-
-def _half_way(progress: Done) -> Done:
+def _half_way(progress: float | Tensor) -> float | Tensor:
     twice = 2 * progress
     return twice.clamp(max=1.0) if isinstance(twice, Tensor) else min(1.0, twice)
 
 
-# From the share of the training that is done to that of the penalty's full weight.
-SCHEDULES: dict[str, Callable[[Done], Done]] = {
+# From the share in [0, 1] of the training that is done to that of the penalty's full weight; both
+# are tensors where steps are recorded as CUDA graphs.
+SCHEDULES: dict[str, Callable[[float | Tensor], float | Tensor]] = {
     "constant": lambda progress: 1.0,
     "linear": lambda progress: progress,
     "linear_warmup": _half_way,
 }
 
 
-def alpha_at(schedule: str, alpha: float, progress: Done) -> Done:
+def alpha_at(schedule: str, alpha: float, progress: float | Tensor) -> float | Tensor:
     """The penalty's weight when a share `progress` in [0, 1] of the training is done.
 
     Raises:

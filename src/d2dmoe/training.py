@@ -89,8 +89,9 @@ def fit(
     total = batches.total
     progress = Progress(name, total, start, log_every_s)
 
+    compute = partial(call, losses)
+
     def take_step(batch: Batch, done: Done) -> Losses:
-        compute = partial(call, losses)
         return _train_step(parts.split(batch), done, trained, compute, optimizer, cfg)
 
     step_of = GraphedStep(take_step, batches.device) if graphed else take_step
