@@ -14,7 +14,7 @@ from d2dmoe.lookup import look_up, resolve
 from d2dmoe.selection_rules import RULES
 
 
-def dynamic_k(scores: Tensor, tau: float) -> Tensor:
+def dynamic_k(scores: Tensor, tau: float | Tensor) -> Tensor:
     """Every expert whose score is at least τ times the token's largest.
 
     τ = 0 runs all of them, τ = 1 only the best. A token whose scores are all 0 is predicted to get
@@ -110,7 +110,8 @@ class Selection(nn.Module):
             UnknownName: there is no such rule; also where `rule` is set later.
         """
         super().__init__()
-        self.rule, self.value, self.sensitivity = rule, value, sensitivity
+        self.rule, self.sensitivity = rule, sensitivity
+        self.value: float | Tensor = value  # a scalar tensor while `stages.tune` draws it
 
     @property
     def rule(self) -> str:
@@ -128,8 +129,9 @@ class Selection(nn.Module):
 
     @property
     def runs_all(self) -> bool:
-        """Whether every expert runs, whatever the scores."""
-        return self.value == self._rule.all_at
+        """Whether every expert is known to run, whatever the scores; of a value that only the
+        device knows it is not."""
+        return not isinstance(self.value, Tensor) and self.value == self._rule.all_at
 
     def forward(self, scores: Tensor) -> Tensor:  # [..., num_experts] -> bool [..., num_experts]
         if self._rule.sensitive:

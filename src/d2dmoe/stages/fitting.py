@@ -26,18 +26,16 @@ def fit_part(
     run: Run,
     name: str,
     validated: nn.Module | None = None,
-    graphed: bool = False,
 ) -> list[dict]:
     """Train a module, in place and in the mode that it has; returns the history.
 
     Args:
         trained: whose parameters are trained.
-        losses: see `training.fit`.
+        losses: see `training.fit`; where the run asks for CUDA graphs, steps are recorded.
         cfg: length and options of the training.
         run: seed, device, data and state.
         name: of the training, for the log.
         validated: what is measured on validation samples after each epoch; None: nothing.
-        graphed: steps may be recorded as CUDA graphs, see `training.fit`.
     """
     samples = open_split(run.data, "train")
     validate = None
@@ -55,21 +53,16 @@ def fit_part(
         log_every_s=run.log_every_s,
         validate=validate,
         how=run.resources,
-        graphed=graphed and run.graphs,
+        graphed=run.graphs,
     )
 
 
 def fit_model(
-    model: nn.Module,
-    losses: MakeLosses,
-    cfg: TrainingConfig,
-    run: Run,
-    name: str,
-    graphed: bool = False,
+    model: nn.Module, losses: MakeLosses, cfg: TrainingConfig, run: Run, name: str
 ) -> list[dict]:
     """Train all of the model, in place, with validation after each epoch; returns the history."""
     model.to(run.device).train()
-    history = fit_part(model, losses, cfg, run, name, validated=model, graphed=graphed)
+    history = fit_part(model, losses, cfg, run, name, validated=model)
     model.eval()
     return history
 
@@ -81,4 +74,4 @@ def fit_task(model: nn.Module, cfg: TaskTrainingConfig, run: Run, name: str) -> 
         inputs, targets = batch
         return {"loss": cross_entropy_loss(logits_of(model, inputs), targets, cfg.label_smoothing)}
 
-    return fit_model(model, losses, cfg, run, name, graphed=True)
+    return fit_model(model, losses, cfg, run, name)

@@ -37,7 +37,7 @@ def sparsify(parent: Path, cfg: SparsifyConfig, run: Run) -> Trained:
             return {"loss": task + alpha * sparsity, "task": task, "sparsity": sparsity}
 
         name = f"sparsify alpha {cfg.alpha}"
-        history = fit_model(model, losses, cfg, run, name, graphed=True)
+        history = fit_model(model, losses, cfg, run, name)
     return model, spec, history
 
 

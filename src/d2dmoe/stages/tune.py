@@ -31,11 +31,13 @@ def tune(parent: Path, cfg: TuneConfig, run: Run) -> Trained:
     model, spec = load_model(parent)
     moes = find(model, MoE)
     low, high = cfg.tau
+    set_selection(model, "dynamic_k", low)
     with watch_inputs(model) as inputs:
 
         def losses(batch: Batch, _progress: float) -> Losses:
-            tau = low + (high - low) * torch.rand(()).item()  # seeded by the step
-            set_selection(model, "dynamic_k", tau)
+            tau = low + (high - low) * torch.rand((), device=run.device)  # seeded by the step
+            for moe in moes.values():
+                moe.selection.value = tau
             task = cross_entropy_loss(logits_of(model, batch[0]), batch[1], cfg.label_smoothing)
             real = real_tokens(batch[0])
             seen = [_routed(moe, inputs[name], real) for name, moe in moes.items()]
