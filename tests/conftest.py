@@ -14,6 +14,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test asks a network; read when the hub'
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
+# Groups of tests in the order in which processes take them; `test_commands` uses what `finished`
+# has made.
+LONGEST = (
+    "finished",
+    "test_slurm",
+    "finished_language",
+    "test_site",
+    "test_own_model",
+    "test_several",
+    "test_extensions",
+    "test_commands",
+)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
@@ -49,6 +62,19 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     workflow."""
     shared = {"finished", "finished_language"} & set(getattr(item, "fixturenames", ()))
     item.add_marker(pytest.mark.xdist_group(min(shared, default=item.path.stem)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that the processes end together; then those that wait for SLURM, while
+    others compute."""
+    ranks = {group: rank for rank, group in enumerate(LONGEST)}
+
+    def rank(item: pytest.Item) -> int:
+        marker = item.get_closest_marker("xdist_group")
+        return ranks.get(marker.args[0], len(ranks)) if marker else len(ranks)
+
+    items.sort(key=rank)
 
 
 def pytest_collection_finish() -> None:

@@ -1,5 +1,6 @@
 """Copies of the project in which the tests run the workflow on small configurations."""
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -27,19 +28,24 @@ class Workspace:
     """A folder with the project's code, a configuration and what the workflow made there."""
 
     def __init__(self, folder: Path, config: dict | None = None, extensions: Sequence[Path] = ()):
-        """`extensions` are folders of modules beside the project's own."""
+        """`extensions` are folders of modules beside the project's own. A folder that is there
+        stays as it is."""
         self.folder = folder
         self.config = config or tiny()
         self.modules = [*extensions, folder / "src"]
-        folder.mkdir()
+        if not folder.exists():
+            self._fill()
+
+    def _fill(self) -> None:
+        self.folder.mkdir()
         for part in PARTS:
             source = ROOT / part
             ignore = shutil.ignore_patterns("__pycache__")
             if source.is_dir():
-                shutil.copytree(source, folder / part, ignore=ignore)
+                shutil.copytree(source, self.folder / part, ignore=ignore)
             else:
-                shutil.copy(source, folder / part)
-        (folder / "resources").symlink_to(ROOT / "resources")
+                shutil.copy(source, self.folder / part)
+        (self.folder / "resources").symlink_to(ROOT / "resources")
 
     def save_config(self) -> Path:
         path = self.folder / "small.yaml"
@@ -132,6 +138,35 @@ def finished(tmp_path_factory) -> Workspace:
     """A workspace in which all suites have run once; tests leave its code and what they made as it
     was. Its one compressed base is distilled, and it has fewer variants of the neighbours: unit
     tests take a pruned base and every option of a method through all stages."""
+    workspace, _copy = _made_once(tmp_path_factory)
+    return workspace
+
+
+@pytest.fixture(scope="session")
+def copied(tmp_path_factory) -> Workspace:
+    """What `finished` was when it was made, in a folder whose name needs quotes, with new times.
+    Its tests run beside those of `finished`."""
+    _workspace, copy = _made_once(tmp_path_factory)
+    return copy
+
+
+def _made_once(tmp_path_factory) -> tuple[Workspace, Workspace]:
+    """The finished workspace and its copy, which the first process that asks makes for all."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # of this run's processes
+    whole, copy = folder / "finished", folder / "l'été, a copy"
+    config = _finished_config()
+    with (folder / "finished.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until it is closed
+        if not copy.exists():
+            shutil.rmtree(whole, ignore_errors=True)  # of a process that failed
+            Workspace(whole, config).make(*SUITES)
+            shutil.copytree(whole, copy, symlinks=True, copy_function=shutil.copy)
+    return Workspace(whole, config), Workspace(copy, deepcopy(config))
+
+
+def _finished_config() -> dict:
     config = tiny()
     del config["runtime"]["save_every_s"]  # no job of it is killed
     task, suite = config["tasks"]["tiny"], config["tasks"]["tiny"]["compatibility"]
@@ -139,9 +174,7 @@ def finished(tmp_path_factory) -> Workspace:
     for variant in ("cmoe_sparsified", "seer_global"):
         del task["neighbours"]["variants"][variant]
         task["neighbours"]["figures"]["neighbours"].remove(variant)
-    workspace = Workspace(tmp_path_factory.mktemp("finished") / "project", config)
-    workspace.make(*SUITES)
-    return workspace
+    return config
 
 
 @pytest.fixture

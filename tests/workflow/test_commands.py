@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -46,19 +47,18 @@ def test_no_rule_has_a_name_that_a_task_may_take():
 
 
 @pytest.fixture(scope="module")
-def moved(finished, tmp_path_factory) -> Path:
-    """A copy of the finished project, with new times and an environment of its own; every
-    configuration that a printed call may name is the tiny one."""
-    folder = tmp_path_factory.mktemp("moved") / "l'été, a copy"
-    shutil.copytree(finished.folder, folder, symlinks=True, copy_function=shutil.copy)
+def moved(copied) -> Path:
+    """The copied project with an environment of its own; every configuration that a printed call
+    may name is the tiny one."""
+    folder, plan = copied.folder, copied.plan
     for name in {"config.yaml", *(n for call in printed() for n in CONFIG.findall(call))}:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(yaml.safe_dump(finished.config, sort_keys=False))
+        (folder / name).write_text(yaml.safe_dump(copied.config, sort_keys=False))
     (folder / "environment").symlink_to(sys.prefix)
-    files, reference = publishing.files(finished.plan), folder / "results/reference/tiny"
+    files, reference = publishing.files(plan), folder / "results/reference/tiny"
     made = {folder / source: place for source, place in files.items()}
     copy_into(reference, {str(source): place for source, place in made.items() if source.exists()})
-    (reference / "config.yaml").write_text(publishing.config_text(finished.plan))
+    (reference / "config.yaml").write_text(publishing.config_text(plan))
     return folder
 
 
@@ -101,10 +101,16 @@ def test_a_figures_name_is_a_target(moved):
     assert drawn == {"figure_4", "figure_9d"}
 
 
-def test_jobs_compute_in_the_moved_project(moved):
-    """The path of their interpreter needs quotes, and --cores asks for more than there is."""
-    shutil.rmtree(moved / "results/benchmarks/cpu", ignore_errors=True)
-    done = call(moved, "snakemake --cores 64 figure_5")
+def test_jobs_compute_in_the_moved_project(copied, moved):
+    """They time a layer, draw it and decide its claim. The path of their interpreter needs quotes,
+    and --cores asks for more than there is."""
+    shutil.rmtree(moved / "results/benchmarks", ignore_errors=True)
+    shutil.rmtree(moved / "results/figures/benchmarks", ignore_errors=True)
+    done = call(moved, "snakemake --cores 64 figure_5 benchmarks")
     assert done.returncode == 0, done.stdout[-3000:]
-    assert (moved / "results/figures/benchmarks/cpu.png").is_file()
+    assert copied.figures("benchmarks") == {"cpu"}
+    times = pd.read_csv(moved / "results/benchmarks/cpu.csv")
+    assert (times["median_ms"] > 0).all() and set(times["fraction"]) >= {1.0}
+    (claim,) = pd.read_csv(moved / "results/benchmarks/claims.csv")["claim"]
+    assert claim == "C9"
     assert (moved / ".snakemake/environment").readlink() == moved / "environment"
