@@ -94,7 +94,7 @@ CURVES: dict[str, tuple[str, str, str, dict[str, Any]]] = {  # architecture, par
 }
 
 
-HUNDRED = ("dense", "sparsify", "router of gated")  # stages that always take a hundred steps
+HUNDRED = ("sparsify", "router of gated")  # stages that always take a hundred steps
 # In parts a stage takes longer on a CPU: some take four steps too, all a hundred.
 BY_KIND = {
     "copies": [*CURVES],
