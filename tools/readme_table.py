@@ -12,6 +12,7 @@ SHOWN = {
     "dense_finetuned": "dense, fine-tuned as long",
     "d2dmoe": "**D2DMoE**",
     "attention": "**D2DMoE, attention too**",
+    "ours": "**D2DMoE, ours**",
     "moefication": "MoEfication",
     "ztw": "ZTW",
     "avit": "A-ViT",

@@ -70,8 +70,9 @@ def test_the_published_configuration_asks_for_the_same_figures(plan):
 def test_every_table_and_all_that_figures_read_is_published_under_a_name_of_its_own(plan):
     files = publishing.files(plan)
     assert len({*files.values()}) == len(files)
-    read = {path for x in publishing.requests(plan) for path in x.request.inputs.values()}
-    assert read <= files.keys()
+    for _figure, _suite, task, request in publishing.requests(plan):
+        for name, path in request.inputs.items():
+            assert publishing.place(path, name, task) in files.values()
     tables = {source: place for source, place in files.items() if source.endswith(".csv")}
     assert all(source == f"results/{place}" for source, place in tables.items())
     assert {"tables/tiny/load_maps.safetensors", "tables/tiny/dataset.json"} <= {*files.values()}
@@ -87,7 +88,7 @@ def test_of_suites_that_were_not_begun_nothing_is_published(plan, tmp_path, monk
     monkeypatch.chdir(tmp_path)
     main = [x for x in publishing.files(plan).values() if not x.startswith(OTHERS)]
     assert [*publishing.begun(plan).values()] == main and main
-    for begun in ("ablations/tiny/tradeoff.csv", "tuning.csv"):
+    for begun in ("ablations/tradeoff.csv", "tuning.csv"):
         path = Path("results/tables", begun)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
@@ -112,6 +113,17 @@ def test_every_figure_is_drawn_of_the_published_files_with_the_workflows_argumen
     assert panel["title"] == "ViT on noise" and panel["looks"]["sparse"] == 0
 
 
+def test_a_tasks_figure_shows_its_rows_alone(reference, tmp_path):
+    table = reference / "miniature/tables/layers.csv"
+    header = table.read_text().strip()
+    rows = [f"{task}{',1' * header.count(',')}" for task in ("tiny", "other", "tiny")]
+    table.write_text("\n".join([header, *rows]) + "\n")
+    drawing = next(x for x in drawings(reference) if "layers" in x.inputs and x.task)
+    own = drawing.files(tmp_path)["layers"]
+    assert own.read_text().splitlines() == [header, rows[0], rows[2]]
+    assert drawing.files(tmp_path)["layers"] == own
+
+
 def layer_rows(*tokens: int) -> str:
     """Timed layers."""
     columns = [*LAYER, *(name for name in COLUMNS["table"] if name not in LAYER)]
@@ -131,13 +143,13 @@ def test_benchmarks_are_drawn_where_their_tables_are_published(tmp_path, tokens,
 
 def test_one_message_names_all_that_is_missing(reference):
     folder = reference / "miniature/tables"
-    (folder / "tiny/layers.csv").unlink()
-    (folder / "tiny/tradeoff.csv").write_text("task,model,variant\n")
+    (folder / "layers.csv").unlink()
+    (folder / "tradeoff.csv").write_text("task,model,variant\n")
     with pytest.raises(DataError) as caught:
         drawings(reference)
     message = str(caught.value)
-    assert f"{folder}/tiny/layers.csv is missing" in message
-    assert f"{folder}/tiny/tradeoff.csv has no column dataset, method, seed" in message
+    assert f"{folder}/layers.csv is missing" in message
+    assert f"{folder}/tradeoff.csv has no column dataset, method, seed" in message
     assert message.count("tradeoff.csv") == 1 and "snakemake publish" in message
 
 

@@ -1,5 +1,6 @@
 """The figures of published results, for `snakemake figures`; where these lie, says `publishing`."""
 
+import csv
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,16 @@ class Drawing:
     draw: str  # of its record
     inputs: dict[str, Path]
     arguments: dict[str, Any]
+    task: str | None = None  # whose rows of the tables it shows; None: all
+
+    def files(self, scratch: Path) -> dict[str, Path]:
+        """Its inputs; of tables the rows of its task, written into a folder once for all figures."""
+        if self.task is None:
+            return self.inputs
+        return {
+            name: _rows(path, self.task, scratch) if path.suffix == ".csv" else path
+            for name, path in self.inputs.items()
+        }
 
 
 def drawings(reference: Path) -> list[Drawing]:
@@ -69,7 +80,20 @@ def _of_tasks(folder: Path) -> Iterator[Drawing]:
             path = Path(figure_path(suite, figure.name, "png", task)).with_suffix("")
             name = f"{folder.name}/{path.relative_to('results/figures')}"
             inputs = {x: folder / place(file, x, task) for x, file in request.inputs.items()}
-            yield Drawing(name, figure.draw, inputs, request.arguments)
+            yield Drawing(name, figure.draw, inputs, request.arguments, task)
+
+
+def _rows(path: Path, task: str, scratch: Path) -> Path:
+    """A table of all tasks with a task's rows alone."""
+    own = scratch / str(path.absolute().relative_to("/")) / f"{task}.csv"
+    if not own.is_file():
+        own.parent.mkdir(parents=True, exist_ok=True)
+        with path.open(newline="") as file, own.open("w", newline="") as into:
+            rows, written = csv.reader(file), csv.writer(into, lineterminator="\n")
+            header = next(rows)
+            place = header.index("task")
+            written.writerows([header, *(row for row in rows if row and row[place] == task)])
+    return own
 
 
 def _of_benchmarks(folder: Path) -> Iterator[Drawing]:

@@ -2,12 +2,13 @@
 
 results/published/                    what `snakemake publish` makes
 results/reference/NAME/config.yaml    … and where it then lies: the configuration,
-results/reference/NAME/tables/        its `results/tables`, with what figure 8b shows
+results/reference/NAME/tables/        its `results/tables` over all tasks, of which a task's are the
+                                      rows, with what figure 8b shows
 results/reference/NAME/TABLE.csv      or a table of the benchmarks
 """
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import yaml
@@ -17,7 +18,7 @@ from d2dmoe.figures import FIGURES, Figure
 from d2dmoe.lookup import resolve
 from d2dmoe.plan.figures import Request, folder_of
 from d2dmoe.plan.plan import Plan
-from d2dmoe.plan.tables import MAIN, suite_results, task_figures
+from d2dmoe.plan.tables import MAIN, suite_tables, task_figures
 
 TABLES = "results/tables/"
 TUNING = f"{TABLES}tuning.csv"
@@ -36,12 +37,13 @@ class Asked(NamedTuple):
 def files(plan: Plan) -> dict[str, str]:
     """What can be published of a plan's results: each file, and where it lies in the folder."""
     suites = [suite for suite in SUITES if plan.tasks_of(suite)]
-    made = [path for suite in suites for path in suite_results(plan, suite)]
+    made = [path for suite in suites for path in suite_tables(plan, suite)]
     made += [TUNING] if any(task.tuning for task in plan.config.tasks.values()) else []
-    published = {path: place(path) for path in made if path.startswith(TABLES)}
+    published = {path: place(path) for path in made}
     for _figure, _suite, task, request in requests(plan):
         for name, path in request.inputs.items():
-            published[path] = place(path, name, task)
+            if not path.startswith(TABLES):
+                published[path] = place(path, name, task)
     return published
 
 
@@ -73,8 +75,10 @@ def requests(plan: Plan) -> Iterator[Asked]:
 
 
 def place(path: str, name: str = "", task: str | None = None) -> str:
-    """Where a file of `results/` lies in the folder: tables as they do there; others, whose folders
-    differ between configurations, by the name that their figure gives them."""
-    if path.startswith(TABLES):
-        return f"tables/{path.removeprefix(TABLES)}"
-    return f"tables/{task}/{name}{Path(path).suffix}"
+    """Where a file of `results/` lies in the folder: a task's table in that of all tasks; others,
+    whose folders differ between configurations, by the name that their figure gives them."""
+    file = PurePosixPath(path)
+    if not path.startswith(TABLES):
+        return f"tables/{task}/{name}{file.suffix}"
+    whole = file.parent.parent / file.name if file.parent.name == task else file
+    return str(whole.relative_to("results"))

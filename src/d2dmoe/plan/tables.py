@@ -210,12 +210,19 @@ def task_results(plan: Plan, suite: Suite, task: str) -> list[str]:
     ]
 
 
+def suite_tables(plan: Plan, suite: Suite) -> list[str]:
+    """The tables over all tasks of a suite."""
+    tasks = plan.tasks_of(suite)
+    names = {name for task in tasks for name in task_tables(plan, suite, task)} | {"claims"}
+    return [table_path(suite, name) for name in sorted(names)]
+
+
 def suite_results(plan: Plan, suite: Suite) -> list[str]:
     """All tables and figures of a suite."""
     tasks = plan.tasks_of(suite)
-    names = {name for task in tasks for name in task_tables(plan, suite, task)} | {"claims"}
-    results = [table_path(suite, name) for name in sorted(names)]
-    return results + [path for task in tasks for path in task_results(plan, suite, task)]
+    return suite_tables(plan, suite) + [
+        path for task in tasks for path in task_results(plan, suite, task)
+    ]
 
 
 def figure_results(plan: Plan, figure: str) -> list[str]:
