@@ -24,7 +24,7 @@ from d2dmoe.jobs.machine import (
 from d2dmoe.jobs.names import variants_by_folder
 from d2dmoe.lookup import resolve
 from d2dmoe.methods import EVALUATIONS
-from d2dmoe.plan import benchmarks, claims, cluster, explorer, publishing, tables
+from d2dmoe.plan import benchmarks, claims, cluster, digest, explorer, publishing, tables
 from d2dmoe.plan.figures import folder_of
 from d2dmoe.plan.folders import DIGEST, plain
 from d2dmoe.plan.plan import SPLITS, lineage_of, load_plan, options_of
@@ -32,6 +32,7 @@ from d2dmoe.plan.tables import job_log, job_record
 from d2dmoe.selection_rules import RULES
 from d2dmoe.stages import STAGES
 
+digest.KEPT.use(Path.cwd() / ".snakemake/code.json")
 PLAN = load_plan(config, ROOT, Path.cwd())  # ends the run with one message if anything is wrong
 
 # Jobs read it as it is checked, not as it may be written after --config.

@@ -125,6 +125,47 @@ def changed(root: Path, file: str, text: str) -> set[str]:
     return {name for name in SCRIPTS if before[name] != after[name]}
 
 
+def parsed(monkeypatch, kept: Path) -> list[str]:
+    """A new process that keeps what files say in a file; the names of those that it parses."""
+    names, parse = [], digest._parse
+    monkeypatch.setattr(digest, "KEPT", digest._Kept())
+    monkeypatch.setattr(digest.atexit, "register", lambda *_: None)
+    monkeypatch.setattr(
+        digest, "_parse", lambda path, text: names.append(path.name) or parse(path, text)
+    )
+    digest.KEPT.use(kept)
+    return names
+
+
+def test_what_files_say_is_kept_for_later_processes(package, monkeypatch, tmp_path):
+    kept = tmp_path / "code.json"
+    with monkeypatch.context() as patch:
+        first, before = parsed(patch, kept), digests(package)
+        digest.KEPT.write(kept)
+    assert {"base.py", "direct.py"} <= set(first)
+    with monkeypatch.context() as patch:
+        second = parsed(patch, kept)
+        assert digests(package) == before and second == []
+    (package / "src/d2dmoe/base.py").write_text("VALUE = 2\n")
+    with monkeypatch.context() as patch:
+        third, after = parsed(patch, kept), digests(package)
+    assert third == ["base.py"] and {x for x in SCRIPTS if before[x] != after[x]} == OF_BASE
+
+
+def test_a_damaged_file_of_what_files_say_is_not_used(package, monkeypatch, tmp_path):
+    kept = tmp_path / "code.json"
+    with monkeypatch.context() as patch:
+        first, before = parsed(patch, kept), digests(package)
+        digest.KEPT.write(kept)
+    whole = kept.read_bytes()
+    middle = len(whole) // 2
+    for damaged in (whole[:middle], whole[:middle] + b"\xff" + whole[middle + 1 :], b"", b"1\n2"):
+        kept.write_bytes(damaged)
+        with monkeypatch.context() as patch:
+            again = parsed(patch, kept)
+            assert digests(package) == before and again == first
+
+
 OF_BASE = {"direct", "transitive", "inside", "module", "named"}
 
 

@@ -10,14 +10,19 @@ where something is imported from them, not where a module inside of them is.
 """
 
 import ast
+import atexit
 import hashlib
+import json
+import sys
 import sysconfig
 from collections.abc import Iterable, Mapping, Set
+from contextlib import suppress
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import mkstemp
 from typing import Any, NamedTuple
 
 from d2dmoe.lookup import module_of, table_of
@@ -157,8 +162,66 @@ class _Module(NamedTuple):
 
 @cache
 def _read(path: Path) -> _Module:
-    """Parse a file; once, since planning does it for every module of the package."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    """What a file says; once, since planning asks it of every module of the package."""
+    text = path.read_text(encoding="utf-8")
+    return KEPT.get(path, text) or KEPT.keep(path, text, _parse(path, text))
+
+
+class _Kept:
+    """What files said to earlier processes, by hashes of their texts: to parse them all takes
+    seconds."""
+
+    def __init__(self) -> None:
+        self.before: dict[str, list] = {}
+        self.now: dict[str, _Module] = {}
+
+    def use(self, file: Path) -> None:
+        """Read the file now, and write it when this process ends if there was anything new."""
+        self.before = {}
+        with suppress(OSError, ValueError):  # the first call, or no text
+            digest, _, told = file.read_text(encoding="utf-8").partition("\n")
+            if digest == _hash_of(told):  # not damaged
+                self.before = json.loads(told)
+        atexit.register(self.write, file)
+
+    def get(self, path: Path, text: str) -> _Module | None:
+        key = self._key(path, text)
+        if key in self.before:
+            whole, without_records, imported = self.before[key]
+            self.now[key] = _Module(whole, without_records, tuple((x, y) for x, y in imported))
+        return self.now.get(key)
+
+    def keep(self, path: Path, text: str, module: _Module) -> _Module:
+        self.now[self._key(path, text)] = module
+        return module
+
+    @staticmethod
+    def _key(path: Path, text: str) -> str:
+        """Of the text, of where relative imports lead to, and of what parses it."""
+        said = (path.parent.relative_to(_home(path)).as_posix(), text, sys.version, _this_text())
+        return _hash_of("\0".join(said))
+
+    def write(self, file: Path) -> None:
+        if self.now.keys() <= self.before.keys() or not file.parent.is_dir():
+            return
+        told = json.dumps(self.now)
+        with suppress(OSError):  # of a project that may only be read
+            handle, part = mkstemp(dir=file.parent)
+            with open(handle, "w", encoding="utf-8") as stream:
+                stream.write(f"{_hash_of(told)}\n{told}")
+            Path(part).replace(file)
+
+
+KEPT = _Kept()
+
+
+@cache
+def _this_text() -> str:
+    return Path(__file__).read_text(encoding="utf-8")
+
+
+def _parse(path: Path, text: str) -> _Module:
+    tree = ast.parse(text)
     imported: list[tuple[str, str | None]] = []
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
@@ -179,7 +242,11 @@ def _read(path: Path) -> _Module:
 
 
 def _hash(tree: ast.AST) -> str:
-    return hashlib.sha256(ast.dump(tree).encode()).hexdigest()
+    return _hash_of(ast.dump(tree))
+
+
+def _hash_of(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _called(statement: ast.stmt) -> str | None:
