@@ -111,7 +111,7 @@ class Selection(nn.Module):
         """
         super().__init__()
         self.rule, self.sensitivity = rule, sensitivity
-        self.value: float | Tensor = value  # a scalar tensor while `stages.tune` draws it
+        self.value: Any = value  # a number; a scalar tensor while `stages.tune` draws it
 
     @property
     def rule(self) -> str:

@@ -114,6 +114,15 @@ def test_a_job_is_a_fork_with_the_callers_streams_folder_and_environment(server)
     assert (code, out.split(), error) == (0, expected, "")
 
 
+def test_what_a_script_says_it_imports_is_there_before_its_first_job(server):
+    text = (
+        "import sys\nprint('d2dmoe.bootstrap' in sys.modules)\n"
+        "from d2dmoe.bootstrap import RESAMPLES\nfrom d2dmoe.nowhere import nothing\n"
+    )
+    code, out, error = finish(start(script(text, "job.stated.py")))
+    assert (code, out) == (1, "True\n") and "No module named 'd2dmoe.nowhere'" in error
+
+
 def test_what_ends_with_a_process_ends_with_a_fork(server):
     """Functions registered for the exit run, threads are waited for, all output is written."""
     text = (

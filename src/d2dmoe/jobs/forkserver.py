@@ -1,12 +1,14 @@
 """Local jobs start as forks of one process that has imported what jobs of their kind import.
 
 Most jobs of a miniature compute for seconds, and importing torch takes them as long. The server
-learns what to import from the jobs themselves: what one job of a script imported, it imports before
-it forks the next. It never computes, so that its forks find neither threads nor a GPU in use.
+imports what a script's own lines do before it forks its first job, and what more it learns from the
+jobs themselves: what one of them imported, before it forks the next. It never computes, so that its
+forks find neither threads nor a GPU in use.
 
     workflow ─ shell ─ fork_client.py ──socket── forkserver.py ─ the job
 """
 
+import ast
 import atexit
 import contextlib
 import gc
@@ -129,7 +131,7 @@ class Server:
         except (OSError, ValueError):  # the client was killed
             client.close()
             return None
-        self._import(request.script)
+        self._import(request)
         pid = os.fork()
         if pid == 0:
             client.close()
@@ -142,11 +144,14 @@ class Server:
         _tell(client, pid)
         return None
 
-    def _import(self, script: str) -> None:
-        """What jobs of this script have imported until now."""
-        for name in self.modules.pop(script, []):
+    def _import(self, request: Request) -> None:
+        """What the script's jobs have imported until now; before the first, what it says itself."""
+        if request.script not in self.modules:
+            self.modules[request.script] = _stated(Path(request.folder, request.command[0]))
+        for name in self.modules[request.script]:
             with contextlib.suppress(Exception):  # the job will meet it again
                 importlib.import_module(name)
+        self.modules[request.script] = []
         gc.collect()
         gc.freeze()  # collections in jobs need not look at what will stay
 
@@ -185,6 +190,15 @@ class Server:
             report.unlink()
             known = self.modules.setdefault(about["script"], [])
             known += [name for name in about["modules"] if name not in {*known, *sys.modules}]
+
+
+def _stated(script: Path) -> list[str]:
+    """The project's modules that a script's lines import from."""
+    with contextlib.suppress(OSError, SyntaxError, ValueError):
+        lines = ast.parse(script.read_text()).body
+        names = [line.module for line in lines if isinstance(line, ast.ImportFrom)]
+        return [name for name in names if name and name.startswith("d2dmoe.")]
+    return []
 
 
 def _tell(client: socket.socket, number: int) -> None:

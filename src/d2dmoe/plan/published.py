@@ -39,7 +39,7 @@ class Drawing:
     task: str | None = None  # whose rows of the tables it shows; None: all
 
     def files(self, scratch: Path) -> dict[str, Path]:
-        """Its inputs; of tables the rows of its task, written into a folder once for all figures."""
+        """Its inputs; of tables its task's rows, written into a folder once for all figures."""
         if self.task is None:
             return self.inputs
         return {
