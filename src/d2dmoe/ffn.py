@@ -69,18 +69,22 @@ class FFN(nn.Module):
 
     @property
     def activation_name(self) -> str:
+        """A key of `activations.ACTIVATIONS`."""
         return self.activation.name
 
     @property
     def d_model(self) -> int:
+        """Width of the tokens that it takes."""
         return self.up.in_features
 
     @property
     def d_out(self) -> int:
+        """Width of what it gives."""
         return self.down.out_features
 
     @property
     def d_ff(self) -> int:
+        """Hidden neurons."""
         return self.up.out_features
 
     @property

@@ -54,6 +54,7 @@ class Router(nn.Module):
         return self.weights.up.dtype
 
     def logits(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., n]
+        """What the function of the router's kind makes scores of."""
         return self.layers(z.to(self.dtype))
 
     def forward(self, z: Tensor) -> Tensor:  # [..., d_model] -> [..., n]

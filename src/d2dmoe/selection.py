@@ -115,6 +115,11 @@ class Selection(nn.Module):
 
     @property
     def rule(self) -> str:
+        """The rule's name, a key of `RULES`.
+
+        Raises:
+            UnknownName: where it is set, there is no such rule.
+        """
         return self._rule.name
 
     @rule.setter

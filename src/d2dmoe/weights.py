@@ -70,18 +70,22 @@ class ExpertWeights(NamedTuple):
 
     @property
     def num_experts(self) -> int:
+        """How many experts the layer has."""
         return self.up.shape[0]
 
     @property
     def expert_size(self) -> int:
+        """Neurons of one expert."""
         return self.up.shape[1]
 
     @property
     def d_model(self) -> int:
+        """Width of the tokens that the experts take."""
         return self.up.shape[2]
 
     @property
     def d_out(self) -> int:
+        """Width of what they give."""
         return self.down.shape[2]
 
 

@@ -113,6 +113,7 @@ def _sample(batch: Batch, index: int, form: Forward) -> Sample:
     kept = {part: _real(mask[index]) for part, mask in masks.items()}
 
     def cut(name: str, value: Any) -> Any:
+        """This sample's share of an argument: [batch, tokens, ...] to [1, real tokens, ...]."""
         if not isinstance(value, Tensor) or not value.ndim:
             return value
         if len(value) == len(batch):

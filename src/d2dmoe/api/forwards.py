@@ -66,6 +66,7 @@ class Forward:
         return cls(signature, tuple(names), others, bool(rest) and not main_input, main_input)
 
     def takes(self, name: str) -> bool:
+        """Whether forward can be called with an argument of this name."""
         return self.open or name in self.names or name in self.others
 
     def nearest(self, name: str) -> str:

@@ -108,6 +108,7 @@ class Trials:
         return self.cost_of(self.at(values))
 
     def cost_of(self, found: Measured) -> float:
+        """FLOPs of a measurement, a share of the dense cost."""
         return ratio(self.costs.total(found.executed), self.costs.dense)
 
     def increase(self, values: Mapping[str, float | None]) -> float:
@@ -115,6 +116,7 @@ class Trials:
         return self.increase_of(self.at(values))
 
     def increase_of(self, found: Measured) -> float:
+        """How much larger than with every expert on the loss is, as a share of it."""
         return ratio(*self.losses(found)) - 1
 
     def losses(self, found: Measured) -> tuple[Tensor, Tensor]:

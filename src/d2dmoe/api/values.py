@@ -67,6 +67,8 @@ def pad(arguments: dict[str, Any], pad_id: int, form: Forward) -> None:
 
 
 def padded(name: str, rows: list[Tensor], pad_id: int) -> Tensor:
+    """The rows, each [tokens, ...], as one tensor [rows, most tokens, ...], padded on the right:
+    targets by the ignored index, token ids by `pad_id`, all else by 0."""
     fill = IGNORED if name in TARGETS else pad_id if name in MASK_OF else 0
     return pad_sequence(rows, batch_first=True, padding_value=fill)
 

@@ -51,10 +51,12 @@ class FoundProjection:
 
     @property
     def d_in(self) -> int:
+        """Width of what it was called with."""
         return self.z.shape[-1]
 
     @property
     def d_out(self) -> int:
+        """Width of what it gave."""
         return self.out.shape[-1]
 
     @property
