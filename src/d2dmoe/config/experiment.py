@@ -35,8 +35,8 @@ class RuntimeConfig(Strict):
     )
     graphs: bool = Field(
         False,
-        description="On a GPU, record the steps of dense training, fine-tuning and sparsification "
-        "as CUDA graphs: small models wait for kernels to start",
+        description="On a GPU, record the steps of trainings as CUDA graphs: those of small models "
+        "wait for kernels to start",
     )
 
 
