@@ -1,12 +1,12 @@
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from d2dmoe.figures.drawing import draw_files
+from d2dmoe.io.files import scratch_folder
 from d2dmoe.jobs.job import job
 from d2dmoe.plan.published import drawings
 
-with job(snakemake), TemporaryDirectory() as scratch:
+with job(snakemake), scratch_folder() as scratch:
     for drawing in drawings(Path(snakemake.params.reference)):
         path = f"{snakemake.output[0]}/{drawing.name}"
         files = Path(f"{path}.png"), Path(f"{path}.pdf")
-        draw_files(drawing.draw, drawing.files(Path(scratch)), drawing.arguments, *files)
+        draw_files(drawing.draw, drawing.files(scratch), drawing.arguments, *files)

@@ -63,6 +63,13 @@ def writing(path: Path) -> Iterator[None]:
         raise UserError(_explain(path, error)) from error
 
 
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder that ends with the context."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
+
+
 def copy_into(folder: Path, files: Mapping[str, str]) -> None:
     """Copy files, by the names that they get in a folder."""
     for source, name in files.items():
