@@ -12,6 +12,7 @@ from d2dmoe.config.experiment import parse_config
 from d2dmoe.errors import ConfigError, DataError
 from d2dmoe.extensions import import_extensions
 from d2dmoe.figures import WALL_CLOCK
+from d2dmoe.io.csvfile import write_csv
 from d2dmoe.io.read import columns_of, read_table
 from d2dmoe.plan.benchmarks import APPENDIX, DRAWN
 from d2dmoe.plan.figures import folder_of
@@ -87,12 +88,9 @@ def _rows(path: Path, task: str, scratch: Path) -> Path:
     """A table of all tasks with a task's rows alone."""
     own = scratch / str(path.absolute().relative_to("/")) / f"{task}.csv"
     if not own.is_file():
-        own.parent.mkdir(parents=True, exist_ok=True)
-        with path.open(newline="") as file, own.open("w", newline="") as into:
-            rows, written = csv.reader(file), csv.writer(into, lineterminator="\n")
-            header = next(rows)
-            place = header.index("task")
-            written.writerows([header, *(row for row in rows if row and row[place] == task)])
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = (row for row in csv.DictReader(file, restval="") if row["task"] == task)
+            write_csv(own, rows, columns_of(path))
     return own
 
 
