@@ -22,9 +22,10 @@ from functools import cache
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import mkstemp
 from typing import Any, NamedTuple
 
+from d2dmoe.errors import UserError
+from d2dmoe.io.files import write_atomically
 from d2dmoe.lookup import module_of, table_of
 
 PACKAGE = "d2dmoe"
@@ -205,11 +206,9 @@ class _Kept:
         if self.now.keys() <= self.before.keys() or not file.parent.is_dir():
             return
         told = json.dumps(self.now)
-        with suppress(OSError):  # of a project that may only be read
-            handle, part = mkstemp(dir=file.parent)
-            with open(handle, "w", encoding="utf-8") as stream:
-                stream.write(f"{_hash_of(told)}\n{told}")
-            Path(part).replace(file)
+        text = f"{_hash_of(told)}\n{told}"
+        with suppress(UserError):  # of a project that may only be read
+            write_atomically(file, lambda part: part.write_text(text, encoding="utf-8"))
 
 
 KEPT = _Kept()
