@@ -63,7 +63,7 @@ def sums(counts: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def over_seeds(values: np.ndarray) -> np.ndarray:
-    """Of each resample the mean over the seeds that it drew: [resamples, seeds] -> [resamples]."""
+    """Of each resample the mean over the seeds that it drew: [resamples, seeds, …] to [resamples,
+    …]."""
     weights = seed_weights(values.shape[1], len(values) - 1)
-    drawn = np.zeros_like(weights)  # 0 times infinity would be no number
-    return np.multiply(values, weights, where=weights > 0, out=drawn).sum(1)
+    return np.einsum("rs,rs...->r...", weights, values)

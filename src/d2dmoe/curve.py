@@ -12,8 +12,6 @@ import numpy as np
 from scipy.interpolate import PchipInterpolator
 from scipy.optimize import isotonic_regression
 
-STEPS = 33  # between two points, where a cost is looked for
-
 
 @dataclass(frozen=True)
 class Curve:
@@ -32,17 +30,6 @@ class Curve:
         if len(self.costs) == 1:
             return np.full_like(inside, self.qualities[0])
         return self._cubic(inside)
-
-    def cost(self, quality: float) -> float:
-        """The least cost of a quality; infinite where no point has it."""
-        reached = np.flatnonzero(self.qualities >= quality)
-        if not len(reached):
-            return float("inf")
-        first = reached[0]
-        if first == 0:
-            return float(self.costs[0])
-        costs = np.linspace(self.costs[first - 1], self.costs[first], STEPS)
-        return float(np.interp(quality, self._cubic(costs), costs))
 
 
 def curve_of(costs: np.ndarray, qualities: np.ndarray) -> Curve:

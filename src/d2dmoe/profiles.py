@@ -2,8 +2,9 @@
 
 Quality at a budget is that of the curve through the test points, where its cost is the budget. The
 cost of 99 % of the dense quality is another matter: to read it off the test points would choose by
-their labels. So the place between two operating points is chosen by the curve through the
-validation points, and cost and quality at that place are those of the test points.
+their labels. So the budget is chosen by the curves through the validation points, where their mean
+over the seeds keeps 99 %: one budget for all seeds, as one would set it for a method, and no seed
+with an unlucky validation sample decides. Cost and quality there are those of the test points.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from d2dmoe.bootstrap import over_seeds, sample_counts, sums
-from d2dmoe.curve import Curve, curve_of
+from d2dmoe.curve import curve_of
 from d2dmoe.errors import DataError
 from d2dmoe.io.read import REMEDY, read
-from d2dmoe.tables import FALLING, KEPT
+from d2dmoe.tables import FALLING
 
 SPLITS = ("validation", "test")
 STEP = 0.005  # of the dense cost: between the costs at which curves are kept
@@ -35,7 +36,9 @@ class Profile:
     cheapest: float  # cost that all seeds can pay for, of all samples
     dearest: float  # up to which all seeds have points
     quality: np.ndarray  # at costs 0, STEP, …: [1 + resamples, seeds, costs]
-    kept: Mapping[str, Points]  # by a name of KEPT: cost and quality, [1 + resamples, seeds]
+    chosen_by: np.ndarray  # quality on validation samples at budgets that rise: the same shape
+    cost_then: np.ndarray  # on test samples, at each of these budgets
+    quality_then: np.ndarray  # this too
 
     def at(self, cost: float, seeds: Sequence[int]) -> np.ndarray:
         """Mean quality of some seeds at a cost: [1 + resamples]."""
@@ -46,10 +49,18 @@ class Profile:
         both = self.quality[:, self._columns(seeds), low : low + 2]
         return over_seeds(both[..., 0] * (1 - part) + both[..., -1] * part)
 
-    def keeping(self, name: str, seeds: Sequence[int]) -> Points:
-        """Mean cost and mean quality of some seeds where they keep a share of the dense quality."""
-        cost, quality = (values[:, self._columns(seeds)] for values in self.kept[name])
-        return over_seeds(cost), over_seeds(quality)
+    def keeping(self, share: float, seeds: Sequence[int]) -> Points:
+        """Mean cost and mean quality of some seeds, [1 + resamples] each, at the least budget with
+        which they keep, on the mean of their validation curves, a share of the dense quality.
+        Infinite where none does; the quality is then that of the largest budget."""
+        columns = self._columns(seeds)
+        rising = over_seeds(self.chosen_by[:, columns])
+        place = np.array([_first(row, share) for row in rising])
+        cost, quality = (
+            _read(over_seeds(values[:, columns]), place)
+            for values in (self.cost_then, self.quality_then)
+        )
+        return np.where(np.isinf(place), np.inf, cost), quality
 
     def _columns(self, seeds: Sequence[int]) -> list[int]:
         return [self.seeds.index(seed) for seed in seeds]
@@ -143,18 +154,26 @@ def profile(found: Found, variant: str, references: Sequence[str], metric: str) 
     costs = [relative[seed]["test"][0][0] for seed in seeds]  # of all samples
     resamples = len(relative[seeds[0]]["test"][0])
     grid = np.arange(0, max(1.0, max(map(np.max, costs))) + STEP, STEP)
+    budgets = _budgets([relative[seed]["validation"][0][0] for seed in seeds])
     quality = np.empty((resamples, len(seeds), len(grid)), np.float32)
-    kept = {name: (np.empty(quality.shape[:2]), np.empty(quality.shape[:2])) for name in KEPT}
+    at_budgets = np.empty((3, resamples, len(seeds), len(budgets)), np.float32)
     for column, seed in enumerate(seeds):
         for row in range(resamples):
             validation, test = (_row(relative[seed][split], row) for split in SPLITS)
-            curve, chosen_by = curve_of(*test), curve_of(*validation)
+            curve = curve_of(*test)
             quality[row, column] = curve.quality(grid)
-            for name, share in KEPT.items():
-                place = _chosen(chosen_by.cost(share), validation[0], test[0], curve)
-                kept[name][0][row, column], kept[name][1][row, column] = place
+            cost = _same_place(budgets, validation[0], test[0])
+            chosen_by = curve_of(*validation).quality(budgets)
+            at_budgets[:, row, column] = chosen_by, cost, curve.quality(cost)
     low, high = max(map(np.min, costs)), min(map(np.max, costs))
-    return Profile(seeds, float(low), float(high), quality, kept)
+    return Profile(seeds, float(low), float(high), quality, *at_budgets)
+
+
+def _budgets(costs: Sequence[np.ndarray]) -> np.ndarray:
+    """From the least that all seeds can meet to the dearest point of any, in steps of about STEP;
+    `costs` are each seed's points'."""
+    low, high = max(map(np.min, costs)), max(map(np.max, costs))
+    return np.linspace(low, high, 1 + int(np.ceil((high - low) / STEP)))
 
 
 def _row(points: Points, row: int) -> Points:
@@ -187,13 +206,26 @@ def _relative(
     return cost / dense_cost, np.where(related[:, None], quality, quality[:1])
 
 
-def _chosen(
-    cost: float, validation: np.ndarray, test: np.ndarray, curve: Curve
-) -> tuple[float, float]:
-    """Cost and quality on test samples at the place that a cost on validation samples has between
-    the operating points, whose costs are [points] each. No place: the dearest point's quality."""
-    if np.isinf(cost):
-        return cost, float(curve.qualities[-1])
+def _same_place(costs: np.ndarray, validation: np.ndarray, test: np.ndarray) -> np.ndarray:
+    """The costs on test samples at the places that costs on validation samples have between the
+    operating points, whose costs are [points] each."""
     order = np.argsort(validation, kind="stable")
-    there = np.interp(cost, validation[order], test[order])
-    return float(there), float(curve.quality(there))
+    return np.interp(costs, validation[order], test[order])
+
+
+def _first(rising: np.ndarray, share: float) -> float:
+    """The place, between two indices, from which values that do not fall reach a share; infinite if
+    they do not."""
+    index = int(np.searchsorted(rising, share))
+    if index == len(rising):
+        return np.inf
+    if index == 0:
+        return 0.0
+    before, after = rising[index - 1 : index + 1]
+    return index - 1 + float((share - before) / (after - before))
+
+
+def _read(values: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Of each row of [rows, columns] the value at a place between two columns; the last beyond."""
+    columns = np.arange(values.shape[1])
+    return np.array([np.interp(p, columns, row) for p, row in zip(places, values, strict=True)])

@@ -32,8 +32,9 @@ def statistics(
         resamples: of the bootstrap.
 
     Returns:
-        Rows of `tables.SUMMARY`: no number where some seed does not reach it, or the interval has
-        no end. And rows of `tables.COMPARISON`: see docs/method.md.
+        Rows of `tables.SUMMARY`: no number where the mean of the seeds keeps less than 99 %, some
+        seed cannot meet the budget, or the interval has no end. And rows of `tables.COMPARISON`:
+        see docs/method.md.
 
     Raises:
         DataError: outcomes are missing, damaged or no numbers, or nothing is relative to them.
@@ -66,8 +67,8 @@ def statistics(
 
 def _measures(own: Profile) -> dict[str, float]:
     measures: dict[str, float] = {}
-    for name in KEPT:
-        cost, quality = own.keeping(name, own.seeds)
+    for name, share in KEPT.items():
+        cost, quality = own.keeping(share, own.seeds)
         reached = bool(np.isfinite(cost[0]))
         measures |= _cells(f"flops_ratio_at_{name}", estimate(cost) if reached else UNKNOWN)
         measures |= _cells(f"quality_at_{name}", estimate(quality))
@@ -97,8 +98,8 @@ def _differences(one: Profile, other: Profile) -> list[dict[str, Any]]:
     if low < high:
         mean = np.mean([gap(cost) for cost in np.linspace(low, high, PLACES)], axis=0)
         rows.append(("mean quality", low, mean, 1))
-    for name, share in KEPT.items():
-        costs = [x.keeping(name, seeds)[0] for x in (one, other)]
+    for share in KEPT.values():
+        costs = [x.keeping(share, seeds)[0] for x in (one, other)]
         rows.append(("cost", share, _less(*costs), -1))
     return [_row_of(*row, len(seeds)) for row in rows]
 
@@ -114,7 +115,7 @@ def _budgets(low: float, high: float) -> list[float]:
 
 def _less(cost: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Differences of costs; two that are both never reached are alike. No number where not both are
-    reached by all samples and seeds."""
+    reached by all samples."""
     alike = np.isinf(cost) & np.isinf(other)
     found = np.subtract(cost, other, where=~alike, out=np.zeros_like(cost))
     found[0] = cost[0] - other[0] if np.isfinite([cost[0], other[0]]).all() else np.nan
@@ -124,9 +125,9 @@ def _less(cost: np.ndarray, other: np.ndarray) -> np.ndarray:
 def _on_top(own: Profile) -> list[dict[str, Any]]:
     """Of a conversion, relative to the compressed model that it converts: the share of its FLOPs
     that is saved at 99 % of its quality, and what is then kept of it."""
-    cost, quality = own.keeping("99", own.seeds)
+    cost, quality = own.keeping(KEPT["99"], own.seeds)
     cost[0] = cost[0] if np.isfinite(cost[0]) else np.nan
-    rows = [("saved", 0.99, 1 - cost, 1), ("kept", 0.99, quality - 0.99, 1)]
+    rows = [("saved", KEPT["99"], 1 - cost, 1), ("kept", KEPT["99"], quality - KEPT["99"], 1)]
     return [_row_of(*row, len(own.seeds)) for row in rows]
 
 

@@ -34,20 +34,6 @@ def test_points_of_equal_cost_count_as_one_of_their_mean():
     assert list(curve.costs) == [0.5, 1.0] and curve.qualities == pytest.approx([0.85, 1.0])
 
 
-@pytest.mark.parametrize("quality", [0.71, 0.8, 0.9, 0.95, 0.99, 1.0])
-def test_the_cost_of_a_quality_is_where_the_curve_reaches_it(quality):
-    curve = curve_of(COSTS, RISING)
-    cost = curve.cost(quality)
-    assert curve.quality(np.array(cost)) == pytest.approx(quality, abs=2e-4)
-    assert curve.quality(np.array(cost - 0.01)) < quality
-
-
-def test_what_no_point_reaches_costs_without_end_and_what_all_reach_the_least():
-    curve = curve_of(COSTS, RISING)
-    assert curve.cost(1.01) == np.inf and curve.cost(0.5) == 0.4
-
-
 def test_one_point_is_a_curve():
     curve = curve_of(np.array([0.6]), np.array([0.99]))
     assert list(curve.quality(np.array([0.1, 0.6, 1.0]))) == [0.99] * 3
-    assert (curve.cost(0.99), curve.cost(1.0)) == (0.6, np.inf)

@@ -43,11 +43,11 @@ class Evidence:
         return len(set.intersection(*({*self.points(v)["seed"]} for v in variants)))
 
     def cost(self, variant: str) -> Estimate | None:
-        """Share of the dense FLOPs without significant loss; None where not every seed has one."""
+        """Share of the dense FLOPs without significant loss; None where there is none."""
         return self._summarised(variant, "flops_ratio_at_99")
 
     def kept(self, variant: str) -> Estimate | None:
-        """The quality that test samples keep at that cost; of a seed without one, the best."""
+        """The quality that test samples keep at that cost; where there is none, at the largest."""
         return self._summarised(variant, "quality_at_99")
 
     def quality_at(self, variant: str, ratio: float) -> Estimate | None:

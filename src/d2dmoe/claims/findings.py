@@ -67,8 +67,9 @@ def not_below(found: Estimate, margin: float) -> str:
 
 
 def falls_short(kept: Estimate, whose: str = "dense") -> tuple[str, str]:
-    """What is said where not every seed keeps 99 %, and the verdict, by the most that they keep."""
-    text = f"not every seed keeps 99 % of {whose} quality: {share(kept)} at best"
+    """What is said where 99 % are never kept, and the verdict, by the most that is."""
+    text = f"99 % of {whose} quality are never kept by validation samples"
+    text += f"; test samples keep {share(kept)} at best"
     return text, CONTRADICTED if kept.high < KEPT else UNDECIDED
 
 

@@ -59,7 +59,7 @@ def _saved(e: Evidence, variant: str) -> tuple[str, str]:
 
 def attention_projections(e: Evidence) -> list[Finding]:
     """C6: with attention projections D2DMoE costs less without significant loss; where not both
-    keep their quality in every seed, it has the better curve."""
+    keep their quality, it has the better curve."""
     pairs = (_pair(e, figure) for figure in ("tradeoff", "phases"))
     pair = next((p for p in pairs if p), None)
     if pair is None:
@@ -67,7 +67,7 @@ def attention_projections(e: Evidence) -> list[Finding]:
     without, converted = pair
     difference = e.differences(converted, without, "cost").get(KEPT)
     if difference is None:
-        note = "not every seed of both keeps 99 % of dense quality"
+        note = "not both keep 99 % of dense quality"
         return [beats(e, converted, [without], note)]
     measured = f"{converted} minus {without}: {shown(difference)} of the dense FLOPs {CHOSEN}"
     return [Finding(measured, above(-difference), f"comparisons.csv, {resampling(e, pair)}")]
