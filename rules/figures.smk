@@ -60,6 +60,7 @@ rule figures:
     log:
         "results/logs/figures/reference.log",
     localrule: True
+    threads: 8
     params:
         reference=str(REFERENCE),
         code=PLAN.published_code(),

@@ -36,11 +36,19 @@ class Asked(NamedTuple):
 
 def files(plan: Plan) -> dict[str, str]:
     """What can be published of a plan's results: each file, and where it lies in the folder."""
-    suites = [suite for suite in SUITES if plan.tasks_of(suite)]
-    made = [path for suite in suites for path in suite_tables(plan, suite)]
+    asked = list(requests(plan))
+    # Large, and in a suite whose figures do not show it the main one's once more for each variant.
+    shows_activity = {one.suite for one in asked if "activity" in one.request.inputs}
+    made = [
+        path
+        for suite in SUITES
+        if plan.tasks_of(suite)
+        for path in suite_tables(plan, suite)
+        if suite in shows_activity or PurePosixPath(path).stem != "activity"
+    ]
     made += [TUNING] if any(task.tuning for task in plan.config.tasks.values()) else []
     published = {path: place(path) for path in made}
-    for _figure, _suite, task, request in requests(plan):
+    for _figure, _suite, task, request in asked:
         for name, path in request.inputs.items():
             if not path.startswith(TABLES):
                 published[path] = place(path, name, task)
