@@ -1,6 +1,8 @@
 """A figure from files to files."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -27,3 +29,21 @@ def draw_files(
     """
     tables = {name: read(path, COLUMNS.get(name, ())) for name, path in inputs.items()}
     save(resolve(draw)(**tables, **arguments), png, pdf)
+
+
+@contextmanager
+def drawing_files(processes: int) -> Iterator[Callable[..., None]]:
+    """A function that takes what `draw_files` takes, and has some processes draw it meanwhile.
+
+    Raises:
+        DataError, UserError: as `draw_files` does, at the end, of the first figure that fails.
+    """
+    with ProcessPoolExecutor(processes) as pool:
+        drawn: list[Future[None]] = []
+
+        def draw(*arguments: Any) -> None:
+            drawn.append(pool.submit(draw_files, *arguments))
+
+        yield draw
+        for figure in drawn:
+            figure.result()
