@@ -3,6 +3,8 @@
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from d2dmoe.bootstrap import Estimate
 from d2dmoe.claims.evidence import KEPT, Evidence
 
@@ -83,12 +85,18 @@ def gaps(ours: str, rival: str, found: dict[float, Estimate]) -> str:
 
 def shown(found: Estimate) -> str:
     """A difference with its interval."""
-    return f"{found.value:+.2%} [{found.low:+.2%}, {found.high:+.2%}]"
+    return _with_interval(found, "+.2%")
 
 
 def share(found: Estimate) -> str:
     """A share with its interval."""
-    return f"{found.value:.1%} [{found.low:.1%}, {found.high:.1%}]"
+    return _with_interval(found, ".1%")
+
+
+def _with_interval(found: Estimate, form: str) -> str:
+    """In words; an end that is not reached is …, as in the tables that people read."""
+    low, high = (format(end, form) if np.isfinite(end) else "…" for end in found[1:])
+    return f"{found.value:{form}} [{low}, {high}]"
 
 
 def resampling(e: Evidence, variants: Sequence[str]) -> str:
