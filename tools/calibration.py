@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import yaml
 
+from d2dmoe.api.calibrate import calibrate
 from d2dmoe.api.calibration import Calibration
 from d2dmoe.api.evaluate import Evaluation, evaluate
 from d2dmoe.api.operating_points import Values
@@ -23,7 +24,7 @@ from d2dmoe.checkpoint import load_model
 from d2dmoe.data.splits import Split, open_split
 from d2dmoe.errors import UserError
 from d2dmoe.moe import set_operating_point
-from d2dmoe.stages.calibrate import SplitBatches, calibrate_on, split_loss
+from d2dmoe.stages.calibrate import SplitBatches, split_loss
 
 VARIANTS = ("d2dmoe", "attention")
 BUDGETS = (0.5, 0.6, 0.7, 0.8)
@@ -69,6 +70,7 @@ def lines(name: str, folder: Path, root: Path, batch_size: int, most: int) -> No
     data = root / yaml.safe_load((folder / "lineage.yaml").read_text())["data"]
     splits = (open_split(data, name, root) for name in ("validation", "test"))
     validation, test = (First(split, most) for split in splits)
+    batches = SplitBatches(validation, batch_size, device)
     set_operating_point(model, "dynamic_k", 0.0)
     everything = evaluate(model, SplitBatches(test, batch_size, device), loss=split_loss)
     asked = [{"flops_ratio": x} for x in BUDGETS] + [{"max_loss_increase": x} for x in TOLERANCES]
@@ -76,9 +78,7 @@ def lines(name: str, folder: Path, root: Path, batch_size: int, most: int) -> No
         for goal in asked:
             how = "one a layer" if per_layer else "one"
             try:
-                found = calibrate_on(
-                    model, validation, batch_size, device, per_layer=per_layer, **goal
-                )
+                found = calibrate(model, batches, per_layer=per_layer, loss=split_loss, **goal)
             except UserError as error:
                 print(f"| {name} | {how} | {next(iter(goal.items()))} | {error} |")
                 continue

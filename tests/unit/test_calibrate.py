@@ -246,7 +246,10 @@ def test_the_pipeline_measures_budgets_on_the_split_asked_for(knob, monkeypatch)
 
     splits = {"validation": IMAGES, "test": UNSEEN}
     monkeypatch.setattr(stage, "open_split", lambda _folder, name: splits[name])
-    monkeypatch.setattr(stage, "load_model", lambda _path: (make_routed(), None))
+    loaded = []
+    monkeypatch.setattr(
+        stage, "load_model", lambda path: (loaded.append(path), (make_routed(), None))[1]
+    )
     run = SimpleNamespace(device=CPU, data=None, log_every_s=10.0)
     values = [0.01, 0.8, 0.9]  # the first is out of reach
     cfg = {"split": "test", "batch_size": 60, "values": values}
@@ -268,6 +271,7 @@ def test_the_pipeline_measures_budgets_on_the_split_asked_for(knob, monkeypatch)
     del splits["validation"]  # what was chosen is not chosen anew for each split
     again = stage.evaluate_budgets("", knob, cfg | {"chosen": chosen}, run)
     assert (again.points, again.layers) == (points, layers)
+    assert len(loaded) == 2  # by the first call, which chose too, and by the choice
 
 
 def test_a_variant_with_budgets_shares_its_twins_model(raw, root):

@@ -87,14 +87,7 @@ def fit(
         UserError: nothing is trainable, the batches end too early, or the loss or its gradient is
             not finite; then the parameters are those before the step.
     """
-    parameters = [p for p in trained.parameters() if p.requires_grad]
-    if not parameters:
-        raise UserError(f"{name}: no parameter of the model requires gradients, so none is trained")
-    if any(p.is_inference() for p in parameters):
-        raise UserError(
-            f"{name}: the parameters were made under torch.inference_mode(), where nothing can be "
-            "trained: make or load the model outside of it"
-        )
+    parameters = _trainable(trained, name)
     optimizer = make_optimizer(trained, cfg)
     device, dtype = place_of(model)
     cuda = device.type == "cuda"
@@ -120,6 +113,22 @@ def fit(
             bar.set_postfix(rows.last)
             bar.update()
     return rows.rows
+
+
+def _trainable(trained: nn.Module, name: str) -> list[nn.Parameter]:
+    """
+    Raises:
+        UserError: there are none, or none of them can have a gradient.
+    """
+    parameters = [p for p in trained.parameters() if p.requires_grad]
+    if not parameters:
+        raise UserError(f"{name}: no parameter of the model requires gradients, so none is trained")
+    if any(p.is_inference() for p in parameters):
+        raise UserError(
+            f"{name}: the parameters were made under torch.inference_mode(), where nothing can be "
+            "trained: make or load the model outside of it"
+        )
+    return parameters
 
 
 def _average(parameters: list[nn.Parameter], model: nn.Module) -> None:

@@ -80,19 +80,12 @@ def save_pretrained(
     check_module(model)
     _check_merged(model)
     _check_others(tokenizer, image_processor, evaluation, max_shard_size)
-    if not describe(model)["layers"]:
-        raise UserError(
-            f"Nothing in this {type(model).__name__} was converted. Call d2dmoe.convert(model) "
-            "first, or save it as its own library does."
-        )
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{folder} cannot be made ({error}): give another folder") from error
+    _check_converted(model)
+    _make(folder)
     base = base_of(model)
     if is_of_transformers(model):
-        library, of_transformers = TRANSFORMERS, cast(Any, attach(model))
-        of_transformers.save_pretrained(folder, max_shard_size=max_shard_size)
+        library = TRANSFORMERS
+        cast(Any, attach(model)).save_pretrained(folder, max_shard_size=max_shard_size)
         copy_processing(base, folder)
     else:
         library = library_of(model)
@@ -220,6 +213,29 @@ def _as_path(folder: Any) -> Path:
     if not isinstance(folder, str | PathLike) or not str(folder):
         raise UserError(f"a folder is given as a path or as text, not as {folder!r}")
     return Path(folder)
+
+
+def _make(folder: Path) -> None:
+    """
+    Raises:
+        UserError: the folder is not there and cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{folder} cannot be made ({error}): give another folder") from error
+
+
+def _check_converted(model: nn.Module) -> None:
+    """
+    Raises:
+        UserError: no layer of the model was converted.
+    """
+    if not describe(model)["layers"]:
+        raise UserError(
+            f"Nothing in this {type(model).__name__} was converted. Call d2dmoe.convert(model) "
+            "first, or save it as its own library does."
+        )
 
 
 def _check_others(tokenizer: Any, image_processor: Any, evaluation: Any, size: Any) -> None:

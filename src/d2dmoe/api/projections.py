@@ -74,20 +74,10 @@ def imitate_projections(
             are then still linear.
     """
     cfg = FitConfig(steps, lr, seed)
-    check_number("factor", factor)
-    check_whole("multiple", multiple)
-    check_number("alpha", alpha, or_zero=True)
-    check_roles(maps)
-    if not maps:
-        raise ConfigError(f"maps = {maps!r}: give at least one of {', '.join(ROLES)}")
+    _check(maps, factor, multiple, alpha)
     given = as_batches(batches, model, batch_size=batch_size)
     projections = _separated(model, example, maps)
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed_for("projections", seed))
-        mlps = {
-            name: projection_mlp(p, mlp_width(p, factor, multiple)).float()
-            for name, p in projections.items()
-        }
+    mlps = _fresh_mlps(projections, factor, multiple, seed)
     trained = nn.ModuleList(mlps.values()).train()
     with (
         _watched(model, projections, mlps) as errors,
@@ -106,11 +96,38 @@ def imitate_projections(
             return {"loss": loss, "error": error / len(errors), "sparsity": sparsity / len(mlps)}
 
         history = fit(model, trained, losses, given, cfg, "imitation of attention projections")
+    _replace(model, projections, mlps)
+    return history
+
+
+def _check(maps: Sequence[str], factor: float, multiple: int, alpha: float) -> None:
+    """Refuse options that are impossible."""
+    check_number("factor", factor)
+    check_whole("multiple", multiple)
+    check_number("alpha", alpha, or_zero=True)
+    check_roles(maps)
+    if not maps:
+        raise ConfigError(f"maps = {maps!r}: give at least one of {', '.join(ROLES)}")
+
+
+def _fresh_mlps(
+    projections: dict[str, Projection], factor: float, multiple: int, seed: int
+) -> dict[str, FFN]:
+    """An MLP for each projection, in float32, whose weights the seed decides."""
+    with torch.random.fork_rng([]):
+        torch.manual_seed(seed_for("projections", seed))
+        return {
+            name: projection_mlp(p, mlp_width(p, factor, multiple)).float()
+            for name, p in projections.items()
+        }
+
+
+def _replace(model: nn.Module, projections: dict[str, Projection], mlps: dict[str, FFN]) -> None:
+    """Put the MLPs where the projections were, of their dtype and mode, frozen if they were."""
     for name, mlp in mlps.items():
         weight = projections[name].weight
         mlp.to(weight.dtype).requires_grad_(weight.requires_grad)
         put(model, name, mlp.train(projections[name].training))
-    return history
 
 
 def _separated(model: nn.Module, example: Any, maps: Sequence[str]) -> dict[str, Projection]:

@@ -1,7 +1,7 @@
 """`d2dmoe calibrate`: how many experts run, for a budget or for a loss that is tolerated."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -10,43 +10,49 @@ from d2dmoe.cli import options as of
 PANEL = "Convert"
 
 
+FlopsRatio = Annotated[
+    float | None,
+    typer.Option(
+        help="The budget: FLOPs of the model's forward, as a share of the dense model's.",
+        min=0,
+        max=1,
+        show_default=False,
+    ),
+]
+MaxLossIncrease = Annotated[
+    float | None,
+    typer.Option(
+        help="The tolerance: how much larger than with every expert on the loss may be, as a "
+        "share of it: 0.01 for 1 %. A model without a head needs --label-column for it.",
+        min=0,
+        show_default=False,
+    ),
+]
+PerLayer = Annotated[
+    bool,
+    typer.Option(
+        "--per-layer", help="A value for each layer: better, and takes several times as long."
+    ),
+]
+RuleName = Annotated[
+    str, typer.Option(help="How experts are selected: dynamic_k, top_k, coverage or sensitivity.")
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FOLDER", help="Write a new folder.", show_default="into the model's own folder"
+    ),
+]
+
+
 def run(
     folder: of.Folder,
     data: of.Data,
-    flops_ratio: Annotated[
-        float | None,
-        typer.Option(
-            help="The budget: FLOPs of the model's forward, as a share of the dense model's.",
-            min=0,
-            max=1,
-            show_default=False,
-        ),
-    ] = None,
-    max_loss_increase: Annotated[
-        float | None,
-        typer.Option(
-            help="The tolerance: how much larger than with every expert on the loss may be, as a "
-            "share of it: 0.01 for 1 %. A model without a head needs --label-column for it.",
-            min=0,
-            show_default=False,
-        ),
-    ] = None,
-    per_layer: Annotated[
-        bool,
-        typer.Option(
-            "--per-layer", help="A value for each layer: better, and takes several times as long."
-        ),
-    ] = False,
-    rule: Annotated[
-        str,
-        typer.Option(help="How experts are selected: dynamic_k, top_k, coverage or sensitivity."),
-    ] = "dynamic_k",
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Write a new folder.", show_default="into the model's own folder"
-        ),
-    ] = None,
+    flops_ratio: FlopsRatio = None,
+    max_loss_increase: MaxLossIncrease = None,
+    per_layer: PerLayer = False,
+    rule: RuleName = "dynamic_k",
+    output: Output = None,
     against: of.Against = None,
     text_column: of.TextColumn = of.TEXT,
     label_column: of.LabelColumn = None,
@@ -92,11 +98,8 @@ def run(
     how = Loading(device, max_length, yes)
     source = source_of(str(folder), rows, batch_size, how, against)
     task = measuring(source, "validation")
-    if max_loss_increase is not None and task.starts_at_0:
-        raise typer.BadParameter(
-            "the loss of a model without a head is its distance to itself, 0 with every expert on, "
-            "so that no share of it can be tolerated: give --flops-ratio, or --label-column"
-        )
+    if max_loss_increase is not None:
+        _check_tolerable(task)
     found = d2dmoe.calibrate(
         task.on(source.opened.model),
         task.batches,
@@ -110,3 +113,12 @@ def run(
         save(source.opened, new)
     result = {"folder": target, "quality": task.about, "calibration": found}
     report(result, f"{found}\n\nloss: {task.about}\nsaved in {target}", as_json)
+
+
+def _check_tolerable(task: Any) -> None:
+    """Refuse a tolerance where the loss has no share that could be tolerated."""
+    if task.starts_at_0:
+        raise typer.BadParameter(
+            "the loss of a model without a head is its distance to itself, 0 with every expert on, "
+            "so that no share of it can be tolerated: give --flops-ratio, or --label-column"
+        )

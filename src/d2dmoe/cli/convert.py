@@ -14,12 +14,56 @@ def _option(text: str, **more):
     return typer.Option(help=text, rich_help_panel=of.TRAINING, **more)
 
 
+NewFolder = Annotated[
+    Path, typer.Argument(metavar="FOLDER", help="Where the new model goes.", show_default=False)
+]
+ExpertSize = Annotated[
+    int | None,
+    _option(
+        "Neurons of an expert. Small ones save more FLOPs, large ones more time.",
+        min=1,
+        show_default="by the size of the blocks",
+    ),
+]
+Attention = Annotated[
+    list[str] | None,
+    _option(
+        "A projection of the attention that becomes experts too: q, k, v or o. Once for each.",
+        show_default="none",
+    ),
+]
+AttentionSteps = Annotated[
+    int, _option("Training steps in which small MLPs learn to imitate such projections.", min=1)
+]
+SparsifySteps = Annotated[
+    int,
+    _option(
+        "Training steps after which fewer neurons fire, with ReLU. They change the weights; "
+        "with 0 the new model is the old one as long as every expert is on.",
+        min=0,
+    ),
+]
+Alpha = Annotated[
+    float, _option("Weight of the penalty on neurons that fire, while sparsifying.", min=0)
+]
+LearningRate = Annotated[float, _option("Of the steps that sparsify, as for fine-tuning.", min=0)]
+RouterSteps = Annotated[
+    int,
+    _option(
+        "Training steps of the routers, which learn how large each expert's output will be. "
+        "The rest of the model stays as it is.",
+        min=1,
+    ),
+]
+RouterLearningRate = Annotated[float, _option("Of the routers.", min=0)]
+RouterWidth = Annotated[
+    int, _option("Hidden neurons of a router: more predict better, and cost more.", min=1)
+]
+
+
 def run(
     model: of.Model,
-    folder: Annotated[
-        Path,
-        typer.Argument(metavar="FOLDER", help="Where the new model goes.", show_default=False),
-    ],
+    folder: NewFolder,
     data: of.Data,
     text_column: of.TextColumn = of.TEXT,
     label_column: of.LabelColumn = None,
@@ -27,51 +71,15 @@ def run(
     max_length: of.MaxLength = of.LENGTH,
     batch_size: of.BatchSize = of.BATCH,
     seed: of.Seed = of.SEED,
-    expert_size: Annotated[
-        int | None,
-        _option(
-            "Neurons of an expert. Small ones save more FLOPs, large ones more time.",
-            min=1,
-            show_default="by the size of the blocks",
-        ),
-    ] = None,
-    attention: Annotated[
-        list[str] | None,
-        _option(
-            "A projection of the attention that becomes experts too: q, k, v or o. Once for each.",
-            show_default="none",
-        ),
-    ] = None,
-    attention_steps: Annotated[
-        int,
-        _option("Training steps in which small MLPs learn to imitate such projections.", min=1),
-    ] = 500,
-    sparsify_steps: Annotated[
-        int,
-        _option(
-            "Training steps after which fewer neurons fire, with ReLU. They change the weights; "
-            "with 0 the new model is the old one as long as every expert is on.",
-            min=0,
-        ),
-    ] = 0,
-    alpha: Annotated[
-        float, _option("Weight of the penalty on neurons that fire, while sparsifying.", min=0)
-    ] = 1e-3,
-    learning_rate: Annotated[
-        float, _option("Of the steps that sparsify, as for fine-tuning.", min=0)
-    ] = 5e-5,
-    router_steps: Annotated[
-        int,
-        _option(
-            "Training steps of the routers, which learn how large each expert's output will be. "
-            "The rest of the model stays as it is.",
-            min=1,
-        ),
-    ] = 500,
-    router_learning_rate: Annotated[float, _option("Of the routers.", min=0)] = 1e-3,
-    router_width: Annotated[
-        int, _option("Hidden neurons of a router: more predict better, and cost more.", min=1)
-    ] = 128,
+    expert_size: ExpertSize = None,
+    attention: Attention = None,
+    attention_steps: AttentionSteps = 500,
+    sparsify_steps: SparsifySteps = 0,
+    alpha: Alpha = 1e-3,
+    learning_rate: LearningRate = 5e-5,
+    router_steps: RouterSteps = 500,
+    router_learning_rate: RouterLearningRate = 1e-3,
+    router_width: RouterWidth = 128,
     device: of.Device = of.AUTO,
     yes: of.Yes = False,
     force: of.Force = False,

@@ -80,13 +80,10 @@ def run(
     per_super = triton.cdiv(blocks, triton.cdiv(len(z), launch.superblock))  # all alike
     superblock, supers = block * per_super, triton.cdiv(blocks, per_super)
     out = z.new_empty(len(z), weights.d_out)
-    group = _group(len(z), weights, launch)
-    down = torch.empty_like(weights.down) if group else weights.down  # as tiles read it
     if launch.deterministic:
         programs = supers
     else:
         programs = min(launch.programs(z.device), blocks * (2 + n * chunks))
-    experts = expert_arguments(weights, out) | _matrices(weights, down, router, launch, chunk)
     _layer[(programs,)](
         z=z,
         out=out,
@@ -101,41 +98,46 @@ def run(
         **selection_arguments(mask, router, tau, n, out),
         router_up_bias=out if router is None else router.up_bias,
         H=0 if router is None else router.up.shape[0],
-        **experts,
-        down_pairs=_pairs(weights.down) if group else out,
-        ordered_pairs=_pairs(down) if group else out,
-        pairs=down.numel() // 2 if group else 0,
+        **expert_arguments(weights, out) | _matrices(weights, router, launch, chunk, out),
         down_bias=or_placeholder(weights.down_bias, out),
         DOWN_BIAS=weights.down_bias is not None,
-        DETERMINISTIC=launch.deterministic,
-        AHEAD=0 if launch.deterministic else launch.ahead,
         BLOCK=block,
-        TILE=launch.tile,
         CHUNK=chunk,
         CHUNKS=chunks,
-        BLOCK_K=launch.block_k,
-        BLOCK_N=launch.block_n,
         MASK_WIDTH=min(MASK_WIDTH, padded(n)),
         PRECISION=precision(z),
-        GROUP=group,
         PIECE=PIECE,
-        WARPS=min(launch.num_warps, launch.tile // 16),
-        num_warps=launch.num_warps,
-        num_stages=launch.num_stages,
-        maxnreg=launch.registers,
+        **_launched(launch),
     )
     return out
 
 
+def _launched(launch: Launch) -> dict[str, Any]:
+    """What the launch alone decides."""
+    return {
+        "DETERMINISTIC": launch.deterministic,
+        "AHEAD": 0 if launch.deterministic else launch.ahead,
+        "TILE": launch.tile,
+        "BLOCK_K": launch.block_k,
+        "BLOCK_N": launch.block_n,
+        "WARPS": min(launch.num_warps, launch.tile // 16),
+        "num_warps": launch.num_warps,
+        "num_stages": launch.num_stages,
+        "maxnreg": launch.registers,
+    }
+
+
 def _matrices(
     weights: ExpertWeights,
-    down: Tensor,
     router: RouterWeights | None,
     launch: Launch,
     chunk: int,
+    out: Tensor,
 ) -> dict[str, Any]:
     """The matrices as blocks of them are loaded: where they are aligned, by the tensor memory
-    accelerator. `down` is W2 in the order in which tiles read it."""
+    accelerator. And W2 as pairs, to be put into `down` in the order in which tiles read it."""
+    group = _group(len(out), weights, launch)
+    down = torch.empty_like(weights.down) if group else weights.down
     gate = or_placeholder(weights.gate, weights.up)
     router_up = weights.up if router is None else router.up[None]
     width_h = padded(0 if router is None else router.up.shape[0])
@@ -151,6 +153,10 @@ def _matrices(
         "down": loaded(down, chunk, launch.block_n),
         "TMA": tma,
         "FENCE": tma and not knobs.runtime.interpret,
+        "down_pairs": _pairs(weights.down) if group else out,
+        "ordered_pairs": _pairs(down) if group else out,
+        "pairs": down.numel() // 2 if group else 0,
+        "GROUP": group,
     }
 
 
@@ -257,6 +263,22 @@ def _route_block(
 
 
 @triton.jit
+def _tile_tokens(tile, count, tokens, superblock, TILE: tl.constexpr, WIDTH: tl.constexpr):
+    """A tile's expert, its tokens int64 [TILE], and which of these are real."""
+    row, experts = tl.arange(0, TILE), tl.arange(0, WIDTH)
+    tiles = (count + TILE - 1) // TILE
+    ends = tl.cumsum(tiles, 0)
+    expert = tl.sum((ends <= tile).to(tl.int32), 0)
+    here = experts == expert
+    place = (tile - tl.sum(tl.where(here, ends - tiles, 0), 0)) * TILE + row
+    real = place < tl.sum(tl.where(here, count, 0), 0)
+    # Past the L1 cache, which knows nothing of other programs' writes.
+    listed = tokens + tl.cast(expert, tl.int64) * superblock + place
+    token = tl.load(listed, real, other=0, cache_modifier=".cg").to(tl.int64)
+    return expert, token, real
+
+
+@triton.jit
 def _run_tile(
     piece,
     count,
@@ -291,16 +313,7 @@ def _run_tile(
     """A chunk of the neurons of an expert for one tile; the pieces of a superblock are counted tile
     by tile and expert by expert. `count` [WIDTH] and `tokens` are the superblock's."""
     tile, first = piece // CHUNKS, (piece % CHUNKS) * CHUNK
-    row, experts = tl.arange(0, TILE), tl.arange(0, WIDTH)
-    tiles = (count + TILE - 1) // TILE
-    ends = tl.cumsum(tiles, 0)
-    expert = tl.sum((ends <= tile).to(tl.int32), 0)
-    here = experts == expert
-    place = (tile - tl.sum(tl.where(here, ends - tiles, 0), 0)) * TILE + row
-    real = place < tl.sum(tl.where(here, count, 0), 0)
-    # Past the L1 cache, which knows nothing of other programs' writes.
-    listed = tokens + tl.cast(expert, tl.int64) * superblock + place
-    token = tl.load(listed, real, other=0, cache_modifier=".cg").to(tl.int64)
+    expert, token, real = _tile_tokens(tile, count, tokens, superblock, TILE, WIDTH)
     hidden = hidden_neurons(
         rows=z + token[:, None] * D_MODEL,
         up=up,
@@ -342,6 +355,31 @@ def _run_tile(
     )
     if DETERMINISTIC:
         tl.debug_barrier()  # the next tile may add to the same rows by other threads
+
+
+@triton.jit
+def _order(
+    ticket,
+    base,
+    state,
+    down_pairs,
+    ordered_pairs,
+    pairs,
+    GROUP: tl.constexpr,
+    PIECE: tl.constexpr,
+    FENCE: tl.constexpr,
+):
+    """The items of W, from number `base` on; waits until all are done. Returns the next item, and
+    the number of the first after them. Programs of the deterministic variant have none."""
+    ordered, number = state + 1, tl.cdiv(pairs, PIECE)
+    while ticket < base + number:
+        order_columns(down_pairs, ordered_pairs, (ticket - base) * PIECE, pairs, GROUP, PIECE)
+        _finish(ordered)
+        ticket = _next(ticket, state, False)
+    _await(ordered, number)
+    if FENCE:
+        fence_for_tma()
+    return ticket, base + number
 
 
 @triton.jit
@@ -404,7 +442,7 @@ def _layer(
     first_super, last_super = 0, supers
     if DETERMINISTIC:
         first_super, last_super = tl.program_id(0), tl.program_id(0) + 1
-    ordered, ready, counts = state + 1, state + 2, state + 2 + supers
+    ready, counts = state + 2, state + 2 + supers
     per_super = superblock // BLOCK
     experts = tl.arange(0, WIDTH)
     base = 0  # items before those at hand
@@ -451,16 +489,9 @@ def _layer(
         at = step - AHEAD  # superblock
         if GROUP:
             if at == 0:
-                number = tl.cdiv(pairs, PIECE)
-                while ticket < base + number:
-                    piece = (ticket - base) * PIECE
-                    order_columns(down_pairs, ordered_pairs, piece, pairs, GROUP, PIECE)
-                    _finish(ordered)
-                    ticket = _next(ticket, state, DETERMINISTIC)
-                base += number
-                _await(ordered, number)
-                if FENCE:
-                    fence_for_tma()
+                ticket, base = _order(
+                    ticket, base, state, down_pairs, ordered_pairs, pairs, GROUP, PIECE, FENCE
+                )
         if at >= first_super:
             number = tl.minimum(blocks - at * per_super, per_super)
             _await(ready + at, 2 * number)

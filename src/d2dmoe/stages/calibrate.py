@@ -3,10 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from d2dmoe.api.batch import Batch
@@ -35,6 +35,13 @@ class SplitBatches:
         return batches_of(self.split, self.batch_size, self.device)
 
 
+class Chosen(NamedTuple):
+    """A model and, by budget, its operating points."""
+
+    model: nn.Module
+    points: dict[float, Calibration]
+
+
 def split_loss(outputs: Any, batch: Batch) -> Tensor:
     """Mean cross-entropy of each sample, [samples]. A split's targets are the next tokens already,
     which transformers' models would shift once more."""
@@ -59,9 +66,7 @@ def evaluate_budgets(model_path: Path, knob: str, cfg: MeasureOptions, run: Run)
     Raises:
         UserError: model or data are not in order, or no budget can be met.
     """
-    found = cfg["chosen"] if "chosen" in cfg else choose(model_path, knob, cfg, run)
-    model, _spec = load_model(model_path)
-    model.to(run.device)
+    model, found = cfg["chosen"] if "chosen" in cfg else choose(model_path, knob, cfg, run)
 
     def set_point(budget: float) -> None:
         set_operating_point(model, "dynamic_k", found[budget].values)
@@ -73,20 +78,22 @@ def evaluate_budgets(model_path: Path, knob: str, cfg: MeasureOptions, run: Run)
     return measured._replace(points=points)
 
 
-def choose(model_path: Path, knob: str, cfg: MeasureOptions, run: Run) -> dict[float, Calibration]:
-    """The operating points of those of the budgets that can be met, chosen on validation samples.
+def choose(model_path: Path, knob: str, cfg: MeasureOptions, run: Run) -> Chosen:
+    """The model, and the operating points of those of the budgets that can be met, chosen on
+    validation samples.
 
     Raises:
         UserError: model or data are not in order, or no budget can be met.
     """
     model, _spec = load_model(model_path)
+    model.to(run.device)
     validation = open_split(run.data, "validation")
     batches = SplitBatches(validation, cfg["batch_size"], run.device)
     goals = [{"flops_ratio": budget} for budget in cfg["values"]]
     how: dict[str, Any] = {"per_layer": knob == "layer_budget", "loss": split_loss}
     found: dict[float, Calibration] = {}
     reason: object = ""
-    outcomes = calibrate_each(model.to(run.device), batches, goals, **how)
+    outcomes = calibrate_each(model, batches, goals, **how)
     for budget, outcome in zip(cfg["values"], outcomes, strict=True):
         if isinstance(outcome, Calibration):
             found[budget] = outcome
@@ -95,7 +102,7 @@ def choose(model_path: Path, knob: str, cfg: MeasureOptions, run: Run) -> dict[f
             reason = outcome
     if not found:
         raise UserError(f"select.{knob} = {cfg['values']}: none can be met. {reason}")
-    return found
+    return Chosen(model, found)
 
 
 def _tau(found: Calibration) -> str:
