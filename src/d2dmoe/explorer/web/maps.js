@@ -54,7 +54,7 @@ function mapsOf(maps, tokens) {
     h("figcaption", {}, `${name}: ${percent(mean(loads[place].flat()))} of the experts`)));
   return [
     h("h2", {}, `${taskNow().title}: executed experts per patch`),
-    h("p", {}, `${tokens ? `${tokens.point}, ${loadText()}` : maps.point}. On the right the share of experts that each patch's token runs, mean over layers, on one scale from ${percent(range[0])} (dark) to ${percent(range[1])} (bright).`),
+    h("p", {}, `${tokens ? `${tokens.point}, ${loadText()}` : maps.point}. On the right the share of experts that each patch's token runs, ${tokens ? "all layers together" : "mean over layers"}, on one scale from ${percent(range[0])} (dark) to ${percent(range[1])} (bright).`),
     h("p", { class: "faint" }, maps.images.length ? "On the left the image." : "The pictures are not among these results: on the left how much of each patch the object covers, black all of it."),
     tokens ? null : h("p", { class: "faint" }, `${scaleNow().notes.token_load ?? "token_load.csv does not have this task."} So there is one operating point to see.`),
     h("div", { class: "maps", id: "maps" }, figures),
