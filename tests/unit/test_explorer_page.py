@@ -1,14 +1,18 @@
 """Laws of the explorer in a browser: its page shows what the tables say, in any state, anywhere."""
 
+import json
 import math
 import random
+import shutil
 from collections.abc import Collection
 from decimal import ROUND_HALF_UP, Decimal
+from itertools import combinations
 from pathlib import Path
 
 import pandas as pd
 import pytest
 from small_browser import opened, started
+from small_colours import APART, least
 
 from d2dmoe.config.task import SUITES
 from d2dmoe.explorer.columns import columns
@@ -365,6 +369,76 @@ def test_a_budget_of_time_chooses_by_times_between_those_measured(browser, tmp_p
         assert page.locator("#quality-over-time svg").count() == 1 and said == []
 
 
+TAUS, PATCHES = (0.0, 0.1, 0.35, 1.0), 16
+WORDS = ["[CLS]", " the", "nan", " 1", "\n", "<b>", "é"]
+
+
+@pytest.fixture(scope="module")
+def token_load(tables) -> pd.DataFrame:
+    """Random loads of every published task, of images where it has load maps."""
+    rng, rows = random.Random(2), []
+    mapped = {path.parent.name for path in REFERENCE.glob("*/tables/*/load_maps.safetensors")}
+    dynamic = tables["tradeoff"].query("knob == 'dynamic_k'")
+    for task, of_task in dynamic.groupby("task", sort=False):
+        point = of_task.iloc[0][["task", "method", "variant", "seed", "knob"]].to_dict()
+        images = task in mapped
+        for tau in TAUS:
+            for sample in range(8 if images else 3):
+                for position in range(PATCHES if images else 5 + sample):
+                    token = "" if images else json.dumps(WORDS[position % len(WORDS)])
+                    at = {"knob_value": tau, "sample": sample, "position": position}
+                    load = {"experts": rng.randrange(97), "num_experts": 96}
+                    rows.append(point | at | {"token": token} | load)
+    return pd.DataFrame(rows)
+
+
+def test_loads_of_patches_and_tokens_are_the_tables_at_every_tau(browser, tmp_path, token_load):
+    shutil.copytree(REFERENCE, tmp_path / "reference")
+    (tables,) = (tmp_path / "reference").glob("*/tables")
+    token_load.to_csv(tables / "token_load.csv", index=False)
+    file = tmp_path / "loads.html"
+    write_page(file, published(tmp_path / "reference"))
+    kinds = set()
+    with opened(browser, file, viewport={"width": 375, "height": 800}) as (page, said):
+        page.click("#view-maps")
+        for task, rows in token_load.groupby("task", sort=False):
+            page.select_option("#task", task)
+            page.focus("#load")
+            page.keyboard.press("Home")  # by the keyboard
+            for tau in TAUS:
+                assert page.text_content("#load-text") == f"τ = {tau:g}"
+                at = rows[rows["knob_value"] == tau]
+                kinds.add(_shown_loads(page, [own for _, own in at.groupby("sample")]))
+                assert page.evaluate("document.documentElement.scrollWidth") <= 375
+                assert page.evaluate(CONTRASTS) == []
+                page.keyboard.press("ArrowRight")
+        assert said == []
+    assert kinds == {"images", "texts"}
+
+
+def _shown_loads(page, samples: list[pd.DataFrame]) -> str:
+    """Whether images or texts are shown; their loads are those of the samples."""
+    captions = page.locator("#maps figcaption, #texts figcaption").all_text_contents()
+    means = [percent(mean([*own["experts"]]) / 96) for own in samples]
+    assert [text.rsplit(": ", 1)[1] for text in captions] == [f"{x} of the experts" for x in means]
+    if page.locator("#maps").count():
+        titles = page.locator("#maps svg title").all_text_contents()
+        shares = [percent(n / 96) for own in samples for n in own["experts"]]
+        assert [x.split(": ")[1] for x in titles] == [f"{x} (executed experts)" for x in shares]
+        return "images"
+    for place, own in enumerate(samples):
+        spans = page.locator(f"[data-text='{place}'] .tokens span")
+        counts = [f"{n} of 96 experts" for n in own["experts"]]
+        assert spans.evaluate_all("all => all.map(x => x.title)") == counts
+        words = [json.loads(token).replace("\n", "↵") for token in own["token"]]
+        assert spans.all_text_contents() == words
+        grounds = spans.evaluate_all("all => all.map(x => x.style.backgroundColor)")
+        shades = dict(zip(own["experts"], grounds, strict=True))
+        assert [shades[n] for n in own["experts"]] == grounds
+        assert len({*grounds}) == own["experts"].nunique()
+    return "texts"
+
+
 def test_every_claim_is_there_with_its_verdicts(page):
     page.click("#view-claims")
     ledgers = [*REFERENCE.glob("*/tables/**/claims.csv"), *REFERENCE.glob("*/claims.csv")]
@@ -427,6 +501,23 @@ def test_no_two_methods_shown_first_look_alike_without_colour(page):
     assert looks and all(len({*own}) == len(own) for own in looks)
     drawn = "SCALES.flatMap(s => s.tasks.flatMap(t => t.variants.map(v => v.look.marker)))"
     assert set(page.evaluate(drawn)) <= set(page.evaluate("Object.keys(SYMBOLS)"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_methods_shown_first_differ_by_colour_for_every_vision_or_else_by_signs(
+    browser, file, scheme
+):
+    with opened(browser, file, color_scheme=scheme) as (page, said):
+        looks = page.evaluate(
+            "SCALES.flatMap(s => s.tasks.map(t => t.variants.filter(v => t.chosen.includes(v.name))"
+            ".map(v => [d3.color(colourOf(v.look)).formatHex(),"
+            " v.look.marker + v.look.dashes + v.look.hollow])))"
+        )
+        assert said == []
+    pairs = [pair for own in looks for pair in combinations(own, 2)]
+    assert len(pairs) > 10
+    for (colour, signs), (other, others) in pairs:
+        assert least(colour, other) >= APART or signs != others
 
 
 def test_print_shows_the_view_without_its_controls(page):

@@ -1,4 +1,4 @@
-"""Laws of the load per token: it is the evaluation's, token by token, and the text is the sample's."""
+"""Laws of the load per token: it is the evaluation's, token by token, with the samples' texts."""
 
 import json
 from pathlib import Path

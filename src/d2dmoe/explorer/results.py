@@ -292,7 +292,9 @@ def _tokens(said: Task | None, task: str, loads: pd.DataFrame | None) -> dict[st
     try:
         texts = [[*map(json.loads, own)] for _, own in of_first if own.notna().all()]
     except ValueError as error:
-        raise DataError(f"token_load.csv is damaged: {task} has a token {error}. {REMEDY}") from None
+        raise DataError(
+            f"token_load.csv is damaged: {task} has a token {error}. {REMEDY}"
+        ) from None
     return {
         "point": f"{variant.label if variant else first['variant']}, seed {first['seed']}",
         "symbol": RULES[first["knob"]].symbol if first["knob"] in RULES else first["knob"],

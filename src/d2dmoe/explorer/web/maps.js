@@ -83,7 +83,7 @@ function textsOf({ point, experts, num_experts, texts }) {
       const span = h("span", { title: said(counts[position]) }, shownOf(token));
       const ground = d3.color(scale(counts[position])).formatHex();
       span.style.background = ground;
-      span.style.color = contrast(ground, "#000") > contrast(ground, "#fff") ? "#000" : "#fff";
+      span.style.color = inkOn(ground);
       return span;
     });
     const lines = tokens.map((token, position) => ({ cells: [shownOf(token), String(counts[position]), percent(counts[position] / num_experts)] }));
