@@ -211,9 +211,18 @@ def test_patches_have_loads_and_no_texts(reference):
     assert scale["tokens"]["tiny"]["texts"] == []
 
 
-def test_a_token_that_is_no_text_is_told(reference):
-    token_rows(token="{").to_csv(reference / "miniature/tables/token_load.csv", index=False)
-    with pytest.raises(DataError, match="token_load.csv is damaged: tiny has a token"):
+@pytest.mark.parametrize(
+    ("rows", "fault"),
+    [
+        (token_rows(token="{"), "tiny has a token"),
+        (token_rows(token="5"), "tiny has a token 5 without quotes"),
+        (token_rows()[:-1], "tiny lacks tokens"),
+        (token_rows(experts="many"), "'many' in the column experts"),
+    ],
+)
+def test_a_damaged_load_of_tokens_is_told(reference, rows, fault):
+    rows.to_csv(reference / "miniature/tables/token_load.csv", index=False)
+    with pytest.raises(DataError, match=f"token_load.csv is damaged: .*{fault}"):
         published(reference)
 
 

@@ -281,16 +281,19 @@ def _tokens(said: Task | None, task: str, loads: pd.DataFrame | None) -> dict[st
     """What each token of a task's samples runs, by operating point and sample; of texts the tokens.
 
     Raises:
-        DataError: a token is not written as JSON.
+        DataError: a token is not written as JSON, or is not at every operating point.
     """
     rows = loads[loads["task"] == task] if loads is not None else pd.DataFrame()
     if rows.empty:
         return None
     first = rows.iloc[0]
     variant = said.variants.get(first["variant"]) if said else None
-    of_first = rows[rows["knob_value"] == first["knob_value"]].groupby("sample")["token"]
+    of_value = [own for _, own in rows.groupby("knob_value", sort=False)]
+    experts = [[[*map(int, x)] for _, x in own.groupby("sample")["experts"]] for own in of_value]
+    if len({tuple(map(len, samples)) for samples in experts}) > 1:
+        raise DataError(f"token_load.csv is damaged: {task} lacks tokens. {REMEDY}")
     try:
-        texts = [[*map(json.loads, own)] for _, own in of_first if own.notna().all()]
+        texts = [[*map(_text, own)] for _, own in of_value[0].groupby("sample")["token"]]
     except ValueError as error:
         raise DataError(
             f"token_load.csv is damaged: {task} has a token {error}. {REMEDY}"
@@ -298,14 +301,23 @@ def _tokens(said: Task | None, task: str, loads: pd.DataFrame | None) -> dict[st
     return {
         "point": f"{variant.label if variant else first['variant']}, seed {first['seed']}",
         "symbol": RULES[first["knob"]].symbol if first["knob"] in RULES else first["knob"],
-        "values": [*map(float, dict.fromkeys(rows["knob_value"]))],
+        "values": [float(own["knob_value"].iloc[0]) for own in of_value],
         "num_experts": int(first["num_experts"]),
-        "experts": [
-            [[*map(int, own)] for _, own in of_value.groupby("sample")["experts"]]
-            for _, of_value in rows.groupby("knob_value", sort=False)
-        ],
-        "texts": texts,
+        "experts": experts,
+        "texts": [] if rows["token"].isna().all() else texts,
     }
+
+
+def _text(token: Any) -> str:
+    """What a cell says of a token; of a patch nothing.
+
+    Raises:
+        ValueError: it is no text as JSON has it.
+    """
+    text = "" if pd.isna(token) else json.loads(str(token))
+    if not isinstance(text, str):
+        raise ValueError(f"{token} without quotes")
+    return text
 
 
 def _rounded(load: np.ndarray) -> list[list[float]]:
