@@ -503,6 +503,7 @@ def test_the_report_holds_figures_with_captions(finished):
     for figure in ("figure_4", "figure_7", "ablation_routers"):
         assert f"{figure}.png" in html
     assert "multiply" in html
+    assert "results/explorer/main.html" in html
 
 
 def test_snakefiles_are_formatted_and_lint_finds_only_the_missing_containers(finished):
