@@ -130,6 +130,12 @@ def tokenizer_of(wildcards):
     return [] if images else f"{DATA}/tokenizer.json".format(**wildcards)
 
 
+def tokenizer_of_step(wildcards):
+    """What cut the texts that a stage's model reads; images need none."""
+    images = task_of(wildcards).data.kind == "images"
+    return {} if images else {"tokenizer": f"{step_of(wildcards).data}/tokenizer.json"}
+
+
 def evaluated_data(how, splits):
     """Some splits of it, and those that an evaluation reads beside them."""
     return lambda w: PLAN.data_files(step_of(w).data, dict.fromkeys((*splits, *how.reads)))

@@ -82,3 +82,26 @@ rule load_maps:
         code=model_code("load_maps"),
     script:
         "../scripts/load_maps.py"
+
+
+rule token_load:
+    # What each token of a few samples runs, at all operating points.
+    input:
+        unpack(tokenizer_of_step),
+        model=f"{FOLDER}/model.safetensors",
+        data=lambda w: PLAN.data_files(step_of(w).data, ["test"]),
+    output:
+        table=f"{FOLDER}/token_load/{{knob}}.csv",
+        record=job_record(FOLDER, "token_load_{knob}"),
+    log:
+        job_log(FOLDER, "token_load_{knob}"),
+    wildcard_constraints:
+        knob="|".join(RULES),
+    resources:
+        **GPU,
+        **sized(measurement),
+    params:
+        cfg=lambda w: tables.token_load_options(PLAN, w.task, w.knob),
+        code=model_code("token_load"),
+    script:
+        "../scripts/token_load.py"

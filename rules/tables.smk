@@ -22,7 +22,7 @@ for table, split in {"tradeoff": "test", "validation": "validation"}.items():
             "../scripts/tradeoff.py"
 
 
-for table in ("layers", "activity", "patch_load"):
+for table in ("layers", "activity", "patch_load", "token_load"):
 
     rule:
         # Rows of all lineages, one table after the other.
@@ -69,7 +69,7 @@ rule all_tasks:
     log:
         "results/logs/tables/{suite}{table}.log",
     wildcard_constraints:
-        table="tradeoff|summary|comparisons|layers|activity|patch_load|reference|validation|fairness|wall_times|tuning|neighbours",
+        table="tradeoff|summary|comparisons|layers|activity|patch_load|token_load|reference|validation|fairness|wall_times|tuning|neighbours",
     localrule: True
     params:
         entries=lambda w: tables.of_tasks(PLAN, suite_of(w), w.table),

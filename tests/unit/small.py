@@ -131,6 +131,7 @@ READERS = [  # the modules of stages and evaluations that open data
     "stages.drawn",
     "stages.evaluate",
     "stages.fitting",
+    "stages.token_load",
 ]
 
 

@@ -124,7 +124,7 @@ def test_every_evaluation_goes_together_with_others():
     profile = yaml.safe_load((ROOT / "profiles/slurm/profile.yaml").read_text())
     groups = dict(line.split("=") for line in profile["groups"])
     together = {rule for rule, group in groups.items() if group == "measure"}
-    assert together == {*EVALUATIONS, "activity", "load_maps"}
+    assert together == {*EVALUATIONS, "activity", "load_maps", "token_load"}
 
 
 @pytest.fixture

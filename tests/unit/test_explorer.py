@@ -1,5 +1,6 @@
 """Laws of what the explorer's page holds: the tables' numbers, whatever is missing."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -169,7 +170,60 @@ def test_what_is_missing_is_said(reference):
     assert notes["layers"].startswith(
         "There is no layers.csv in results/reference/miniature/tables"
     )
-    assert "tradeoff" not in notes and {"summary", "claims", "activity"} <= notes.keys()
+    assert (
+        "tradeoff" not in notes and {"summary", "claims", "activity", "token_load"} <= notes.keys()
+    )
+
+
+def token_rows(variant: str = "sparse", **changes) -> pd.DataFrame:
+    """Two texts at two operating points; tokens as a reader of CSV may mistake them."""
+    rows = [
+        {"task": "tiny", "method": "d2dmoe", "variant": variant, "seed": 0, "knob": "dynamic_k"}
+        | {"knob_value": tau, "sample": sample, "position": position}
+        | {"token": json.dumps(token), "experts": round(16 * (1 - tau)) - position}
+        | {"num_experts": 16}
+        for tau in (0.0, 0.5)
+        for sample, tokens in enumerate((["NA", "1", ' "'], ["\n", ""]))
+        for position, token in enumerate(tokens)
+    ]
+    return pd.DataFrame(rows).assign(**changes)
+
+
+def test_the_load_of_tokens_is_the_tables(reference):
+    token_rows().to_csv(reference / "miniature/tables/token_load.csv", index=False)
+    (scale,) = published(reference)["scales"]
+    assert scale["tokens"] == {
+        "tiny": {
+            "point": "D2DMoE, seed 0",
+            "symbol": "τ",
+            "values": [0.0, 0.5],
+            "num_experts": 16,
+            "experts": [[[16, 15, 14], [16, 15]], [[8, 7, 6], [8, 7]]],
+            "texts": [["NA", "1", ' "'], ["\n", ""]],
+        }
+    }
+    assert "token_load" not in scale["tables"] and "token_load" not in scale["notes"]
+
+
+def test_patches_have_loads_and_no_texts(reference):
+    token_rows(token="").to_csv(reference / "miniature/tables/token_load.csv", index=False)
+    (scale,) = published(reference)["scales"]
+    assert scale["tokens"]["tiny"]["texts"] == []
+
+
+@pytest.mark.parametrize(
+    ("rows", "fault"),
+    [
+        (token_rows(token="{"), "tiny has a token"),
+        (token_rows(token="5"), "tiny has a token 5 without quotes"),
+        (token_rows()[:-1], "tiny lacks tokens"),
+        (token_rows(experts="many"), "'many' in the column experts"),
+    ],
+)
+def test_a_damaged_load_of_tokens_is_told(reference, rows, fault):
+    rows.to_csv(reference / "miniature/tables/token_load.csv", index=False)
+    with pytest.raises(DataError, match=f"token_load.csv is damaged: .*{fault}"):
+        published(reference)
 
 
 def test_without_a_configuration_variants_have_their_names(reference):

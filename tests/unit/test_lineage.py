@@ -365,7 +365,9 @@ def result_paths(plan: Plan) -> Iterator[str]:
             yield from (f(line.folder, job) for f in (job_log, job_record))
         yield f"{line.steps[0].folder}/activity/validation.csv"
         yield f"{line.folder}/load_maps/{line.knob}.safetensors"
-        yield from (f(line.folder, f"load_maps_{line.knob}") for f in (job_log, job_record))
+        yield f"{line.folder}/token_load/{line.knob}.csv"
+        for rule in ("load_maps", "token_load"):
+            yield from (f(line.folder, f"{rule}_{line.knob}") for f in (job_log, job_record))
 
 
 @pytest.mark.parametrize("name", others_later(SHIPPED, ["config.yaml", "gpu.yaml"]))

@@ -266,6 +266,36 @@ def test_the_load_of_patches_is_of_the_variant_that_is_drawn(plan):
     assert entry["seed"] == 0
 
 
+def test_the_load_of_tokens_is_of_the_variant_whose_maps_are_drawn_at_all_its_points(plan):
+    line = plan.line(MAIN, "tiny", "sparse")
+    (entry,) = tables.token_load(plan, MAIN, "tiny")
+    assert entry == {"path": f"{line.folder}/token_load/dynamic_k.csv"} | line.labels
+    options = tables.token_load_options(plan, "tiny", line.knob)
+    task = plan.task("tiny")
+    assert options == {
+        "values": task.select.dynamic_k,
+        "samples": task.figures.load_maps.images,
+    }
+
+
+def test_the_load_of_tokens_is_of_a_text_tasks_first_variant_that_a_rule_routes(raw, root):
+    plan = load_plan(with_language(raw, "gpt2"), root)
+    (entry,) = tables.token_load(plan, MAIN, "tiny")
+    routed = [x for x in tables.conversions(plan, MAIN, "tiny") if x.knob in RULES]
+    assert entry == {"path": f"{routed[0].folder}/token_load/{routed[0].knob}.csv"} | (
+        routed[0].labels
+    )
+    assert tables.token_load_options(plan, "tiny", routed[0].knob)["samples"] == tables.TEXTS
+
+
+def test_images_without_load_maps_have_no_load_of_tokens(raw, root):
+    raw = with_everything(raw)
+    del raw["tasks"]["tiny"]["figures"]["load_maps"]
+    plan = load_plan(raw, root)
+    assert tables.token_load(plan, MAIN, "tiny") == []
+    assert "token_load" not in tables.task_tables(plan, MAIN, "tiny")
+
+
 def test_fairness_counts_every_training_after_the_dense_model(plan):
     entries = tables.fairness(plan, "tiny")
     lines = [line for line in plan.lines(MAIN, "tiny") if line.variant != "dense"]
@@ -351,7 +381,7 @@ def test_a_corpus_that_is_streamed_is_too_large_to_count_words_in(raw, root):
 
 
 OF_SUITES = {"tradeoff", "summary", "comparisons", "layers", "activity"}
-TABLES = OF_SUITES | {"patch_load", "fairness", "wall_times"}
+TABLES = OF_SUITES | {"patch_load", "token_load", "fairness", "wall_times"}
 DRAWN = {  # of tiny.yaml, by suite
     MAIN: {"figure_4", "figure_2a", "figure_2b", "figure_2c", "figure_8a", "figure_8b"}
     | {"figure_9a", "figure_9b"},
@@ -376,6 +406,7 @@ def test_all_makes_the_main_suite_the_list_of_models_and_the_figures_of_all_task
     found = tables.all_results(tiny)
     expected = tables_and_figures(MAIN, TABLES | {"claims"})
     expected |= tables_and_figures(MAIN, TABLES, "tiny") | {"results/models.csv"}
+    expected |= {"results/explorer/main.html"}
     for figure in ("figure_3", "figure_4", "figure_10", "saved_share", "differences"):
         expected |= {f"results/figures/{figure}.{end}" for end in ("png", "pdf")}
     assert set(found) == expected and len(found) == len(expected)
@@ -552,7 +583,7 @@ def test_tables_of_suites_lie_apart():
 def test_claims_are_decided_by_tables_that_the_suite_makes(plan, suite):
     found = claims.claim_tables(plan, suite)
     assert {"tradeoff", "summary", "comparisons", "layers", "activity"} <= found.keys()
-    assert ("patch_load" in found) == (suite == MAIN)
+    assert ("patch_load" in found) == (suite == MAIN) and "token_load" not in found
     assert set(found.values()) <= set(tables.suite_results(plan, suite))
     assert found == {name: table_path(suite, name) for name in sorted(found)}
 
@@ -971,6 +1002,7 @@ TIMED = ("benchmark_layer", "benchmark_model", "benchmark_decode")
 GATHERED = ("gather", "tradeoff", "summary", "reference", "fairness", "wall_times", "tuning")
 GATHERED += ("models", "neighbours", "publish")
 MEASURED = {*EVALUATIONS, "load_maps", "boolq", "benchmark_masks"}  # what runs models with kernels
+WATCHED = ("activity", "token_load")  # what runs models as PyTorch does
 CLAIMED = ("claims", "benchmark_claims")
 DRAWINGS = (*FIGURES, WALL_CLOCK.name)
 Job = tuple[str, str]  # a rule, and what the job is of
@@ -1026,7 +1058,7 @@ def jobs(plan: Plan) -> dict[Job, Asked]:
         if line.method.experts:
             for sparse in (step for step in line.steps if step.stage.name == "sparsify"):
                 ask("activity", plan.model_code("activity", sparse), sparse)
-            for script in ("load_maps", "boolq", "benchmark_masks"):
+            for script in ("load_maps", "token_load", "boolq", "benchmark_masks"):
                 ask(script, plan.model_code(script, *of), *of)
     for script in ("dataset", "tokenizer", "benchmark_claims", *TIMED, *GATHERED):
         ask(script, plan.code(script))
@@ -1039,8 +1071,8 @@ def jobs(plan: Plan) -> dict[Job, Asked]:
 def test_these_are_all_jobs_that_the_rules_know():
     rules = "".join(path.read_text() for path in ROOT.glob("rules/*.smk"))
     asked = set(re.findall(r'code\(\s*"(\w+)"', rules)) - {"explorer", "published_explorer"}
-    known = {"activity", "load_maps", "boolq", "benchmark_masks", "dataset", "tokenizer"}
-    known |= {"benchmark_claims", *TIMED, *GATHERED}
+    known = {"activity", "load_maps", "token_load", "boolq", "benchmark_masks", "dataset"}
+    known |= {"tokenizer", "benchmark_claims", *TIMED, *GATHERED}
     assert asked == known
     kinds = ("", "model_", "stage_", "evaluation_", "figure_", "claims_", "benchmark_")
     kinds += ("published_", "explorer_")
@@ -1135,7 +1167,8 @@ BY_HAND = {"calibration", "tuning"}  # no job calls them
 
 @pytest.mark.parametrize("kernel", others_later(KERNELS, KERNELS[:2]))
 def test_an_edit_of_a_kernel_repeats_just_what_measures_models_and_layers(code, kernel):
-    expected = set() if kernel in BY_HAND else code.of_rules(*MEASURED, *TIMED)
+    routed = ["token_load"] if kernel == "activations" else []  # which the models' records name
+    expected = set() if kernel in BY_HAND else code.of_rules(*MEASURED, *TIMED, *routed)
     assert code.repeated(f"kernels/{kernel}.py") == expected
 
 
@@ -1163,6 +1196,7 @@ def test_an_edit_of_a_kernel_repeats_just_what_measures_models_and_layers(code, 
         ("models/pretrained.py", ()),
         ("compression/distill.py", ("distill",)),
         ("stages/activity.py", ("activity",)),
+        ("stages/token_load.py", ("token_load",)),
         ("activity.py", ("activity",)),
         ("significance.py", ("summary",)),
         ("profiles.py", ("summary",)),
@@ -1188,7 +1222,7 @@ def test_an_edit_of_a_kernel_repeats_just_what_measures_models_and_layers(code, 
         ("flops.py", MEASURED - {"benchmark_masks"}),
         ("formulas.py", {"figure_10", "saved_share", *MEASURED - {"benchmark_masks"}}),
         ("figures/style.py", DRAWINGS),
-        ("models/vit.py", (*STAGES, "activity", *MEASURED)),
+        ("models/vit.py", (*STAGES, *WATCHED, *MEASURED)),
     ],
 )
 def test_an_edit_repeats_just_the_jobs_of_the_rules_that_use_it(code, pattern, rules):
@@ -1384,8 +1418,8 @@ def test_what_else_a_tables_file_says_repeats_all_that_import_it(code, file, edi
 @pytest.mark.parametrize(
     ("file", "rules"),
     [
-        ("stages/__init__.py", (*STAGES, "activity", *MEASURED, *TIMED[1:])),
-        ("models/__init__.py", (*STAGES, "activity", *MEASURED, *TIMED, "claims")),
+        ("stages/__init__.py", (*STAGES, *WATCHED, *MEASURED, *TIMED[1:])),
+        ("models/__init__.py", (*STAGES, *WATCHED, *MEASURED, *TIMED, "claims")),
         ("methods/__init__.py", CLAIMED),
         ("claims/__init__.py", CLAIMED),
         ("figures/__init__.py", ()),

@@ -19,6 +19,7 @@ from workflow import language
 from workflow.planning import Job, planned_jobs
 
 ROOT = Path(__file__).parents[2]
+sys.path.append(str(ROOT / "tests/unit"))  # what tests of both kinds share
 # Targets that together make every variant.
 SUITES = ("all", "ablations", "compatibility", "neighbours")
 PARTS = ["Snakefile", "rules", "scripts", "src", "profiles", "report", "config.yaml"]

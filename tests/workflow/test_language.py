@@ -32,7 +32,7 @@ METRICS = {
     "gemma": ["loss", "perplexity"],
 }
 SUITE_TABLES = {"tradeoff", "summary", "layers", "activity"}
-TABLES = SUITE_TABLES | {"fairness", "wall_times"}
+TABLES = SUITE_TABLES | {"token_load", "fairness", "wall_times"}
 DRAWN = {
     "tradeoff": "figure_4",
     "layer_thresholds": "figure_16",
@@ -146,14 +146,14 @@ def test_a_second_call_has_nothing_to_do(finished_language):
 
 def test_other_thresholds_of_one_task_repeat_its_evaluation_alone(configured_language):
     configured_language.config["tasks"]["bert"]["select"]["dynamic_k"] = [0.0, 0.1, 0.01, 0.001]
-    once = ("tradeoff", "layers_table", "summary", "figure_4", "figure_16")
-    more = {"evaluate": 1, "all_tasks": 3, "claims": 1, "figure_4_all_tasks": 1, "saved_share": 1}
-    assert configured_language.counted() == dict.fromkeys(once, 1) | more
+    once = ("evaluate", "token_load", "tradeoff", "layers_table", "token_load_table", "summary")
+    once += ("claims", "figure_4", "figure_16", "figure_4_all_tasks", "saved_share", "own_explorer")
+    assert configured_language.counted() == dict.fromkeys(once, 1) | {"all_tasks": 4}
 
 
 def test_an_edit_of_the_simple_models_repeats_the_references_alone(finished_language):
     with finished_language.edited("text_references.py", lambda text: text + "\nADDED = 1\n"):
-        assert finished_language.counted() == {"reference": 2, "all_tasks": 1}
+        assert finished_language.counted() == {"reference": 2, "all_tasks": 1, "own_explorer": 1}
 
 
 @pytest.fixture(scope="module")

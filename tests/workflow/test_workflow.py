@@ -23,7 +23,7 @@ from workflow.conftest import ROOT, SUITES, Workspace
 pytestmark = pytest.mark.workflow
 
 TABLES = ("tradeoff", "summary", "comparisons", "layers", "activity")
-MAIN_TABLES = (*TABLES, "patch_load", "fairness", "wall_times")
+MAIN_TABLES = (*TABLES, "patch_load", "token_load", "fairness", "wall_times")
 FROM_TRADEOFF = tuple(f"figure_{name}" for name in ("2a", "2c", "4", "9a", "9b"))
 DRAWN = {  # by suite
     "ablations": [
@@ -38,9 +38,10 @@ DRAWN = {  # by suite
 }
 AFTER_POINTS = {
     *("tradeoff", "summary", "all_tasks", "claims"),
-    *(*FROM_TRADEOFF, "figure_4_all_tasks", "saved_share", "differences"),
+    *(*FROM_TRADEOFF, "figure_4_all_tasks", "saved_share", "differences", "own_explorer"),
 }
 AFTER_EXPERTS = AFTER_POINTS | {"layers_table", "figure_8a"}
+TOKEN_LOAD = {"token_load", "token_load_table"}
 LOAD_MAPS = {"load_maps", "patch_load_table", "figure_8b"}
 ACTIVITY = {"activity", "activity_table", "figure_2b"}
 ABOUT_MODELS = {"wall_times", "models"}  # what tells of all trainings, and of all folders
@@ -284,7 +285,7 @@ def test_a_trial_of_another_rate_is_a_training_of_its_own(configured):
 
 def test_other_thresholds_repeat_the_evaluation_alone(configured):
     configured.config["tasks"]["tiny"]["select"]["dynamic_k"] = [0.0, 0.3, 0.5]
-    assert configured.planned() == {"evaluate"} | AFTER_EXPERTS
+    assert configured.planned() == {"evaluate"} | TOKEN_LOAD | AFTER_EXPERTS
     configured.config["tasks"]["tiny"]["select"]["dynamic_k"] = [0.0, 0.3, 0.6, 1.0]
     configured.config["tasks"]["tiny"]["select"]["confidence"] = [0.5]
     assert configured.planned() == {"evaluate_exits"} | AFTER_POINTS
@@ -292,14 +293,15 @@ def test_other_thresholds_repeat_the_evaluation_alone(configured):
 
 def test_another_router_width_repeats_routers_and_what_follows(configured):
     configured.config["tasks"]["tiny"]["router"]["width"] = 8
-    repeated = {"router", "evaluate"} | ABOUT_MODELS | LOAD_MAPS
+    repeated = {"router", "evaluate"} | ABOUT_MODELS | LOAD_MAPS | TOKEN_LOAD
     assert configured.planned() == repeated | AFTER_EXPERTS
 
 
 def test_another_alpha_repeats_from_sparsification_on(configured):
     configured.config["tasks"]["tiny"]["sparsify"]["alpha"] = 0.02
     expected = {"sparsify", "clustering", "router", "evaluate"} | ABOUT_MODELS
-    assert configured.planned() == expected | LOAD_MAPS | ACTIVITY | AFTER_EXPERTS
+    expected |= LOAD_MAPS | TOKEN_LOAD | ACTIVITY
+    assert configured.planned() == expected | AFTER_EXPERTS
 
 
 def test_another_rate_of_the_imitation_repeats_the_variant_that_imitates(configured):
@@ -501,6 +503,7 @@ def test_the_report_holds_figures_with_captions(finished):
     for figure in ("figure_4", "figure_7", "ablation_routers"):
         assert f"{figure}.png" in html
     assert "multiply" in html
+    assert "results/explorer/main.html" in html
 
 
 def test_snakefiles_are_formatted_and_lint_finds_only_the_missing_containers(finished):

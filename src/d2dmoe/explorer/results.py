@@ -6,6 +6,7 @@ says so; a damaged one is an error.
 
 import base64
 import io
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,11 +19,12 @@ import pandas as pd
 from d2dmoe.claims.ledger import COLUMNS as CLAIM
 from d2dmoe.config.task import SUITES
 from d2dmoe.config.variant import DENSE_VARIANTS
+from d2dmoe.errors import DataError
 from d2dmoe.explorer.columns import columns
 from d2dmoe.explorer.costs import Fit, Sizes, fit, split, split_dense
 from d2dmoe.figures import style
 from d2dmoe.figures.tradeoff import DENSE, INVERTED
-from d2dmoe.io.read import columns_of, read, read_table
+from d2dmoe.io.read import REMEDY, columns_of, read, read_table
 from d2dmoe.selection_rules import RULES
 from d2dmoe.tables import COLUMNS, POINT
 
@@ -33,8 +35,13 @@ NEEDED = {  # what each table is read for, and the columns that this needs
     "comparisons": ("differences between variants", COLUMNS["comparisons"]),
     "activity": ("active neurons", COLUMNS["activity"]),
     "patch_load": ("load maps", [*COLUMNS["patch_load"], "row", "column"]),
+    "token_load": (
+        "executed experts per token at every operating point",
+        [*POINT, "knob", "knob_value", "sample", "position", "token", "experts", "num_experts"],
+    ),
     "claims": ("claims", CLAIM),
 }
+UNCHECKED = ("token",)  # texts among numbers: empty of patches
 IMAGES = 8  # drawn of a table of load per patch
 PLACES = 6  # significant digits of a patch's load
 
@@ -92,6 +99,8 @@ def results(source: Source) -> dict[str, Any]:
     tasks = [_task(name, source.tasks.get(name), tables, texts) for name in order]
     loads = tables.pop("patch_load", None)
     maps = {name: _maps(source.tasks.get(name), name, loads) for name in order}
+    token_loads = tables.pop("token_load", None)
+    tokens = {name: _tokens(source.tasks.get(name), name, token_loads) for name in order}
     if "activity" in tables:
         tables["activity"] = _moments(tables["activity"])
     if not source.tasks and known:
@@ -108,6 +117,7 @@ def results(source: Source) -> dict[str, Any]:
         "stages": [list(text) for text in texts],
         "tables": {name: columns(table) for name, table in tables.items()},
         "maps": {name: found for name, found in maps.items() if found},
+        "tokens": {name: found for name, found in tokens.items() if found},
     }
 
 
@@ -127,7 +137,8 @@ def _gathered(source: Source, name: str, notes: dict[str, str]) -> pd.DataFrame 
                 f"{what} cannot be shown.",
             )
             continue
-        checked = () if name == "claims" else needed  # the ledger's columns are all texts
+        # The ledger's columns are all texts.
+        checked = [x for x in needed if x not in UNCHECKED and name != "claims"]
         found.append(read_table(path, checked).assign(suite=suite))
     if not found:
         notes.setdefault(name, f"There is no {name}.csv in {source.shown}, so no {what}.")
@@ -264,6 +275,49 @@ def _maps(said: Task | None, task: str, loads: pd.DataFrame | None) -> dict[str,
         "loads": [_rounded(grid["load"].to_numpy()) for grid in grids],
         "objects": [_rounded(grid["object_share"].to_numpy()) for grid in grids],
     }
+
+
+def _tokens(said: Task | None, task: str, loads: pd.DataFrame | None) -> dict[str, Any] | None:
+    """What each token of a task's samples runs, by operating point and sample; of texts the tokens.
+
+    Raises:
+        DataError: a token is not written as JSON, or is not at every operating point.
+    """
+    rows = loads[loads["task"] == task] if loads is not None else pd.DataFrame()
+    if rows.empty:
+        return None
+    first = rows.iloc[0]
+    variant = said.variants.get(first["variant"]) if said else None
+    of_value = [own for _, own in rows.groupby("knob_value", sort=False)]
+    experts = [[[*map(int, x)] for _, x in own.groupby("sample")["experts"]] for own in of_value]
+    if len({tuple(map(len, samples)) for samples in experts}) > 1:
+        raise DataError(f"token_load.csv is damaged: {task} lacks tokens. {REMEDY}")
+    try:
+        texts = [[*map(_text, own)] for _, own in of_value[0].groupby("sample")["token"]]
+    except ValueError as error:
+        raise DataError(
+            f"token_load.csv is damaged: {task} has a token {error}. {REMEDY}"
+        ) from None
+    return {
+        "point": f"{variant.label if variant else first['variant']}, seed {first['seed']}",
+        "symbol": RULES[first["knob"]].symbol if first["knob"] in RULES else first["knob"],
+        "values": [float(own["knob_value"].iloc[0]) for own in of_value],
+        "num_experts": int(first["num_experts"]),
+        "experts": experts,
+        "texts": [] if rows["token"].isna().all() else texts,
+    }
+
+
+def _text(token: Any) -> str:
+    """What a cell says of a token; of a patch nothing.
+
+    Raises:
+        ValueError: it is no text as JSON has it.
+    """
+    text = "" if pd.isna(token) else json.loads(str(token))
+    if not isinstance(text, str):
+        raise ValueError(f"{token} without quotes")
+    return text
 
 
 def _rounded(load: np.ndarray) -> list[list[float]]:

@@ -31,6 +31,7 @@ OTHER_RULES = (
     *("all", "all_tasks", "validation", "validation_tradeoff", "tuning", "tuning_table"),
     *("benchmarks", "models", "clean_unused", "remove_unused", "dataset", "tokenizer", "activity"),
     *("layers_table", "activity_table", "patch_load_table", "load_maps", "tradeoff", "summary"),
+    *("token_load", "token_load_table"),
     *("claims", "reference", "fairness", "neighbours_table", "boolq", "table_1"),
     *("benchmark_cpu", "benchmark_gpu", "benchmark_model", "benchmark_decode", "benchmark_table"),
     *("benchmark_masks", "benchmark_claims", "verify", "wall_times", "publish", "figures"),

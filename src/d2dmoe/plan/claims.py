@@ -15,7 +15,7 @@ from d2dmoe.plan.variants import bases_of, has_experts, variants_of
 def claim_tables(plan: Plan, suite: Suite) -> dict[str, str]:
     """The tables by their names."""
     names = {name for task in plan.tasks_of(suite) for name in task_tables(plan, suite, task)}
-    names -= {"reference", "fairness", "wall_times", "neighbours"}
+    names -= {"reference", "fairness", "wall_times", "neighbours", "token_load"}
     return {name: table_path(suite, name) for name in sorted(names)}
 
 

@@ -16,6 +16,7 @@ from d2dmoe.selection_rules import RULES
 MAIN = SUITES[0]
 ENDINGS = ("png", "pdf")
 EVALUATED = SPLITS[1:]  # that every variant is measured on
+TEXTS = 3  # of which it is shown what each token executes
 Entry = dict[str, Any]  # the path of a table, and what its rows belong to
 
 
@@ -103,6 +104,25 @@ def patch_load(plan: Plan, suite: Suite, task: str) -> list[Entry]:
     return [{"path": f"{line.folder}/load_maps/{line.knob}.csv"} | line.labels]
 
 
+def token_load(plan: Plan, suite: Suite, task: str) -> list[Entry]:
+    """The table of load per token of a few samples: of the variant whose load maps are drawn, or of
+    a text task's first whose experts a rule chooses, where there is one."""
+    cfg = plan.task(task)
+    maps = cfg.figures_of(suite).load_maps
+    if cfg.data.kind == "images" and not maps:
+        return []
+    lines = [line for line in conversions(plan, suite, task) if line.knob in RULES]
+    shown = [line for line in lines if not maps or line.variant == maps.variant][:1]
+    return [{"path": f"{x.folder}/token_load/{x.knob}.csv"} | x.labels for x in shown]
+
+
+def token_load_options(plan: Plan, task: str, knob: str) -> dict[str, Any]:
+    """All operating points of a knob; as many images as maps are drawn of, or a few texts."""
+    cfg = plan.task(task)
+    maps = cfg.figures_of(MAIN).load_maps
+    return {"values": getattr(cfg.select, knob), "samples": maps.images if maps else TEXTS}
+
+
 def fairness(plan: Plan, task: str) -> list[Entry]:
     """What each training had, beyond the dense model."""
     cfg, found = plan.task(task), []
@@ -168,6 +188,8 @@ def task_tables(plan: Plan, suite: Suite, task: str) -> list[str]:
         names.append("activity")
     if cfg.figures_of(suite).load_maps:
         names.append("patch_load")
+    if suite == MAIN and token_load(plan, suite, task):
+        names.append("token_load")
     if len(neighbours(plan, suite, task)) > 1:
         names.append("neighbours")
     small = cfg.data.kind != "images" and not getattr(cfg.data, "streaming", False)
@@ -241,7 +263,7 @@ def figure_results(plan: Plan, figure: str) -> list[str]:
 
 def all_results(plan: Plan) -> list[str]:
     """All that `snakemake all` makes."""
-    results = ["results/models.csv"]
+    results = ["results/models.csv", explorer_page(MAIN)]
     results += ["results/tables/boolq.csv"] if boolq(plan) else []
     overall = [figure.name for figure in FIGURES.values() if figure.overall]
     results += [figure_path(MAIN, name, end) for name in overall for end in ENDINGS]

@@ -205,7 +205,7 @@ function layersChart(methods, width) {
 }
 
 const PARTS = ["FFNs", "routers", "attention's experts", "attention", "attention, embedding and head", "embedding and head", "all else"];
-const PART_COLOURS = ["#0072B2", "#E69F00", "#117733", "#009E73", "#009E73", "#999999", "#999999"];
+const PART_COLOURS = ["#0072B2", "#E69F00", "#56B4E9", "#009E73", "#009E73", "#666666", "#666666"];
 
 function partsChart(methods, width) {
   const rows = methods.flatMap(({ variant, point }) => Object.entries(partsOf(point)).map(([part, count]) => ({ variant, point, part, count, share: count / (point.flops / point.ratio) })));
@@ -218,9 +218,9 @@ function partsChart(methods, width) {
   const stacked = { x: (row) => 100 * row.share, y: (row) => row.variant.label, z: (row) => row.part, order: null };
   const marks = [
     Plot.barX(bars, Plot.stackX({ ...stacked, fill: (row) => PART_COLOURS[order(row)], stroke: "var(--paper)", title: (row) => `${row.variant.label}, ${row.part}: ${flops(row.count)}, ${percent(row.share)} of the dense model's cost` })),
-    Plot.text(bars, Plot.stackX({ ...stacked, fill: (row) => (["#E69F00", "#999999"].includes(PART_COLOURS[order(row)]) ? "#000" : "#fff"), text: (row) => (row.share > 0.07 ? String(Math.round(100 * row.share)) : "") })),
+    Plot.text(bars, Plot.stackX({ ...stacked, fill: (row) => inkOn(PART_COLOURS[order(row)]), text: (row) => (row.share > 0.07 ? String(Math.round(100 * row.share)) : "") })),
   ];
-  const key = h("p", { class: "faint" }, "From left to right: ", parts.map((part, place) => [place ? ", " : "", swatchOf(PART_COLOURS[PARTS.indexOf(part)]), part]).flat());
+  const key = h("p", { class: "faint" }, "From left to right: ", parts.map((part, place) => [place ? ", " : "", h("span", { class: "key" }, swatchOf(PART_COLOURS[PARTS.indexOf(part)]), part)]).flat());
   const lines = known.map((variant) => ({ "data-variant": variant.name, cells: [variant.label, ...parts.map((part) => flops(rows.find((row) => row.variant === variant && row.part === part)?.count))] }));
   const figure = figureOf("What the cost is made of", "FLOPs per sample in % of the dense model's. The parts follow from how cost grows with the executed experts, and from the model's sizes.", {
     width, height: 60 + 30 * known.length, marginLeft: Math.min(170, 20 + 7 * d3.max(labels, (label) => label.length)), x: { label: "% of the dense model's FLOPs", grid: true }, y: { label: null, domain: labels, tickFormat: (text) => (text.length > 22 ? `${text.slice(0, 21)}…` : text) }, marks,

@@ -53,6 +53,9 @@ function contrast(one, other) {
   return (high + 0.05) / (low + 0.05);
 }
 
+/** Of black and white, what is easier to read on a colour. */
+const inkOn = (colour) => (contrast(colour, "#000") > contrast(colour, "#fff") ? "#000" : "#fff");
+
 const paper = () => getComputedStyle(document.documentElement).getPropertyValue("--paper").trim();
 
 /** A look's colour: the figures' own, on a dark page as much lighter as it needs. */

@@ -8,7 +8,7 @@ const DENSE = ["dense", "dense_finetuned"];
 const KINDS = { quality: "quality", flops: "FLOPs", ms: "milliseconds", knob: "τ" };
 const CHOSEN_FIRST = { quality: 99, flops: 60, ms: null, knob: 0 };
 
-const state = { view: "budgets", scale: 0, task: "", metric: "", variants: [], seeds: [], kind: "quality", budgets: { ...CHOSEN_FIRST }, whole: false, point: null, timing: 0, shape: 0, spent: null, share: 30, tau: 0 };
+const state = { view: "budgets", scale: 0, task: "", metric: "", variants: [], seeds: [], kind: "quality", budgets: { ...CHOSEN_FIRST }, whole: false, point: null, timing: 0, shape: 0, spent: null, share: 30, load: null };
 
 const scaleNow = () => SCALES[state.scale];
 const taskNow = () => scaleNow()?.tasks.find((task) => task.name === state.task);
@@ -24,6 +24,7 @@ function chooseTask(name) {
   state.point = null;
   state.budgets.ms = null;
   state.budgets.knob = 0;
+  state.load = null;
 }
 
 function chooseScale(place) {
