@@ -16,7 +16,7 @@ import yaml
 
 from d2dmoe.plan.plan import Plan, load_plan
 from workflow import language
-from workflow.planning import Job, planned_jobs
+from workflow.planning import Job, call_snakemake, planned_jobs
 
 ROOT = Path(__file__).parents[2]
 sys.path.append(str(ROOT / "tests/unit"))  # what tests of both kinds share
@@ -54,8 +54,11 @@ class Workspace:
         return path
 
     def command(self, *arguments: str) -> list[str]:
-        options = ["--cores", "2", "--configfile", self.save_config().name]  # takes several files
-        return [sys.executable, "-m", "snakemake", *arguments, *options]
+        return [sys.executable, "-m", "snakemake", *self.arguments(*arguments)]
+
+    def arguments(self, *arguments: str) -> list[str]:
+        """These and what every call gets; the last option takes several files."""
+        return [*arguments, "--cores", "2", "--configfile", self.save_config().name]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -64,15 +67,7 @@ class Workspace:
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess:
         """Call snakemake; standard output and error come together in `stdout`."""
-        return subprocess.run(
-            self.command(*arguments),
-            cwd=self.folder,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=800,  # below that of a test
-        )
+        return call_snakemake(self.folder, self.arguments(*arguments), self.environment)
 
     def make(self, *targets: str) -> str:
         """Make targets; returns what snakemake said."""

@@ -122,12 +122,12 @@ def test_an_edit_of_a_toy_repeats_what_its_record_is_used_for(extended):
 
 
 def test_records_that_no_variant_uses_repeat_no_computation(configured, monkeypatch):
-    """Claims and figures may name any method and any rule, so they are made anew."""
+    """Claims, figures and the explorer may name any method and any rule: they are made anew."""
     monkeypatch.setattr(configured, "modules", [TOY, *configured.modules])
     configured.config["extensions"] = ["toy_records"]
     rules = configured.planned(*SUITES)
     drawn = ("figure_", "ablation_", "neighbours_cost", "saved_share", "differences")
-    assert {x for x in rules if not x.startswith(drawn)} <= {"claims"}
+    assert {x for x in rules if not x.startswith(drawn)} <= {"claims", "own_explorer"}
 
 
 def test_a_module_that_is_not_found_ends_the_run_before_its_first_job(extended):
