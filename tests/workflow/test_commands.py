@@ -17,6 +17,7 @@ from d2dmoe.io.files import copy_into
 from d2dmoe.plan import publishing
 from d2dmoe.plan.checks import rule_names
 from workflow.conftest import ROOT, SUITES
+from workflow.planning import call_snakemake
 
 pytestmark = pytest.mark.workflow
 
@@ -83,11 +84,13 @@ def test_a_copied_project_has_nothing_to_do(moved):
 
 
 @pytest.mark.parametrize("command", printed())
-def test_a_printed_call_works_as_it_is_printed(moved, command):
+def test_a_printed_call_works_as_it_is_printed(copied, moved, command):
     command = re.sub(r"\b(vision|TASK)\b", "tiny", command)  # the task of this configuration
     if any(word in command.replace("figures/", "") for word in LONG):
         command += " -n"
-    done = call(moved, command)
+    words = shlex.split(command)
+    arguments = words[words.index("snakemake") + 1 :]
+    done = call_snakemake(moved, arguments, copied.environment)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "Traceback" not in done.stdout
 
