@@ -155,7 +155,8 @@ class State:
         value, low, high = (own[f"{key}{end}"].iloc[0] for end in ENDS)
         what = "quality" if self.kind == "flops" else "FLOPs"
         ends = ", ".join(percent(x if math.isfinite(x) else None) for x in (low, high))
-        return [NOTHING if math.isnan(value) else f"{what} {percent(value)} [{ends}]"]
+        in_one_line = f"[{ends}]".replace(" ", "\u00a0")
+        return [NOTHING if math.isnan(value) else f"{what} {percent(value)} {in_one_line}"]
 
     def result(self, tables, variant: str) -> list[str]:
         """A variant's cells in the table of results, after its name and operating point."""

@@ -142,7 +142,8 @@ function resultsTable(methods, choose) {
 function intervalText(variant) {
   const found = isDense(variant) ? null : intervalOf(variant);
   if (!found || found.value == null) return NOTHING;
-  return `${found.what} ${percent(found.value)} [${percent(found.low)}, ${percent(found.high)}]`;
+  const ends = `[${percent(found.low)}, ${percent(found.high)}]`.replaceAll(" ", "\u00a0"); // in one line
+  return `${found.what} ${percent(found.value)} ${ends}`;
 }
 
 function tradeoffChart(methods, width, choose, update) {
