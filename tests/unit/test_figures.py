@@ -16,6 +16,7 @@ from d2dmoe.figures import (
     differences,
     layers,
     load_maps,
+    parameters,
     projections,
     saved_share,
     style,
@@ -72,6 +73,27 @@ def test_mean_curve_interpolates_each_seed_at_equal_cost(table):
     assert y[0] == pytest.approx(95.0)  # mean of 94 and 96, both measured
     # Seed 0 rises by 1 % per 0.1 from 94 at 0.4, seed 1 stays at 96.
     assert np.interp(0.6, x, y) == pytest.approx(96.0)
+
+
+@pytest.fixture
+def lean(table) -> DataFrame:
+    """The same, where `b` has half of the parameters at its cheapest operating point."""
+    whole = table["variant"] != "b"
+    return table.assign(params=np.where(whole | (table["knob_value"] < 1), 100.0, 50.0))
+
+
+def test_parameters_are_drawn_with_the_best_that_they_keep(lean):
+    (axes,) = parameters.draw(lean, [panel("t", ["a", "b"])], "Parameters").axes
+    (bars,) = [c for c in axes.containers if len(c.lines[0].get_xdata()) == 2]
+    x, y = bars.lines[0].get_data()
+    assert x.tolist() == [0.5, 1.0] and y == pytest.approx([20, 99])
+
+
+def test_the_best_operating_point_is_that_of_the_mean_over_seeds(lean):
+    rows = lean[lean["variant"] == "a"].assign(knob_value=[0.0, 1.0, 2.0, 0.0, 1.0])
+    (best,) = parameters.best_points(rows[rows["knob_value"] < 2]).itertuples()
+    assert (best.params, best.mean) == (100, pytest.approx(95))  # of 0.94 and 0.96
+    assert best.deviation == pytest.approx(np.sqrt(2))
 
 
 def test_band_is_the_standard_deviation_over_seeds(table):

@@ -35,7 +35,7 @@ from d2dmoe.methods import EVALUATIONS, METHODS
 from d2dmoe.models import ARCHITECTURES
 from d2dmoe.plan import benchmarks, claims, digest, tables
 from d2dmoe.plan.digest import Use, imported_modules
-from d2dmoe.plan.figures import Request, folder_of, table_path, task_figures
+from d2dmoe.plan.figures import Request, apart, folder_of, table_path, task_figures
 from d2dmoe.plan.lineage import Lineage, Step
 from d2dmoe.plan.plan import Plan, load_plan, model_uses, routed_uses
 from d2dmoe.plan.variants import has_experts, rate
@@ -390,7 +390,7 @@ DRAWN = {  # of tiny.yaml, by suite
         *("ablation_extended", "figure_9d"),
     },
     COMPATIBILITY: {"figure_6", "figure_7", "figure_12"},
-    NEIGHBOURS: {"neighbours_cost"},
+    NEIGHBOURS: {"neighbours_cost", "neighbours_parameters"},
 }
 
 
@@ -490,6 +490,16 @@ def test_a_panel_says_which_of_its_variants_train_nothing(plan):
     request = resolve(figure.request)(plan, COMPATIBILITY, "tiny", figure)
     (panel,) = request.arguments["panels"]
     assert panel["variants"] == ["int8", "sparse_int8"] and panel["training_free"] == ["int8"]
+
+
+def test_methods_that_train_nothing_have_a_panel_apart(plan):
+    figure, shown = FIGURES["neighbours_cost"], plan.task("tiny").neighbours.figures.neighbours
+    (panel,) = apart(plan, NEIGHBOURS, "tiny", figure).arguments["panels"]
+    assert panel["variants"] == shown == ["sparse", "cats", "chess", "teal", "carved"]
+    shown.append("fewer")
+    free, trained = apart(plan, NEIGHBOURS, "tiny", figure).arguments["panels"]
+    assert free["variants"] == panel["variants"] and trained["variants"] == ["sparse", "fewer"]
+    assert free["title"].endswith("trained no further") and trained["title"].endswith(", trained")
 
 
 def test_the_figure_of_all_tasks_has_a_panel_for_each(of_language):

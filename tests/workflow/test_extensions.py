@@ -126,7 +126,7 @@ def test_records_that_no_variant_uses_repeat_no_computation(configured, monkeypa
     monkeypatch.setattr(configured, "modules", [TOY, *configured.modules])
     configured.config["extensions"] = ["toy_records"]
     rules = configured.planned(*SUITES)
-    drawn = ("figure_", "ablation_", "neighbours_cost", "saved_share", "differences")
+    drawn = ("figure_", "ablation_", "neighbours_", "saved_share", "differences")
     assert {x for x in rules if not x.startswith(drawn)} <= {"claims", "own_explorer"}
 
 

@@ -34,7 +34,7 @@ DRAWN = {  # by suite
         "figure_9d",
     ],
     "compatibility": ["figure_7", "figure_12"],
-    "neighbours": ["neighbours_cost"],
+    "neighbours": ["neighbours_cost", "neighbours_parameters"],
 }
 AFTER_POINTS = {
     *("tradeoff", "summary", "all_tasks", "claims"),
@@ -326,7 +326,7 @@ def test_another_option_of_a_baseline_repeats_that_baseline_alone(
     plan = configured.counted(*SUITES)
     assert plan[method] == plan[evaluation] == trainings
     told = {"fairness"} if "lr" in change else set()
-    beside = {"neighbours_table", "neighbours_cost"}  # of Dyn-Adapter
+    beside = {"neighbours_table", *DRAWN["neighbours"]}  # of Dyn-Adapter
     assert plan.keys() == {method, evaluation} | told | ABOUT_MODELS | AFTER_POINTS | beside
 
 
@@ -351,7 +351,7 @@ EDITED = {
     "figures/activity.py": {"figure_2b"},
     "methods/ztw/exits.py": {"ztw", "evaluate_exits", "wall_times"}
     | AFTER_POINTS
-    | {"neighbours_table", "neighbours_cost"},
+    | {"neighbours_table", *DRAWN["neighbours"]},
 }
 
 

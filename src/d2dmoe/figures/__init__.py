@@ -108,11 +108,21 @@ FIGURES = table_of(
             "Our changes, one at a time",
             "What our changes bring, beside a dense model as narrow and the bound of any router",
         ),
-        _tradeoff(
+        Figure(
             "neighbours_cost",
-            "neighbours",
-            "Neighbouring methods",
-            "Methods that are close to D2DMoE, on the same base and axes",
+            draw="d2dmoe.figures.tradeoff:draw",
+            request="d2dmoe.plan.figures:apart",
+            title="Neighbouring methods",
+            key="neighbours",
+            description="Methods that are close to D2DMoE, on the same base and axes",
+        ),
+        Figure(
+            "neighbours_parameters",
+            draw="d2dmoe.figures.parameters:draw",
+            request="d2dmoe.plan.figures:tradeoff",
+            title="Parameters that are left",
+            key="parameters",
+            description="Methods that remove parameters, and what quality they keep at best",
         ),
         Figure(
             "figure_8a",

@@ -7,6 +7,9 @@ from pandas import DataFrame
 
 from d2dmoe.errors import UserError
 
+TRADEOFF = "results/tables/tradeoff.csv"
+INVERTED = ("loss", "perplexity")  # metrics that the table relates as dense / converted
+
 
 class Panel(TypedDict):
     """What one panel shows."""
@@ -52,3 +55,22 @@ def count_seeds(tables: dict[str, DataFrame]) -> str:
     counts = sorted({rows["seed"].nunique() for rows in tables.values()})
     number = str(counts[0]) if len(counts) == 1 else f"{counts[0]}–{counts[-1]}"
     return f"{number} seed" + ("" if counts == [1] else "s")
+
+
+def of_metric(tradeoff: DataFrame, panel: Panel) -> DataFrame:
+    """The rows of a panel's task and metric."""
+    of_task = tradeoff[tradeoff["task"] == panel["task"]]
+    rows = of_task[of_task["metric"] == panel["metric"]]
+    if rows.empty:
+        known = ", ".join(sorted(of_task["metric"].unique())) or "nothing of this task"
+        raise UserError(
+            f"metric '{panel['metric']}' of task '{panel['task']}' is missing in {TRADEOFF}; "
+            f"it holds: {known}"
+        )
+    return rows
+
+
+def shown(metric: str) -> str:
+    """What the vertical axis shows, in words."""
+    inverted = metric in INVERTED
+    return f"better dense {metric} / {metric} (%)" if inverted else f"{metric} / better dense (%)"

@@ -17,21 +17,19 @@ from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame, concat
 
 from d2dmoe.config.variant import DENSE_VARIANTS
-from d2dmoe.errors import UserError
 from d2dmoe.figures import style
-from d2dmoe.figures.select import Panel, by_variant, count_seeds
+from d2dmoe.figures.dense import DENSE, OUTLINE, dense_marker
+from d2dmoe.figures.select import (
+    INVERTED,
+    TRADEOFF,
+    Panel,
+    by_variant,
+    count_seeds,
+    of_metric,
+    shown,
+)
 from d2dmoe.figures.style import Look
 
-TABLE = "results/tables/tradeoff.csv"
-OUTLINE = {"markeredgecolor": "white", "markeredgewidth": 0.4}  # single points stand out
-DENSE = dict(  # the two dense models, which every panel shows
-    zip(
-        DENSE_VARIANTS,
-        ({"marker": "*", "markersize": 9}, {"marker": "X", "markersize": 7}),
-        strict=True,
-    )
-)
-INVERTED = ("loss", "perplexity")  # metrics that the table relates as dense / converted
 REFERENCES: dict[int, dict[str, Any]] = {  # %: how the line is drawn
     100: {"linestyle": "--", "linewidth": 0.9, "label": "better dense (100 %)"},
     99: {"linestyle": "-", "linewidth": 0.5, "label": "99 % of it"},
@@ -116,7 +114,7 @@ def _curved(tradeoff: DataFrame, panels: list[Panel]) -> set[str]:
         _label(panel, variant)
         for panel in panels
         for variant in panel["variants"]
-        if not _single(_of_metric(tradeoff, panel).query("variant == @variant"))
+        if not _single(of_metric(tradeoff, panel).query("variant == @variant"))
     }
 
 
@@ -135,9 +133,9 @@ def _panel(axes: Axes, tradeoff: DataFrame, panel: Panel, looks: dict[str, Look]
     Returns:
         How many seeds it has, as words.
     """
-    rows = _of_metric(tradeoff, panel)
-    chosen = by_variant(rows, TABLE, panel["task"], panel["variants"])
-    dense = by_variant(rows, TABLE, panel["task"], list(DENSE))
+    rows = of_metric(tradeoff, panel)
+    chosen = by_variant(rows, TRADEOFF, panel["task"], panel["variants"])
+    dense = by_variant(rows, TRADEOFF, panel["task"], list(DENSE))
     for variant, points in chosen.items():
         label = _label(panel, variant)
         if _single(points):
@@ -145,13 +143,13 @@ def _panel(axes: Axes, tradeoff: DataFrame, panel: Panel, looks: dict[str, Look]
         else:
             _curve(axes, points, label, looks[label])
     for name, points in dense.items():
-        _point(axes, points, **_dense_marker(name))
+        _point(axes, points, **dense_marker(name))
     for quality, line in REFERENCES.items():
         axes.axhline(quality, color=style.FAINT, zorder=0, **line)
     note = _limit(axes, chosen | dense, panel)
     x_label = "FLOPs relative to the dense model (multiply–add = 2)" + note
     axes.set_xlabel(x_label)
-    axes.set_ylabel(_shown(panel["metric"]))
+    axes.set_ylabel(shown(panel["metric"]))
     _absolute(axes, concat(dense.values()), panel["metric"])
     return count_seeds(chosen | dense)
 
@@ -170,25 +168,6 @@ def _absolute(axes: Axes, dense: DataFrame, metric: str) -> None:
     if inverted:
         right = (lambda y: 100 * best / np.maximum(y, 1e-9),) * 2  # it is its own inverse
     axes.secondary_yaxis("right", functions=right).set_ylabel(metric)
-
-
-def _shown(metric: str) -> str:
-    """What the vertical axis shows, in words."""
-    inverted = metric in INVERTED
-    return f"better dense {metric} / {metric} (%)" if inverted else f"{metric} / better dense (%)"
-
-
-def _of_metric(tradeoff: DataFrame, panel: Panel) -> DataFrame:
-    """The rows of a panel's task and metric."""
-    of_task = tradeoff[tradeoff["task"] == panel["task"]]
-    rows = of_task[of_task["metric"] == panel["metric"]]
-    if rows.empty:
-        known = ", ".join(sorted(of_task["metric"].unique())) or "nothing of this task"
-        raise UserError(
-            f"metric '{panel['metric']}' of task '{panel['task']}' is missing in {TABLE}; "
-            f"it holds: {known}"
-        )
-    return rows
 
 
 def _curve(axes: Axes, rows: DataFrame, label: str, look: Look) -> None:
@@ -223,10 +202,6 @@ def _single_marker(look: Look) -> dict[str, Any]:
     return _marker(look) | outline | {"markersize": 5.5, "zorder": 5}
 
 
-def _dense_marker(name: str) -> dict[str, Any]:
-    return {"color": style.INK, "linestyle": "", "zorder": 4} | OUTLINE | DENSE[name]
-
-
 def _handles(looks: dict[str, Look], curved: set[str]) -> list[Line2D]:
     """The legend's entries."""
     ours = [
@@ -235,7 +210,7 @@ def _handles(looks: dict[str, Look], curved: set[str]) -> list[Line2D]:
         else Line2D([], [], label=label, **_single_marker(look))
         for label, look in looks.items()
     ]
-    dense = [Line2D([], [], label=DENSE_VARIANTS[name], **_dense_marker(name)) for name in DENSE]
+    dense = [Line2D([], [], label=DENSE_VARIANTS[name], **dense_marker(name)) for name in DENSE]
     lines = [Line2D([], [], color=style.FAINT, **line) for line in REFERENCES.values()]
     hollow = style.Look(style.FAINT, "o", "", hollow=True)
     note = [style.handle(HOLLOW, hollow)] if any(look.hollow for look in looks.values()) else []

@@ -50,6 +50,22 @@ def tradeoff(plan: "Plan", suite: Suite, task: str | None, figure: Figure) -> Re
     return Request(inputs, {"panels": panels, "title": figure.title})
 
 
+def apart(plan: "Plan", suite: Suite, task: str, figure: Figure) -> Request:
+    """As `tradeoff`, with a panel for the methods that train nothing beyond the model that they
+    begin with and one for the others: more curves than one panel can show. The first variant is in
+    both."""
+    first, *others = _options(plan, suite, task, figure)
+    cfg, panels = plan.task(task), []
+    for trained_no_further, words in ((True, "trained no further"), (False, "trained")):
+        own = [name for name in others if _training_free(cfg, name) == trained_no_further]
+        if own:
+            panel = _panel(plan, suite, task, figure, [first, *own])
+            panels.append(panel | {"title": f"{panel['title']}, {words}"})
+    panels = panels or [_panel(plan, suite, task, figure, [first])]
+    inputs = {"tradeoff": table_path(suite, "tradeoff", task)}
+    return Request(inputs, {"panels": panels, "title": figure.title})
+
+
 def saved_share(plan: "Plan", suite: Suite, task: None, figure: Figure) -> Request:
     """What the conversions of figure 4 save, of all tasks that have some; without inputs if none
     has."""
