@@ -79,7 +79,7 @@ def call(folder: Path, command: str) -> subprocess.CompletedProcess:
 
 
 def test_a_copied_project_has_nothing_to_do(moved):
-    done = call(moved, f"snakemake {' '.join(SUITES)}")
+    done = call(moved, f"snakemake {' '.join(SUITES)} --configfile small.yaml")
     assert done.returncode == 0 and "Nothing to be done" in done.stdout, done.stdout[-3000:]
 
 

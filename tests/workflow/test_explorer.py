@@ -52,6 +52,7 @@ def config() -> dict:
     images = tiny()["tasks"]["tiny"]
     for key in ("ablations", "compatibility", "neighbours", "bases", "tuning"):
         images.pop(key, None)
+    images["dense"]["epochs"] = 3
     maps = images["figures"]["load_maps"] | {"variant": "mine"}
     images |= {"variants": VARIANTS, "figures": {"tradeoff": [*VARIANTS], "load_maps": maps}}
     return {"seeds": [0], "tasks": {"pictures": images, "topics": TEXTS}}
