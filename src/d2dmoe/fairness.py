@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from pydantic import BaseModel, Field
 
+from d2dmoe import curve
 from d2dmoe.config.training import TrainingConfig
-from d2dmoe.curve import curve_of
 from d2dmoe.errors import DataError
 from d2dmoe.io.read import REMEDY, read
 from d2dmoe.tables import tradeoff
@@ -182,8 +182,9 @@ def _scored(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def quality_at(points: pd.DataFrame, ratio: float) -> float:
     """Relative quality of one seed's curve at a budget; NaN where its cheapest point exceeds it."""
     costs, qualities = (points[name].to_numpy() for name in ("flops_ratio", "relative_value"))
-    met = ratio >= costs.min()
-    return float(curve_of(costs, qualities).quality(np.array(ratio))) if met else float("nan")
+    if ratio < costs.min():
+        return float("nan")
+    return float(curve.quality_at(np.array([ratio]), costs[None], qualities[None]).item())
 
 
 def _measures(points: pd.DataFrame) -> dict[str, float]:

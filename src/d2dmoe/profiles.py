@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from d2dmoe.bootstrap import over_seeds, sample_counts, sums
-from d2dmoe.curve import curve_of
+from d2dmoe.curve import quality_at
 from d2dmoe.errors import DataError
 from d2dmoe.io.read import REMEDY, read
 from d2dmoe.tables import FALLING
@@ -158,13 +158,11 @@ def profile(found: Found, variant: str, references: Sequence[str], metric: str) 
     quality = np.empty((resamples, len(seeds), len(grid)), np.float32)
     at_budgets = np.empty((3, resamples, len(seeds), len(budgets)), np.float32)
     for column, seed in enumerate(seeds):
-        for row in range(resamples):
-            validation, test = (_row(relative[seed][split], row) for split in SPLITS)
-            curve = curve_of(*test)
-            quality[row, column] = curve.quality(grid)
-            cost = _same_place(budgets, validation[0], test[0])
-            chosen_by = curve_of(*validation).quality(budgets)
-            at_budgets[:, row, column] = chosen_by, cost, curve.quality(cost)
+        validation, test = (relative[seed][split] for split in SPLITS)
+        cost = _same_places(budgets, validation[0], test[0])
+        chosen_by = quality_at(budgets, *validation)
+        quality[:, column] = quality_at(grid, *test)
+        at_budgets[:, :, column] = chosen_by, cost, quality_at(cost, *test)
     low, high = max(map(np.min, costs)), min(map(np.max, costs))
     return Profile(seeds, float(low), float(high), quality, *at_budgets)
 
@@ -174,10 +172,6 @@ def _budgets(costs: Sequence[np.ndarray]) -> np.ndarray:
     `costs` are each seed's points'."""
     low, high = max(map(np.min, costs)), max(map(np.max, costs))
     return np.linspace(low, high, 1 + int(np.ceil((high - low) / STEP)))
-
-
-def _row(points: Points, row: int) -> Points:
-    return points[0][row], points[1][row]
 
 
 def _relative(
@@ -206,11 +200,12 @@ def _relative(
     return cost / dense_cost, np.where(related[:, None], quality, quality[:1])
 
 
-def _same_place(costs: np.ndarray, validation: np.ndarray, test: np.ndarray) -> np.ndarray:
+def _same_places(costs: np.ndarray, validation: np.ndarray, test: np.ndarray) -> np.ndarray:
     """The costs on test samples at the places that costs on validation samples have between the
-    operating points, whose costs are [points] each."""
-    order = np.argsort(validation, kind="stable")
-    return np.interp(costs, validation[order], test[order])
+    operating points, whose costs are [1 + resamples, points] each."""
+    order = np.argsort(validation, axis=1, kind="stable")
+    ordered = (np.take_along_axis(x, order, axis=1) for x in (validation, test))
+    return np.array([np.interp(costs, *row) for row in zip(*ordered, strict=True)])
 
 
 def _first(rising: np.ndarray, share: float) -> float:
