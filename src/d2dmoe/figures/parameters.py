@@ -63,7 +63,7 @@ def _panel(axes: Axes, tradeoff: DataFrame, panel: Panel, looks: dict[str, style
         _points(axes, best_points(own), whole, None, **dense_marker(name))
     axes.axhline(100, color=style.FAINT, zorder=0, linestyle="--", linewidth=0.9)
     axes.set_xlabel("parameters relative to the dense model")
-    axes.set_ylabel(f"best {shown(panel['metric'])}")
+    axes.set_ylabel(f"{shown(panel['metric'])}, at best")
     return count_seeds(chosen | dense)
 
 
