@@ -124,16 +124,14 @@ def vendored_files(wildcards):
     return sorted(map(os.path.relpath, files))  # the same in a moved project
 
 
-def tokenizer_of(wildcards):
-    """What cuts a task's texts into tokens; images need none."""
-    images = task_of(wildcards).data.kind == "images"
-    return [] if images else f"{DATA}/tokenizer.json".format(**wildcards)
+def tokenizer_in(folder):
+    """What cuts a task's texts into tokens, in the folder that a function gives; images need none."""
 
+    def tokenizer(wildcards):
+        images = task_of(wildcards).data.kind == "images"
+        return [] if images else f"{folder(wildcards)}/tokenizer.json"
 
-def tokenizer_of_step(wildcards):
-    """What cut the texts that a stage's model reads; images need none."""
-    images = task_of(wildcards).data.kind == "images"
-    return {} if images else {"tokenizer": f"{step_of(wildcards).data}/tokenizer.json"}
+    return tokenizer
 
 
 def evaluated_data(how, splits):

@@ -4,7 +4,7 @@
 rule dataset:
     input:
         vendored_files,
-        tokenizer=tokenizer_of,
+        tokenizer=tokenizer_in(lambda w: DATA.format(**w)),
     output:
         about=f"{DATA}/dataset.json",
         splits=expand(f"{DATA}/{{split}}.safetensors", split=SPLITS, allow_missing=True),

@@ -87,9 +87,9 @@ rule load_maps:
 rule token_load:
     # What each token of a few samples runs, at all operating points.
     input:
-        unpack(tokenizer_of_step),
         model=f"{FOLDER}/model.safetensors",
         data=lambda w: PLAN.data_files(step_of(w).data, ["test"]),
+        tokenizer=tokenizer_in(lambda w: step_of(w).data),
     output:
         table=f"{FOLDER}/token_load/{{knob}}.csv",
         record=job_record(FOLDER, "token_load_{knob}"),

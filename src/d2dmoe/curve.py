@@ -5,7 +5,7 @@ ones that do not fall as the cost rises (isotonic regression), and joined by a m
 (PCHIP), which does not overshoot.
 
 scipy's PCHIP is of one set of costs, and a bootstrap has a thousand, each of a dozen points: the
-one here is of all of them at once, thirty times as fast.
+one here is of all of them at once, ten times as fast.
 """
 
 import numpy as np

@@ -84,6 +84,12 @@ def test_a_suite_that_no_task_has_is_not_published(raw, root):
     assert not any(place.startswith("tables/ablations/") for place in places)
 
 
+def test_activity_is_published_of_the_suites_whose_figures_show_it(plan):
+    shown = {x.suite for x in publishing.requests(plan) if "activity" in x.request.inputs}
+    places = [x for x in publishing.files(plan).values() if x.endswith("activity.csv")]
+    assert shown == {"main"} and places == ["tables/activity.csv"]
+
+
 def test_of_suites_that_were_not_begun_nothing_is_published(plan, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     main = [x for x in publishing.files(plan).values() if not x.startswith(OTHERS)]

@@ -37,7 +37,7 @@ def call_snakemake(
     folder: Path, arguments: list[str], environment: Mapping[str, str]
 ) -> CompletedProcess:
     """What `snakemake ARGUMENTS` does and says in a folder; standard output and error come together
-    in `stdout`. Python's own variables act as in a new process, of which PYTHONPATH alone is used.
+    in `stdout`. Of the variables that Python reads when it starts, PYTHONPATH alone has an effect.
 
     Raises:
         TimeoutExpired: it takes longer than a test may; it is killed.

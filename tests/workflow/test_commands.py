@@ -63,12 +63,16 @@ def moved(copied) -> Path:
     return folder
 
 
+def arguments_of(command: str) -> list[str]:
+    """What a printed call gives to snakemake."""
+    words = shlex.split(command)
+    return words[words.index("snakemake") + 1 :]
+
+
 def call(folder: Path, command: str) -> subprocess.CompletedProcess:
     """Run a printed call in a folder with its own environment."""
-    words = shlex.split(command)
-    words = words[words.index("snakemake") :]
     return subprocess.run(
-        [str(folder / "environment/bin/python"), "-m", *words],
+        [str(folder / "environment/bin/python"), "-m", "snakemake", *arguments_of(command)],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(folder / "src"), "HF_HUB_OFFLINE": "1"},
         stdout=subprocess.PIPE,
@@ -88,9 +92,7 @@ def test_a_printed_call_works_as_it_is_printed(copied, moved, command):
     command = re.sub(r"\b(vision|TASK)\b", "tiny", command)  # the task of this configuration
     if any(word in command.replace("figures/", "") for word in LONG):
         command += " -n"
-    words = shlex.split(command)
-    arguments = words[words.index("snakemake") + 1 :]
-    done = call_snakemake(moved, arguments, copied.environment)
+    done = call_snakemake(moved, arguments_of(command), copied.environment)
     assert done.returncode == 0, done.stdout[-3000:]
     assert "Traceback" not in done.stdout
 

@@ -23,7 +23,8 @@ from d2dmoe.errors import DataError
 from d2dmoe.explorer.columns import columns
 from d2dmoe.explorer.costs import Fit, Sizes, fit, split, split_dense
 from d2dmoe.figures import style
-from d2dmoe.figures.tradeoff import DENSE, INVERTED
+from d2dmoe.figures.dense import DENSE
+from d2dmoe.figures.select import INVERTED
 from d2dmoe.io.read import REMEDY, columns_of, read, read_table
 from d2dmoe.selection_rules import RULES
 from d2dmoe.tables import COLUMNS, POINT

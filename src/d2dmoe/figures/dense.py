@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from matplotlib.lines import Line2D
+
 from d2dmoe.config.variant import DENSE_VARIANTS
 from d2dmoe.figures import style
 
@@ -18,3 +20,8 @@ DENSE = dict(
 def dense_marker(name: str) -> dict[str, Any]:
     """How one of the two dense models is drawn."""
     return {"color": style.INK, "linestyle": "", "zorder": 4} | OUTLINE | DENSE[name]
+
+
+def dense_handles() -> list[Line2D]:
+    """Their entries in a legend."""
+    return [Line2D([], [], label=DENSE_VARIANTS[name], **dense_marker(name)) for name in DENSE]

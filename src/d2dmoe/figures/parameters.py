@@ -9,13 +9,20 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from pandas import DataFrame
 
-from d2dmoe.config.variant import DENSE_VARIANTS
 from d2dmoe.figures import style
-from d2dmoe.figures.dense import DENSE, dense_marker
-from d2dmoe.figures.select import TRADEOFF, Panel, by_variant, count_seeds, of_metric, shown
+from d2dmoe.figures.dense import DENSE, dense_handles, dense_marker
+from d2dmoe.figures.select import (
+    TRADEOFF,
+    Panel,
+    by_variant,
+    count_seeds,
+    label_of,
+    looks_of,
+    of_metric,
+    quality_label,
+)
 
 
 @style.styled
@@ -31,14 +38,10 @@ def draw(tradeoff: DataFrame, panels: list[Panel], title: str) -> Figure:
         UserError: a metric, a variant or a dense model is missing in the table.
     """
     figure, cells = style.grid(len(panels), 0.2 + 2.5 * -(-len(panels) // 2))
-    looks: dict[str, style.Look] = {}
+    looks = looks_of(panels)
     for axes, panel in zip(cells, panels, strict=True):
-        for name in panel["variants"]:
-            hollow = name in panel["training_free"]
-            looks.setdefault(panel["labels"][name], style.look(panel["looks"][name], hollow))
         axes.set_title(f"{title}\n{panel['title']}, {_panel(axes, tradeoff, panel, looks)}")
-    dense = [Line2D([], [], label=DENSE_VARIANTS[name], **dense_marker(name)) for name in DENSE]
-    style.legend(figure, [style.handle(label, look) for label, look in looks.items()] + dense)
+    style.legend(figure, [*(style.handle(*entry) for entry in looks.items()), *dense_handles()])
     return figure
 
 
@@ -58,12 +61,12 @@ def _panel(axes: Axes, tradeoff: DataFrame, panel: Panel, looks: dict[str, style
     dense = by_variant(rows, TRADEOFF, panel["task"], list(DENSE))
     whole = float(next(iter(dense.values()))["params"].iloc[0])
     for name, own in chosen.items():
-        _points(axes, best_points(own), whole, looks[panel["labels"][name]])
+        _points(axes, best_points(own), whole, looks[label_of(panel, name)])
     for name, own in dense.items():
         _points(axes, best_points(own), whole, None, **dense_marker(name))
     axes.axhline(100, color=style.FAINT, zorder=0, linestyle="--", linewidth=0.9)
     axes.set_xlabel("parameters relative to the dense model")
-    axes.set_ylabel(f"{shown(panel['metric'])}, at best")
+    axes.set_ylabel(f"{quality_label(panel['metric'])}, at best")
     return count_seeds(chosen | dense)
 
 

@@ -6,6 +6,7 @@ from typing import TypedDict
 from pandas import DataFrame
 
 from d2dmoe.errors import UserError
+from d2dmoe.figures import style
 
 TRADEOFF = "results/tables/tradeoff.csv"
 INVERTED = ("loss", "perplexity")  # metrics that the table relates as dense / converted
@@ -70,7 +71,22 @@ def of_metric(tradeoff: DataFrame, panel: Panel) -> DataFrame:
     return rows
 
 
-def shown(metric: str) -> str:
+def quality_label(metric: str) -> str:
     """What the vertical axis shows, in words."""
     inverted = metric in INVERTED
     return f"better dense {metric} / {metric} (%)" if inverted else f"{metric} / better dense (%)"
+
+
+def label_of(panel: Panel, variant: str) -> str:
+    """What the legend calls a variant."""
+    return panel["labels"].get(variant, variant)
+
+
+def looks_of(panels: list[Panel]) -> dict[str, style.Look]:
+    """A look for each label, in the order of the panels."""
+    looks: dict[str, style.Look] = {}
+    for panel in panels:
+        for name in panel["variants"]:
+            hollow = name in panel["training_free"]
+            looks.setdefault(label_of(panel, name), style.look(panel["looks"][name], hollow))
+    return looks

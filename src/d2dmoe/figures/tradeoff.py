@@ -16,17 +16,18 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from pandas import DataFrame, concat
 
-from d2dmoe.config.variant import DENSE_VARIANTS
 from d2dmoe.figures import style
-from d2dmoe.figures.dense import DENSE, OUTLINE, dense_marker
+from d2dmoe.figures.dense import DENSE, OUTLINE, dense_handles, dense_marker
 from d2dmoe.figures.select import (
     INVERTED,
     TRADEOFF,
     Panel,
     by_variant,
     count_seeds,
+    label_of,
+    looks_of,
     of_metric,
-    shown,
+    quality_label,
 )
 from d2dmoe.figures.style import Look
 
@@ -60,7 +61,7 @@ def draw(tradeoff: DataFrame, panels: list[Panel], title: str) -> Figure:
     Raises:
         UserError: a metric, a variant or a dense model is missing in the table.
     """
-    looks = _looks(panels)
+    looks = looks_of(panels)
     alone = len(panels) == 1
     figure, cells = style.grid(len(panels), 0.2 + 2.7 * -(-len(panels) // 2))
     for axes, panel in zip(cells, panels, strict=True):
@@ -98,20 +99,10 @@ def mean_curve(rows: DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return ratios, quality.mean(0), deviation
 
 
-def _looks(panels: list[Panel]) -> dict[str, Look]:
-    """A look for each label, in the order of the panels."""
-    looks: dict[str, Look] = {}
-    for panel in panels:
-        for name in panel["variants"]:
-            hollow = name in panel["training_free"]
-            looks.setdefault(_label(panel, name), style.look(panel["looks"][name], hollow))
-    return looks
-
-
 def _curved(tradeoff: DataFrame, panels: list[Panel]) -> set[str]:
     """The labels that stand for a curve in some panel, not only for single points."""
     return {
-        _label(panel, variant)
+        label_of(panel, variant)
         for panel in panels
         for variant in panel["variants"]
         if not _single(of_metric(tradeoff, panel).query("variant == @variant"))
@@ -121,10 +112,6 @@ def _curved(tradeoff: DataFrame, panels: list[Panel]) -> set[str]:
 def _single(rows: DataFrame) -> bool:
     """Whether a variant has one operating point."""
     return rows.groupby("seed").size().max() == 1
-
-
-def _label(panel: Panel, variant: str) -> str:
-    return panel["labels"].get(variant, variant)
 
 
 def _panel(axes: Axes, tradeoff: DataFrame, panel: Panel, looks: dict[str, Look]) -> str:
@@ -137,7 +124,7 @@ def _panel(axes: Axes, tradeoff: DataFrame, panel: Panel, looks: dict[str, Look]
     chosen = by_variant(rows, TRADEOFF, panel["task"], panel["variants"])
     dense = by_variant(rows, TRADEOFF, panel["task"], list(DENSE))
     for variant, points in chosen.items():
-        label = _label(panel, variant)
+        label = label_of(panel, variant)
         if _single(points):
             _point(axes, points, label=label, **_single_marker(looks[label]))
         else:
@@ -149,7 +136,7 @@ def _panel(axes: Axes, tradeoff: DataFrame, panel: Panel, looks: dict[str, Look]
     note = _limit(axes, chosen | dense, panel)
     x_label = "FLOPs relative to the dense model (multiply–add = 2)" + note
     axes.set_xlabel(x_label)
-    axes.set_ylabel(shown(panel["metric"]))
+    axes.set_ylabel(quality_label(panel["metric"]))
     _absolute(axes, concat(dense.values()), panel["metric"])
     return count_seeds(chosen | dense)
 
@@ -210,11 +197,10 @@ def _handles(looks: dict[str, Look], curved: set[str]) -> list[Line2D]:
         else Line2D([], [], label=label, **_single_marker(look))
         for label, look in looks.items()
     ]
-    dense = [Line2D([], [], label=DENSE_VARIANTS[name], **dense_marker(name)) for name in DENSE]
     lines = [Line2D([], [], color=style.FAINT, **line) for line in REFERENCES.values()]
     hollow = style.Look(style.FAINT, "o", "", hollow=True)
     note = [style.handle(HOLLOW, hollow)] if any(look.hollow for look in looks.values()) else []
-    return ours + dense + lines + note
+    return ours + dense_handles() + lines + note
 
 
 def _limit(axes: Axes, tables: dict[str, DataFrame], panel: Panel) -> str:
@@ -241,6 +227,6 @@ def _limit(axes: Axes, tables: dict[str, DataFrame], panel: Panel) -> str:
     below = sum(int((100 * _points(r)["relative_value"] < bottom).sum()) for r in tables.values())
     lines = [f"{below} operating point{'s' * (below > 1)} below the axis"] if below else []
     lines += [
-        f"all of {_label(panel, v)} is below: at most {q:.0f} %" for v, q in collapsed.items()
+        f"all of {label_of(panel, v)} is below: at most {q:.0f} %" for v, q in collapsed.items()
     ]
     return "".join(f"\n{line}" for line in lines)

@@ -46,8 +46,7 @@ def tradeoff(plan: "Plan", suite: Suite, task: str | None, figure: Figure) -> Re
     panels = [
         _panel(plan, suite, name, figure, _options(plan, suite, name, figure)) for name in tasks
     ]
-    inputs = {"tradeoff": table_path(suite, "tradeoff", task)}
-    return Request(inputs, {"panels": panels, "title": figure.title})
+    return _of_points(suite, task, figure, panels)
 
 
 def apart(plan: "Plan", suite: Suite, task: str, figure: Figure) -> Request:
@@ -61,7 +60,11 @@ def apart(plan: "Plan", suite: Suite, task: str, figure: Figure) -> Request:
         if own:
             panel = _panel(plan, suite, task, figure, [first, *own])
             panels.append(panel | {"title": f"{panel['title']}, {words}"})
-    panels = panels or [_panel(plan, suite, task, figure, [first])]
+    return _of_points(suite, task, figure, panels or [_panel(plan, suite, task, figure, [first])])
+
+
+def _of_points(suite: Suite, task: str | None, figure: Figure, panels: list[dict]) -> Request:
+    """Panels of operating points."""
     inputs = {"tradeoff": table_path(suite, "tradeoff", task)}
     return Request(inputs, {"panels": panels, "title": figure.title})
 
