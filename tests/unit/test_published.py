@@ -92,14 +92,30 @@ def test_activity_is_published_of_the_suites_whose_figures_show_it(plan):
 
 def test_of_suites_that_were_not_begun_nothing_is_published(plan, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    main = [x for x in publishing.files(plan).values() if not x.startswith(OTHERS)]
-    assert [*publishing.begun(plan).values()] == main and main
-    for begun in ("ablations/tradeoff.csv", "tuning.csv"):
-        path = Path("results/tables", begun)
+    every = [*publishing.files(plan).values()]
+    main = [x for x in every if not x.startswith(OTHERS)]
+    assert [*publishing.begun(plan).values()] == main and main  # if nothing was begun
+    _begin("tiny/tuning.csv", "tuning.csv", "ablations/tiny/tradeoff.csv")
+    own = [x for x in every if x.startswith(("tables/ablations/", "tables/tuning"))]
+    assert [*publishing.begun(plan).values()] == own and "tables/tuning.csv" in own
+    _begin("claims.csv")
+    assert [*publishing.begun(plan).values()] == [x for x in every if not x.startswith(OTHERS[1:3])]
+
+
+def _begin(*tables):
+    for table in tables:
+        path = Path("results/tables", table)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    places = [x for x in publishing.files(plan).values() if not x.startswith(OTHERS[1:3])]
-    assert [*publishing.begun(plan).values()] == places and "tables/tuning.csv" in places
+
+
+def test_figures_of_a_suite_alone_are_drawn_where_the_main_one_is_not_published(reference):
+    tables = reference / "miniature" / "tables"
+    for path in tables.iterdir():
+        if path.name != "ablations":
+            path.unlink() if path.is_file() else shutil.rmtree(path)
+    names = [drawing.name for drawing in drawings(reference)]
+    assert names and all(name.startswith("miniature/ablations/") for name in names)
 
 
 def test_every_figure_is_drawn_of_the_published_files_with_the_workflows_arguments(plan, reference):
@@ -161,7 +177,8 @@ def test_one_message_names_all_that_is_missing(reference):
 
 def test_a_message_has_an_end(reference):
     for table in (reference / "miniature").rglob("*.csv"):
-        table.unlink()
+        if table.stem != "claims":  # which is no figure's, and says which suites are published
+            table.unlink()
     with pytest.raises(DataError, match=r"\n  and \d+ more\n.*snakemake publish") as caught:
         drawings(reference)
     assert str(caught.value).count(" is missing") == SHOWN

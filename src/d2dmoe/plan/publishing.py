@@ -7,7 +7,7 @@ results/reference/NAME/tables/        its `results/tables` over all tasks, of wh
 results/reference/NAME/TABLE.csv      or a table of the benchmarks
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -34,14 +34,15 @@ class Asked(NamedTuple):
     request: Request
 
 
-def files(plan: Plan) -> dict[str, str]:
-    """What can be published of a plan's results: each file, and where it lies in the folder."""
-    asked = list(requests(plan))
+def files(plan: Plan, suites: Sequence[Suite] = SUITES) -> dict[str, str]:
+    """What can be published of a plan's results in these suites: each file, and where it lies in
+    the folder."""
+    asked = [one for one in requests(plan) if one.suite in suites]
     # Large, and in a suite whose figures do not show it the main one's once more for each variant.
     shows_activity = {one.suite for one in asked if "activity" in one.request.inputs}
     made = [
         path
-        for suite in SUITES
+        for suite in suites
         if plan.tasks_of(suite)
         for path in suite_tables(plan, suite)
         if suite in shows_activity or PurePosixPath(path).stem != "activity"
@@ -56,11 +57,21 @@ def files(plan: Plan) -> dict[str, str]:
 
 
 def begun(plan: Plan) -> dict[str, str]:
-    """Of these files, those of the main suite, and of what else has some table already: nobody
-    waits for a suite that was not asked for."""
-    parts = [f"{TABLES}{folder_of(suite)}" for suite in SUITES if suite != MAIN] + [TUNING]
-    missing = tuple(part for part in parts if not any(Path().glob(f"{part}*")))
-    return {path: to for path, to in files(plan).items() if not path.startswith(missing)}
+    """Those of the suites that have some table already, or else of the main one: nobody waits for
+    a suite that was not asked for."""
+    suites = [suite for suite in SUITES if _has_table(plan, suite)] or [MAIN]
+    tuned = Path(TUNING).is_file()
+    return {path: to for path, to in files(plan, suites).items() if tuned or path != TUNING}
+
+
+def _has_table(plan: Plan, suite: Suite) -> bool:
+    folder = Path(TABLES, folder_of(suite))
+    return any(map(has_tables, [folder, *(folder / task for task in plan.config.tasks)]))
+
+
+def has_tables(folder: Path) -> bool:
+    """Whether a suite's tables lie in a folder."""
+    return any(path.name != PurePosixPath(TUNING).name for path in folder.glob("*.csv"))
 
 
 def config_text(plan: Plan) -> str:
