@@ -55,6 +55,14 @@ VARIANTS = {  # method, knob, quality lost without FFNs, active neurons, experts
     "as_many": ("seer", "active", 0.005, [], 8),
     "adapted": ("dyn_adapter", "confidence", 0.005, [], 0),
     "poor_adapted": ("dyn_adapter", "confidence", 0.2, [], 0),
+    "gated": ("adapmoe", "sensitivity", 0.01 / 0.5, [], 8),  # 99 % at half of the cost
+    "even_gated": ("adapmoe", "sensitivity", 0.01 / 0.25, [], 8),  # at a quarter less than static
+    "poor_gated": ("adapmoe", "sensitivity", 0.09, [], 8),
+    "inside": ("sam", "grouped", 0.005, [], 8),
+    "poor_inside": ("sam", "grouped", 0.3, [], 8),
+    "removed": ("ldpruner", "none", 0.005, [], 0),
+    "even_removed": ("ldpruner", "none", 0.01 / 0.349, [], 0),
+    "poor_removed": ("ldpruner", "none", 0.2, [], 0),
 }
 FLOORS = {
     "attention": 0.1,
@@ -771,6 +779,20 @@ def test_n1_chess_is_above_cats(named, verdict):
         ("N10", ["denser", "one_threshold", "inputs"], CONTRADICTED),
         ("N10", ["sparse", "adapted"], NOT_TESTED),
         ("N10", ["inputs"], NOT_TESTED),
+        ("N11", ["sparse", "static", "gated"], SUPPORTED),
+        ("N11", ["static", "even_gated"], UNDECIDED),
+        ("N11", ["static", "poor_gated", "gated"], CONTRADICTED),
+        ("N11", ["sparse", "gated"], NOT_TESTED),
+        ("N11", ["static"], NOT_TESTED),
+        ("N12", ["denser", "inside"], SUPPORTED),
+        ("N12", ["sparse", "inside"], UNDECIDED),  # as good
+        ("N12", ["sparse", "poor_inside", "inside"], CONTRADICTED),
+        ("N12", ["inside"], NOT_TESTED),  # against what?
+        ("N12", ["sparse"], NOT_TESTED),
+        ("N13", ["removed"], SUPPORTED),
+        ("N13", ["even_removed"], UNDECIDED),
+        ("N13", ["poor_removed", "removed"], CONTRADICTED),
+        ("N13", ["sparse"], NOT_TESTED),
     ],
 )
 def test_what_neighbours_claim_is_decided_by_the_first_variant_of_each(claim, named, verdict):
@@ -780,9 +802,9 @@ def test_what_neighbours_claim_is_decided_by_the_first_variant_of_each(claim, na
 
 
 @pytest.mark.parametrize(("best", "verdict"), [(0.98, CONTRADICTED), (0.989, UNDECIDED)])
-@pytest.mark.parametrize("claim", ["N3", "N4", "N5", "N8", "N9"])
+@pytest.mark.parametrize("claim", ["N3", "N4", "N5", "N8", "N9", "N13"])
 def test_a_neighbour_that_never_keeps_99_percent_saves_nothing(claim, best, verdict):
-    names = ["sparse", "good_threshold", "inputs", "carved", "fewer", "adapted"]
+    names = ["sparse", "good_threshold", "inputs", "carved", "fewer", "adapted", "removed"]
     assert verdicts(tables(full=best), neighbours=names)[claim]["verdict"] == verdict
 
 
@@ -799,3 +821,17 @@ def test_n5_asks_for_the_cost_at_which_three_quarters_of_the_experts_run():
     only = tables()
     only["tradeoff"] = only["tradeoff"][only["tradeoff"]["knob_value"] > 0.8]
     assert "no points on both sides" in verdicts(only, neighbours=["carved"])["N5"]["evidence"]
+
+
+def test_n11_asks_for_a_quarter_of_the_experts_and_not_of_the_cost():
+    """By top-k 99 % are kept at 0.9 of the cost, of which the floor is no experts'."""
+    row = verdicts(tables(floor=0.3), neighbours=["static", "even_gated"])["N11"]
+    assert row["measured"].startswith("even_gated minus static: -15.00% [-17.00%, -13.00%]")
+    assert row["measured"].endswith("against -15.00%")
+    row = verdicts(tables(floor=0.5), neighbours=["static", "even_gated"])["N11"]
+    assert row["measured"].endswith("against -10.00%") and row["verdict"] == SUPPORTED
+
+
+def test_n11_needs_two_that_keep_99_percent():
+    row = verdicts(tables(full=0.98), neighbours=["static", "gated"])["N11"]
+    assert row["verdict"] == NOT_TESTED and "not both keep 99 %" in row["evidence"]

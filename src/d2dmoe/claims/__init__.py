@@ -142,5 +142,23 @@ CLAIMS = table_of(
             test="d2dmoe.claims.neighbours:existing_approaches",
             figures=("neighbours",),
         ),
+        Claim(
+            "N11",
+            "AdapMoE's gating executes a quarter fewer experts than top-k at no loss of accuracy",
+            test="d2dmoe.claims.neighbours:fewer_than_top_k",
+            figures=("neighbours",),
+        ),
+        Claim(
+            "N12",
+            "SAM gains by several experts of one device, without communication between devices",
+            test="d2dmoe.claims.neighbours:experts_of_one_group",
+            figures=("neighbours",),
+        ),
+        Claim(
+            "N13",
+            "LD-Pruner takes 34.9 % less time for inference at no loss of quality",
+            test="d2dmoe.claims.neighbours:removed_operators",
+            figures=("neighbours",),
+        ),
     ]
 )

@@ -16,6 +16,7 @@ from d2dmoe.claims.findings import (
     not_below,
     resampling,
     share,
+    shown,
     untested,
 )
 from d2dmoe.lookup import look_up
@@ -29,6 +30,8 @@ FACTORLLM_KEEPS = 0.85  # of the dense quality
 FASTER = 0.7  # of the cost, the largest that the summary has which is 30 % faster or more
 SEER_LEAVES = 0.75  # of the experts
 DYN_ADAPTER_SAVES = 0.5  # of the FLOPs
+ADAPMOE_SKIPS = 0.25  # of the experts that top-k executes
+LD_PRUNER_SAVES = 0.349  # of the time
 
 
 def channel_thresholds(e: Evidence) -> list[Finding]:
@@ -110,6 +113,37 @@ def existing_approaches(e: Evidence) -> list[Finding]:
     if not ours or not free:
         return [untested("needs D2DMoE, and a method that trains nothing")]
     return [beats(e, ours[0], free, "these train nothing beyond the model that they begin with")]
+
+
+def fewer_than_top_k(e: Evidence) -> list[Finding]:
+    """N11: where each keeps its quality, AdapMoE's gating executes a quarter fewer experts than
+    D2DMoE by top-k. An expert costs the same in both, and so does what is left without any."""
+    top_k = next((v for v in e.of_role(FIGURE, "ours") if e.knob(v) == "top_k"), None)
+    gated = _first(e, "adapmoe")
+    if top_k is None or gated is None:
+        return [untested("needs AdapMoE, and D2DMoE by top-k")]
+    cost, difference = e.cost(top_k), e.differences(gated, top_k, "cost").get(KEPT)
+    if cost is None or difference is None:
+        return [untested("not both keep 99 % of dense quality")]
+    least = ADAPMOE_SKIPS * (cost.value - e.floor(top_k))
+    text = f"{gated} minus {top_k}: {shown(difference)} of the dense FLOPs where each keeps 99 %"
+    note = f"{least:.2%} are a quarter of what {top_k}'s experts cost there"
+    source = f"comparisons.csv, {resampling(e, [gated, top_k])}; {note}"
+    return [Finding(f"{text}, against {-least:+.2%}", above(-difference, least), source)]
+
+
+def experts_of_one_group(e: Evidence) -> list[Finding]:
+    """N12: SAM, whose experts of a token are of one group, is above D2DMoE, whose are of any."""
+    ours, grouped = e.of_role(FIGURE, "ours"), _first(e, "sam")
+    if not ours or grouped is None:
+        return [untested("needs D2DMoE and a variant of the method sam")]
+    return [beats(e, grouped, ours[:1], "where groups end, so do the costs that both have")]
+
+
+def removed_operators(e: Evidence) -> list[Finding]:
+    """N13: LD-Pruner saves a third of the time, by FLOPs, without significant loss."""
+    note = "cost stands for time"
+    return _first_of(e, "ldpruner", lambda v: _saves(e, v, 1 - LD_PRUNER_SAVES, note))
 
 
 def _first_of(e: Evidence, method: str, test: Callable[[str], Finding]) -> list[Finding]:
