@@ -1,10 +1,18 @@
 """Laws of the table of neighbouring methods."""
 
+import sys
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
 from d2dmoe.neighbours import COLUMNS, COPIED, neighbours
 from d2dmoe.tables import COMPARISON
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "tools"))
+
+from neighbours_table import lines  # noqa: E402
 
 
 def entry(variant: str, training_free: bool, epochs: float) -> dict:
@@ -56,3 +64,10 @@ def test_the_difference_is_the_variants_own_minus_that_of_the_first(rows):
 def test_there_is_none_to_itself_or_without_a_cost_in_common(rows):
     assert (rows["first"]["rival"], rows["first"]["difference"]) == ("", "")
     assert (rows["alone"]["rival"], rows["alone"]["difference"]) == ("first", "")
+
+
+def test_the_docs_have_the_published_numbers():
+    """If not: python tools/neighbours_table.py results/reference/neighbours"""
+    written = {*(ROOT / "docs/neighbours.md").read_text().splitlines()}
+    printed = lines(ROOT / "results/reference/neighbours")
+    assert len(printed) > 30 and {*printed} <= written

@@ -137,7 +137,7 @@ def experts_of_one_group(e: Evidence) -> list[Finding]:
     ours, grouped = e.of_role(FIGURE, "ours"), _first(e, "sam")
     if not ours or grouped is None:
         return [untested("needs D2DMoE and a variant of the method sam")]
-    return [beats(e, grouped, ours[:1], "where groups end, so do the costs that both have")]
+    return [beats(e, grouped, ours[:1], "at more than a whole group costs, what it gives counts")]
 
 
 def removed_operators(e: Evidence) -> list[Finding]:
