@@ -1,5 +1,6 @@
 """Errors that a user can mend: one message that names the cause and the remedy."""
 
+import sys
 from operator import index
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,18 @@ def shortened(message: str) -> str:
     if left_out <= 0:
         return message
     return f"{message[: LONGEST - END]} … ({left_out} characters) … {message[-END:]}"
+
+
+def full_memory(error: BaseException) -> str | None:
+    """Whose memory is full, "the GPU's" or "the machine's"; None for another error.
+
+    What torch raises is told without an import of it: who has not imported it did not fail in it.
+    """
+    torch: Any = sys.modules.get("torch")
+    if torch and isinstance(error, torch.OutOfMemoryError):
+        return "the GPU's"
+    on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    return "the machine's" if on_cpu or isinstance(error, MemoryError) else None
 
 
 def whole(value: Any, name: str, least: int = 1) -> int:

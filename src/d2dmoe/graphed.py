@@ -84,15 +84,16 @@ class GraphedStep:
 def _noting_waits() -> Iterator[list[str]]:
     """Afterwards, torch's words on each time that the process waited for the GPU."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("warn")
     try:
         with warnings.catch_warnings(record=True) as said:
             warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")  # warns of itself first
             waits: list[str] = []
             yield waits
             waits += [str(w.message) for w in said if "synchronizing" in str(w.message)]
     finally:
-        torch.cuda.set_sync_debug_mode(before)
+        with warnings.catch_warnings(action="ignore"):
+            torch.cuda.set_sync_debug_mode(before)
 
 
 def _shape(batch: Batch) -> tuple:

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from d2dmoe.errors import ResultError, UserError
 from d2dmoe.io.checksums import check, check_all, checksum_file, read_checksums
@@ -178,6 +179,33 @@ def test_a_job_that_fails_leaves_no_new_checksum(made):
         Path(TABLE).write_text("half")
         raise UserError("the disk is full")
     assert checksum_file(Path(TABLE)).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("ask", "owner"),
+    [
+        (lambda: torch.empty(1 << 50, dtype=torch.uint8), "the machine's"),
+        (lambda: bytearray(1 << 50), "the machine's"),
+        (lambda: fail(torch.OutOfMemoryError("CUDA out of memory. Tried 1 GiB")), "the GPU's"),
+    ],
+)
+def test_a_job_without_memory_says_so_and_what_helps(made, ask, owner):
+    with pytest.raises(SystemExit), job(given(Files(MODEL), Files(TABLE))):
+        ask()
+    told = Path("job.log").read_text()
+    assert f"error: {owner} memory is full. Lower the batch_size" in told
+    assert "Traceback" not in told
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+def test_of_other_errors_a_job_tells_where_they_come_from(made):
+    with pytest.raises(SystemExit), job(given(Files(MODEL), Files(TABLE))):
+        fail(RuntimeError("some operator cannot do this"))
+    told = Path("job.log").read_text()
+    assert "a fault of this program" in told and "Traceback" in told
 
 
 def test_an_identity_follows_options_code_place_and_the_contents_of_inputs():

@@ -1,9 +1,6 @@
 """What a user can mend, told from a fault of ours, without an import of the libraries that fail."""
 
-import sys
-from typing import Any
-
-from d2dmoe.errors import EXTRAS, UserError, shortened
+from d2dmoe.errors import EXTRAS, UserError, full_memory, shortened
 
 
 def message_of(error: Exception) -> str | None:
@@ -15,9 +12,8 @@ def message_of(error: Exception) -> str | None:
         if package in EXTRAS:
             return f"{package} is not installed. Run: pip install 'd2dmoe[{EXTRAS[package]}]'"
         return None
-    torch: Any = sys.modules.get("torch")
-    if torch and isinstance(error, torch.OutOfMemoryError):
-        return "the device's memory is full. Lower --batch-size or --max-length, or --device cpu."
+    if owner := full_memory(error):
+        return f"{owner} memory is full. Lower --batch-size or --max-length, or change --device."
     if isinstance(error, OSError):  # files, disks, the network
         return shortened(f"{type(error).__name__}: {error}")
     return None

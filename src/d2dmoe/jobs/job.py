@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from d2dmoe.errors import UserError
+from d2dmoe.errors import UserError, full_memory, shortened
 from d2dmoe.extensions import import_extensions
 from d2dmoe.io.checksums import check_all, write_checksums
 from d2dmoe.jobs.attempts import counted
@@ -19,6 +19,10 @@ from d2dmoe.jobs.record import identity_of, save_record
 from d2dmoe.processes import leads
 
 STATES = Path("results/.state")  # of interrupted jobs
+MEMORY = (
+    "Lower the batch_size of the stage, or the task's eval_batch_size where a model is measured; "
+    "or run fewer jobs at once: runtime.jobs_per_gpu on a GPU, --cores on a CPU."
+)
 QUIET = {  # of libraries that would fill the jobs' logs; they ask when they are imported
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "TRANSFORMERS_VERBOSITY": "error",
@@ -51,8 +55,11 @@ def job(snakemake: Any) -> Iterator[str]:
     except UserError as error:
         logger.error("error: %s", error)
         sys.exit(1)
-    except Exception:
-        logger.exception("error: a fault of this program, not of its input")
+    except Exception as error:
+        if owner := full_memory(error):
+            logger.error("error: %s memory is full. %s (%s)", owner, MEMORY, shortened(str(error)))
+        else:
+            logger.exception("error: a fault of this program, not of its input")
         sys.exit(1)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     logger.info("done in %.1f s, peak memory %.0f MiB", time.monotonic() - began, peak)
