@@ -30,15 +30,23 @@ def table(values: dict) -> pd.DataFrame:
 
 
 def unpacked(column) -> list:
-    return column if isinstance(column, list) else [column["of"][i] for i in column["at"]]
+    if isinstance(column, list):
+        return column
+    if "runs" in column:
+        runs = zip(column["runs"][::2], column["runs"][1::2], strict=True)
+        return [column["of"][place] for place, count in runs for _ in range(count)]
+    return [column["of"][i] for i in column["at"]]
 
 
 def test_a_packed_table_gives_its_cells_back():
     cells = {"text": ["a", "b"] * 4, "number": [0.1, 2.0] * 4, "all": [*range(8)]}
+    cells["long"] = ["a"] * 5 + ["b"] + ["a"] * 2
     packed = columns(table(cells | {"none": [float("nan"), float("inf")] * 4}))
     assert {name: unpacked(packed[name]) for name in cells} == cells
     assert unpacked(packed["none"]) == [None] * 8
-    assert isinstance(packed["text"], dict) and isinstance(packed["all"], list)
+    assert "at" in packed["text"] and isinstance(packed["all"], list)
+    assert packed["long"] == {"of": ["a", "b"], "runs": [0, 5, 1, 1, 0, 2]}
+    assert packed["none"] == {"of": [None], "runs": [0, 8]}
 
 
 # The parts of a cost.

@@ -1,6 +1,7 @@
 """A table as the page holds it: columns, short, with the numbers as the CSV file has them."""
 
 import math
+from itertools import groupby
 from typing import Any
 
 import pandas as pd
@@ -9,7 +10,8 @@ REPEATED = 3  # a column whose values come so often at least is written as place
 
 
 def columns(table: pd.DataFrame) -> dict[str, Any]:
-    """By column: its values, or `of`, the different ones, and `at`, the place of each row's.
+    """By column: its values, or `of`, the different ones, with `at`, the place of each row's, or
+    `runs`, each place in turn with how many rows it holds for.
 
     Empty and infinite cells are None.
     """
@@ -22,7 +24,9 @@ def _column(column: pd.Series) -> Any:
     if len(values) < REPEATED * len(different):
         return values
     places = {value: place for place, value in enumerate(different)}
-    return {"of": different, "at": [places[value] for value in values]}
+    at = [places[value] for value in values]
+    runs = [number for place, same in groupby(at) for number in (place, len([*same]))]
+    return {"of": different} | ({"runs": runs} if len(runs) < len(at) else {"at": at})
 
 
 def _plain(value: Any) -> Any:

@@ -13,12 +13,17 @@ function h(tag, attributes = {}, ...children) {
   return element;
 }
 
+/** Of each row of a packed column, which of its different values it has. */
+function placesOf({ at, runs }) {
+  return at ?? d3.range(0, runs.length, 2).flatMap((i) => Array(runs[i + 1]).fill(runs[i]));
+}
+
 /** A table of the page: columns, by name, and the places of rows by what they are of. */
 class Table {
   constructor(packed) {
     this.columns = {};
     for (const [name, column] of Object.entries(packed)) {
-      this.columns[name] = Array.isArray(column) ? column : column.at.map((place) => column.of[place]);
+      this.columns[name] = Array.isArray(column) ? column : placesOf(column).map((place) => column.of[place]);
     }
     this.names = Object.keys(packed);
     this.length = this.names.length ? this.columns[this.names[0]].length : 0;
