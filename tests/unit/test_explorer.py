@@ -244,6 +244,14 @@ def test_without_a_configuration_variants_have_their_names(reference):
     assert "configuration" in scale["notes"]["config"]
 
 
+def test_of_a_suite_published_alone_its_longest_figure_is_chosen(reference):
+    tables = reference / "miniature/tables"
+    for path in tables.glob("*.csv"):
+        path.unlink()
+    (scale,) = published(reference)["scales"]
+    assert scale["tasks"][0]["chosen"] == ["sparse", "binary"]
+
+
 @pytest.mark.workflow
 def test_a_table_of_another_version_leaves_its_view_out(reference):
     path = reference / "miniature/tables/layers.csv"

@@ -13,11 +13,11 @@ from d2dmoe.explorer.results import Source, Task, Variant, results
 from d2dmoe.explorer.timings import backends, claims, masks, timings
 from d2dmoe.methods import METHODS
 from d2dmoe.plan.explorer import mapped
-from d2dmoe.plan.figures import looks
+from d2dmoe.plan.figures import folder_of, looks
 from d2dmoe.plan.lineage import Lineage
 from d2dmoe.plan.plan import Plan, options_of
 from d2dmoe.plan.published import CONFIG, plan_of
-from d2dmoe.plan.publishing import place
+from d2dmoe.plan.publishing import has_tables, place
 from d2dmoe.plan.tables import MAIN
 from d2dmoe.plan.variants import labels
 
@@ -88,7 +88,9 @@ def _published(folder: Path) -> Source:
         for task, request in mapped(plan).items()
     }
     command = f"{RUN} --configfile {shown}/{CONFIG} --"
-    return Source(folder.name, tables, f"{shown}/tables", command, _tasks(plan, MAIN, maps))
+    published = [suite for suite in SUITES if has_tables(tables / folder_of(suite))]
+    tasks = _tasks(plan, published[0] if published else MAIN, maps)
+    return Source(folder.name, tables, f"{shown}/tables", command, tasks)
 
 
 def _tasks(plan: Plan, suite: Suite, maps: dict[str, dict[str, Path]]) -> dict[str, Task]:
@@ -104,7 +106,7 @@ def _tasks(plan: Plan, suite: Suite, maps: dict[str, dict[str, Path]]) -> dict[s
             title=cfg.title or name,
             metric=cfg.data.metrics[0],
             variants={v: _variant(plan, x) for (t, v), x in lines.items() if t == name},
-            chosen=drawn.get("tradeoff") or next(iter(drawn.values()), []),
+            chosen=drawn.get("tradeoff") or max(drawn.values(), key=len, default=[]),
             sizes=_sizes(cfg.model),
             maps=maps.get(name, {}),
             mapped=drawn_maps[name].arguments["point"] if name in drawn_maps else "",

@@ -11,8 +11,13 @@ function claimContent(_width, _update, show) {
   if (!tables.claims) return [noteOf(notes.claims)];
   const timed = DATA.timed_claims.flatMap((claims) => new Table(claims).rows({}));
   const rows = [...tables.claims.rows({}).filter((row) => !timed.some((other) => other.claim === row.claim)), ...timed];
+  const sorted = d3.sort(d3.group(rows, (row) => row.claim), ([claim]) => claim[0], ([claim]) => Number(claim.slice(1)));
+  const tested = ([, own]) => own.some((row) => row.verdict !== "not tested");
+  const sections = (claims) => claims.map(([claim, own]) => claimSection(claim, own, show));
+  const others = sorted.filter((each) => !tested(each));
   return [h("p", {}, "Verdicts are computed from the tables. They hold for these models and data."),
-    ...d3.sort(d3.group(rows, (row) => row.claim), ([claim]) => claim[0], ([claim]) => Number(claim.slice(1))).map(([claim, own]) => claimSection(claim, own, show))];
+    ...sections(sorted.filter(tested)),
+    ...others.length ? [h("details", { class: "others" }, h("summary", {}, `Not tested by these results: ${others.map(([claim]) => claim).join(", ")}`), ...sections(others))] : []];
 }
 
 /** A claim; what another suite tests is left out where some suite does. */
