@@ -22,7 +22,7 @@ from d2dmoe.config.variant import DENSE_VARIANTS
 from d2dmoe.errors import ConfigError
 from d2dmoe.lookup import resolve
 from d2dmoe.plan.folders import data_folder, plain, stage_folder
-from d2dmoe.plan.lineage import Lineage, Step, all_steps, lineages, trials
+from d2dmoe.plan.lineage import Lineage, Step, lineages, trials
 from d2dmoe.plan.plan import Plan, lineage_of, load_plan, options_of
 from d2dmoe.plan.tables import (
     all_results,
@@ -410,7 +410,7 @@ def test_folders_differ_just_where_what_they_hold_differs(everything):
     for step in steps_of(everything):
         assert contents[step.folder] == content(step, everything)
     assert len(set(contents.values())) == len(contents) > 50
-    assert contents.keys() == all_steps(everything).keys()
+    assert contents.keys() == Plan(everything, ROOT).steps.keys()
 
 
 def test_a_task_may_have_seeds_of_its_own(raw, root):
@@ -584,7 +584,7 @@ def test_options_of_jobs_are_plain_sorted_values_that_give_the_stages_own_back(e
 
 def test_a_lineage_file_says_options_parent_and_data(everything):
     lines = by_variant(everything)
-    steps = all_steps(everything)
+    steps = Plan(everything, ROOT).steps
     for step in steps.values():
         told = lineage_of(step)
         assert json.loads(json.dumps(told)) == told

@@ -90,6 +90,8 @@ def _as(kind: Any, value: Any) -> Any:
     """A value whose texts are read as a type asks; what does not fit stays as it is."""
     if isinstance(value, str):
         return _scalar(_members(kind), value)
+    if not isinstance(value, list | dict):
+        return value
     containers = [k for k in _members(kind) if get_origin(k) in (list, tuple, dict)]
     inner = get_args(containers[0]) if containers else ()
     if isinstance(value, list) and inner:

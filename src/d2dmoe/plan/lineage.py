@@ -3,7 +3,7 @@
 Variants that share stages share their folders, so such a stage is run once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -181,8 +181,6 @@ class _Maker:
             yield self.lineage(method, variant, changed, knob)
 
 
-def all_steps(config: Config) -> dict[str, Step]:
-    """The steps of all suites and trials, by their folders."""
-    lines = [line for suite in SUITES for line in lineages(config, suite)]
-    lines += [line for _rate, line in trials(config)]
+def steps_of(lines: Iterable[Lineage]) -> dict[str, Step]:
+    """The steps of lineages, by their folders."""
     return {step.folder: step for line in lines for step in line.steps}

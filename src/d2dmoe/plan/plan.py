@@ -18,7 +18,7 @@ from d2dmoe.plan.checks import check
 from d2dmoe.plan.defaults import completed
 from d2dmoe.plan.digest import Use, code_digest
 from d2dmoe.plan.folders import data_folder, plain
-from d2dmoe.plan.lineage import Lineage, Step, all_steps, lineages, trials
+from d2dmoe.plan.lineage import Lineage, Step, lineages, steps_of, trials
 from d2dmoe.plan.variants import variants_of
 from d2dmoe.selection_rules import RULES
 
@@ -52,7 +52,8 @@ class Plan:
     @cached_property
     def steps(self) -> dict[str, Step]:
         """All stages of all lineages, by their folders."""
-        return all_steps(self.config)
+        lines = [line for lines in self.lineages.values() for line in lines]
+        return steps_of([*lines, *(line for _rate, line in self.trials)])
 
     def task(self, name: str) -> TaskConfig:
         """The options of a task."""

@@ -77,7 +77,9 @@ def has_tables(folder: Path) -> bool:
 def config_text(plan: Plan) -> str:
     """The configuration as it is published, as YAML."""
     options = plan.config.model_dump(mode="json", exclude_unset=True)
-    return yaml.safe_dump(options, allow_unicode=True, sort_keys=False)
+    # libyaml writes the same text four times as fast; wheels of PyYAML have it.
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return yaml.dump(options, Dumper=dumper, allow_unicode=True, sort_keys=False)
 
 
 def requests(plan: Plan) -> Iterator[Asked]:
