@@ -1,6 +1,7 @@
 """How well calibrations hold on test samples: python tools/calibration.py [FOLDER] [--most N]
 
-FOLDER is where Snakemake ran, with `results/` in it; the present one unless given; N of a split's samples. The variants
+FOLDER is where Snakemake ran, with `results/` in it; the present one unless given. N is how many
+samples of a split are used at most; all unless given. The variants
 d2dmoe and attention of every task, of the first seed, are calibrated on validation samples and
 measured on test samples, as far as their models are there. Prints a table in Markdown: how far
 budgets and tolerated losses are missed, and, by the rows of one τ and of one a layer, what the
