@@ -65,7 +65,9 @@ def make_state(model_path: Path, path: Path) -> Read:
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    TrainingState(path, 0).save(model, optimizer, 1, [{"epoch": 1.0, "loss": 0.5}], {})
+    state = TrainingState(path, 0)
+    state.save(model, optimizer, 1, [{"epoch": 1.0, "loss": 0.5}], {})
+    state.wait()
 
     def restore(path: Path) -> Any:
         fresh, _spec = load_model(model_path)

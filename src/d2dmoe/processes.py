@@ -25,6 +25,7 @@ class Place(NamedTuple):
 
 LOST = re.compile("gloo|nccl|Connection (closed|reset)|Broken pipe", re.IGNORECASE)
 _place = Place()
+_aside: Any = None  # a group of all, so that what a thread says never mixes with what others say
 
 
 def place() -> Place:
@@ -46,16 +47,17 @@ def joined(backend: str = "gloo", **where: Any) -> Iterator[None]:
         where: how they find each other, arguments of `init_process_group`; without any, by the
             environment that torchrun sets.
     """
-    global _place
+    global _place, _aside
     import torch.distributed as dist
 
     dist.init_process_group(backend, **where)
+    _aside = dist.new_group(backend="gloo")
     _place = Place(dist.get_rank(), dist.get_world_size())
     try:
         yield
         dist.destroy_process_group()  # not after an error: it would wait for whoever has left
     finally:
-        _place = Place()
+        _place, _aside = Place(), None
 
 
 @contextmanager
@@ -76,14 +78,15 @@ def noticing_losses() -> Iterator[None]:
         ) from error
 
 
-def told(value: Any) -> list[Any]:
-    """What each process says, in their order: for small things."""
+def told(value: Any, aside: bool = False) -> list[Any]:
+    """What each process says, in their order: for small things; `aside` while others of its
+    threads may speak."""
     if _place.size == 1:
         return [value]
     import torch.distributed as dist
 
     values: list[Any] = [None] * _place.size
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_aside if aside else None)
     return values
 
 

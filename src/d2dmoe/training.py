@@ -95,8 +95,8 @@ def fit(
         return _train_step(parts.split(batch), done, trained, compute, optimizer, cfg)
 
     step_of = GraphedStep(take_step, batches.device) if graphed else take_step
-    stoppable = state.catching_signals() if state else nullcontext()
-    with stoppable, whole_batches(trained, how):
+    saved = state.training() if state else nullcontext()
+    with saved, whole_batches(trained, how):
         for step, batch in enumerate(batches.stream(start), start):
             torch.manual_seed(seed_for("dropout", batches.seed, step))
             set_lr(optimizer, lr_at(step, total, cfg))

@@ -83,7 +83,9 @@ def _saved(folder: Path) -> list[tuple[Callable[[Path], object], Path]]:
         found += [(load_model, path), (load_dense_model, path)]
     path = folder / "state.safetensors"
     history = [{"epoch": 1, "loss": 0.5}]
-    TrainingState(path, 1.0).save(*_trained(), 3, history, {"loss": 0.25})
+    state = TrainingState(path, 1.0)
+    state.save(*_trained(), 3, history, {"loss": 0.25})
+    state.wait()
     return [*found, *[(_load_state, path)] * (len(found) // 2)]
 
 
@@ -92,7 +94,9 @@ def _load_state(path: Path) -> None:
     model, optimizer = _trained()
     step, history, sums = TrainingState(path, 1.0).load(model, optimizer)
     optimizer.step()
-    TrainingState(path, 1.0).save(model, optimizer, step + 1, history, sums)
+    state = TrainingState(path, 1.0)
+    state.save(model, optimizer, step + 1, history, sums)
+    state.wait()
 
 
 def case(rng: random.Random, folder: Path) -> Callable[[], object]:

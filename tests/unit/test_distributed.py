@@ -1,9 +1,12 @@
 """Laws of trainings that several processes share: each is the training of one, on any number of
 them, however the weights lie, and whatever becomes of the processes."""
 
+import errno
 import os
 import shutil
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -44,6 +47,9 @@ from d2dmoe.data.share import Share
 from d2dmoe.distributed import Parts, blocks_of
 from d2dmoe.errors import CheckpointError, UserError
 from d2dmoe.evaluation import evaluate_routed
+from d2dmoe.io.tensors import load_tensors, write_tensors
+from d2dmoe.jobs import shards
+from d2dmoe.jobs import state as states
 from d2dmoe.jobs.run import Run
 from d2dmoe.jobs.state import TrainingState
 from d2dmoe.lookup import resolve
@@ -217,10 +223,11 @@ def train(
     path: Path | None,
     how: ResourcesConfig,
     end: Callable[[int], None] = lambda step: None,
+    every_s: float = 0,
     **options: Any,
 ) -> tuple[list[float], list[dict]]:
-    """The losses of the steps of a training that saves its state after each, and its history;
-    `end` is called before each step, and may raise."""
+    """The losses of the steps of a training that saves its state after each, or every so often, and
+    its history; `end` is called before each step, and may raise."""
     cfg = TaskTrainingConfig(epochs=4, **TRAINING | options)
     resumes = path is not None and any(path.parent.iterdir())
     torch.manual_seed(1 + place().rank if resumes else 0)  # of which nothing is left
@@ -234,7 +241,7 @@ def train(
         return {"loss": loss}
 
     batches = TrainingBatches(make_images(17), cfg, 0, CPU, Share(*place()))
-    state = TrainingState(path, every_s=0) if path else None
+    state = TrainingState(path, every_s) if path else None
     try:
         history = fit(model, losses, batches, cfg, name="test", state=state, how=how)
     except Cut:
@@ -300,8 +307,105 @@ def test_a_killed_process_ends_the_others_and_nothing_is_lost(tmp_path, undistur
             together(2, attempt, rank, step)
     rest, history = together(2, train, path, COPIES)[0]
     losses, expected = undisturbed
-    assert len(rest) == len(losses) - sum(step for _, step in kills)
+    again = len(rest) - len(losses) + sum(step for _, step in kills)
+    assert 0 <= again <= len(kills)  # of a kill, the step whose state was being written
     check_equal(history, expected)
+
+
+def slow_disk(rank: int, wait: Callable[[], None]) -> None:
+    """Let one of the processes wait before it writes; it and its disk end with this process."""
+
+    def write(*what: Any) -> None:
+        if place().rank == rank:
+            wait()
+        write_tensors(*what)
+
+    shards.write_tensors = write
+
+
+def saved_steps(path: Path) -> list[str]:
+    return sorted(p.parent.name for p in path.with_suffix(".shards").glob("*/about.txt"))
+
+
+@pytest.mark.parametrize("slow", others_later([0, 1], first=[1]))
+@pytest.mark.parametrize("kind", KINDS)
+def test_processes_go_on_while_their_state_is_written(tmp_path, kind, slow, undisturbed):
+    path = tmp_path / "state.safetensors"
+
+    def go_on() -> tuple[list[float], list[str]]:
+        let, before = threading.Event(), []
+
+        def end(done: int) -> None:
+            if done == 5:  # the other process has written the first step's state long ago
+                time.sleep(0.2)
+                before.extend(saved_steps(path))
+                let.set()
+
+        slow_disk(slow, lambda: let.wait(60))
+        return train(path, KINDS[kind], end, every_s=1e-9)[0], before
+
+    losses, _ = undisturbed
+    for found, before in together(2, go_on):
+        assert found == pytest.approx(losses, rel=1e-6) and before == []
+    assert saved_steps(path) == ["1"]
+    assert train(path, COPIES)[0] == pytest.approx(losses[1:], rel=1e-6)
+
+
+def test_a_process_that_is_killed_while_it_writes_leaves_the_earlier_state(tmp_path, undisturbed):
+    path = tmp_path / "state.safetensors"
+
+    def die() -> None:
+        writes = iter(range(3))
+        slow_disk(1, lambda: next(writes) == 2 and os.kill(os.getpid(), signal.SIGKILL))
+        train(path, COPIES)
+
+    with pytest.raises(AssertionError, match="was killed"):
+        together(2, die)
+    assert saved_steps(path) == ["2"]
+    assert train(path, COPIES)[0] == pytest.approx(undisturbed[0][2:], rel=1e-6)
+
+
+@pytest.mark.parametrize("every_s", [0, 1e-9])
+def test_a_disk_that_is_full_for_one_process_is_told_by_all(tmp_path, every_s):
+    path = tmp_path / "state.safetensors"
+    together(2, train, path, COPIES, cut_at(2))
+
+    def fill() -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def told_full() -> str:
+        slow_disk(1, fill)
+        with pytest.raises(UserError, match="shard-00002.*the disk is full") as caught:
+            train(path, COPIES, every_s=every_s)
+        return str(caught.value)
+
+    assert len({*together(2, told_full)}) == 1
+    assert saved_steps(path) == ["2"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_number_of_a_state_is_written_by_one_process(tmp_path, kind):
+    several, alone = tmp_path / "several.safetensors", tmp_path / "alone.safetensors"
+    together(2, train, several, KINDS[kind], cut_at(1))
+    train(alone, COPIES, cut_at(1))
+    files = [*several.with_suffix(".shards").glob("1/*.safetensors")]
+    sizes = [sum(t.nbytes for t in load_tensors(file, "")[0].values()) for file in files]
+    assert sum(sizes) == sum(t.nbytes for t in load_tensors(alone, "")[0].values())
+    assert len(sizes) == 2 and max(sizes) < 1.5 * min(sizes)
+
+
+def test_one_machine_without_room_for_a_copy_is_enough_to_save_without(monkeypatch):
+    tensors = {"a": torch.zeros(10)}  # 40 bytes in each of the processes
+
+    def fits(free: list[int], hosts: list[str]) -> bool:
+        monkeypatch.setattr(states, "free_memory", lambda: free[place().rank])
+        monkeypatch.setattr("socket.gethostname", lambda: hosts[place().rank])
+        return states._copy_fits(tensors)
+
+    assert together(2, fits, [160, 160], ["a", "a"]) == [True] * 2
+    assert together(2, fits, [159, 160], ["a", "a"]) == [False] * 2
+    assert together(2, fits, [80, 80], ["a", "b"]) == [True] * 2
+    assert together(2, fits, [80, 79], ["a", "b"]) == [False] * 2
 
 
 @pytest.mark.workflow

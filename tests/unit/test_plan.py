@@ -755,7 +755,9 @@ def files(folder: str, names: str) -> set[str]:
 
 
 JOB = files("", "errors extensions lookup") | files("io/", "checksums csvfile files header tensors")
-JOB |= files("jobs/", "attempts device environment job launch names progress record run shards")
+JOB |= files(
+    "jobs/", "attempts device environment job launch memory names progress record run shards"
+)
 JOB |= files("config/", "resources strict") | {"jobs/state.py", "processes.py"}
 MODEL = JOB | files("", "activations attention checkpoint ffn registration spec surgery")
 MODEL |= {"pooling.py", "stand_ins.py", "router_kinds.py"}  # attention's losses
@@ -850,7 +852,9 @@ DATA = JOB - files("io/", "csvfile") - {"lookup.py"}
 DATA |= files("config/", "data sources strict")
 DATA |= files("data/", "text_files text_sources text_splits tokenizer vendored")
 DATASET = DATA | files("data/", "image_sources images pictures prepare tokens")
-TOKENIZER = DATA - files("io/", "header tensors") - files("jobs/", "device launch run shards state")
+TOKENIZER = (
+    DATA - files("io/", "header tensors") - files("jobs/", "device launch memory run shards state")
+)
 TOKENIZER -= {"config/resources.py"}
 NEVER = ("kernels/", "figures/", "claims/", "benchmark/", "plan/", "downstream.py", "evaluation.py")
 NEVER += ("activity.py", "flops.py", "formulas.py", "methods/__init__.py")

@@ -1,11 +1,15 @@
 """Laws of saved training states: never lost, never half, never another training's."""
 
 import errno
+import math
 import os
 import re
 import shutil
 import signal
 import subprocess
+import threading
+from collections.abc import Callable
+from concurrent import futures
 from itertools import pairwise
 from pathlib import Path
 
@@ -36,6 +40,13 @@ def trained(path: Path, width: int = 3) -> tuple[nn.Module, torch.optim.Optimize
     return model, optimizer, TrainingState(path, every_s=0)
 
 
+def save(
+    model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, step: int = 1
+) -> None:
+    state.save(model, optimizer, step, [], {})
+    state.wait()
+
+
 def debris(folder: Path) -> list[str]:
     return [p.name for p in folder.iterdir() if p.name.startswith(".")]
 
@@ -44,6 +55,7 @@ def test_a_saved_state_is_restored_in_full(tmp_path):
     model, optimizer, state = trained(tmp_path / "state")
     history = [{"epoch": 1, "loss": 0.1 + 0.2}]
     state.save(model, optimizer, 7, history, {"loss": torch.tensor(1 / 3, dtype=torch.float64)})
+    state.wait()
     fresh = nn.Linear(4, 3)
     restored = make_optimizer(fresh, CFG)
     assert state.load(fresh, restored) == (7, history, {"loss": 1 / 3})
@@ -64,7 +76,7 @@ def test_without_a_state_training_starts_at_its_beginning(tmp_path):
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
 def test_a_truncated_state_is_an_error_that_names_file_and_remedy(tmp_path, keep):
     model, optimizer, state = trained(tmp_path / "state")
-    state.save(model, optimizer, 1, [], {})
+    save(model, optimizer, state)
     state.path.write_bytes(state.path.read_bytes()[:keep])
     with pytest.raises(CheckpointError, match=f"{state.path} is damaged.*Delete it") as caught:
         state.load(model, optimizer)
@@ -73,7 +85,7 @@ def test_a_truncated_state_is_an_error_that_names_file_and_remedy(tmp_path, keep
 
 def test_the_state_of_another_model_is_an_error_that_names_file_and_remedy(tmp_path):
     model, optimizer, state = trained(tmp_path / "state")
-    state.save(model, optimizer, 1, [], {})
+    save(model, optimizer, state)
     other, its_optimizer, _ = trained(tmp_path / "state", width=2)
     with pytest.raises(CheckpointError, match=f"(?s){state.path} is not the state.*Delete it"):
         state.load(other, its_optimizer)
@@ -84,7 +96,7 @@ def test_the_state_of_another_model_is_an_error_that_names_file_and_remedy(tmp_p
 
 def test_a_state_that_bears_the_name_of_another_is_refused(tmp_path):
     model, optimizer, state = trained(tmp_path / "a.safetensors")
-    state.save(model, optimizer, 1, [], {})
+    save(model, optimizer, state)
     state.path.rename(tmp_path / "b.safetensors")
     with pytest.raises(CheckpointError, match="b.safetensors is not the state.*it is that of a"):
         TrainingState(tmp_path / "b.safetensors", 0).load(model, optimizer)
@@ -108,21 +120,35 @@ def clock(monkeypatch) -> Clock:
 
 
 def train_for(seconds: float, state: TrainingState, cost: float, clock: Clock, monkeypatch):
-    """Steps of a second each; when their state was saved, each time in `cost` seconds."""
-    saved: list[float] = []
+    """Steps of a second each; when the copies of their states were made, each of which a thread
+    writes in `cost` seconds while the steps go on."""
+    began: list[float] = []
+    written = threading.Event()
 
-    def save(*_args) -> None:
-        saved.append(clock.now)
-        clock.now += cost
+    def write(*_args) -> None:
+        assert written.wait(60)
 
-    monkeypatch.setattr("d2dmoe.jobs.state.save_tensors", save)
+    def finish() -> None:
+        written.set()
+        state.wait()
+
+    monkeypatch.setattr("d2dmoe.jobs.state.save_tensors", write)
     model, optimizer, _ = trained(state.path)
-    start = clock.now
+    start, ends = clock.now, math.inf
     while clock.now < start + seconds:
-        clock.now += 1
+        tick = clock.now + 1
+        if ends <= tick:
+            clock.now, ends = ends, math.inf
+            finish()
+        clock.now = tick
         if state.due():
+            assert ends == math.inf  # one at a time
+            began.append(clock.now)
+            ends = clock.now + cost
+            written.clear()
             state.save(model, optimizer, 1, [], {})
-    return saved
+    finish()
+    return began
 
 
 @pytest.mark.parametrize("cost", others_later([0.1, 2.0, 30.0, 600.0], [30.0]))
@@ -161,7 +187,7 @@ def test_a_signal_saves_whatever_it_takes(tmp_path, clock):
     state = TrainingState(tmp_path / "state", every_s=60)
     state.cost = 1e6
     assert not state.due()
-    state.stop = signal.SIGTERM
+    state.asked = signal.SIGTERM
     assert state.due()
 
 
@@ -169,9 +195,12 @@ def test_the_log_says_what_the_first_state_takes(tmp_path, caplog):
     model, optimizer, state = trained(tmp_path / "state", width=2**18)  # 3 · 5 MiB
     with caplog.at_level("INFO", logger="d2dmoe"):
         for step in (1, 2):
-            state.save(model, optimizer, step, [], {})
+            save(model, optimizer, state, step)
     (line,) = (record.getMessage() for record in caplog.records)
-    told = r"state of 15.0 MiB saved after step 1 in [\d.]+ s, with 0.0 MiB more memory of the host"
+    told = (
+        r"state of 15.0 MiB saved after step 1 in [\d.]+ s, of which the training waited [\d.]+ s, "
+        r"with 15.0 MiB more memory of the host"
+    )
     assert re.fullmatch(told, line)
 
 
@@ -235,9 +264,170 @@ def test_a_signal_saves_the_state_then_ends_the_training(tmp_path, number):
     assert torch.equal(restored.weight, weight)
 
 
+class Disk:
+    """A slow one: writes from the so manieth on begin when they are let, and may fail then."""
+
+    def __init__(self, monkeypatch, first: int = 1, error: Exception | None = None):
+        self.first, self.error = first, error
+        self.let, self.begun = threading.Event(), 0
+        self.write_tensors = tensors.write_tensors
+        monkeypatch.setattr(tensors, "write_tensors", self.write)
+
+    def write(self, path: Path, *what) -> None:
+        self.begun += 1
+        if self.begun >= self.first:
+            path.write_bytes(b"half a file")
+            assert self.let.wait(60)
+            if self.error:
+                raise self.error
+        self.write_tensors(path, *what)
+
+
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def train_slowly(state: TrainingState, at: Callable[[int], None]) -> list[float]:
+    """The weight before each of the six steps of a training, each of which begins with `at`."""
+    model, weights = nn.Linear(1, 1, bias=False), []
+    nn.init.ones_(model.weight)
+
+    def losses(_batch, _progress):
+        weights.append(model.weight.item())
+        at(len(weights))
+        return {"loss": model.weight.square().sum()}
+
+    batches = TrainingBatches(make_images(24), CFG, 0, torch.device("cpu"))
+    fit(model, losses, batches, CFG, name="test", state=state)
+    return weights
+
+
+def saved_weight(path: Path) -> tuple[int, float]:
+    """The steps of a state, and the weight after them."""
+    model = nn.Linear(1, 1, bias=False)
+    step, _, _ = TrainingState(path, 0).load(model, make_optimizer(model, CFG))
+    return step, model.weight.item()
+
+
+SOON = 1e-9  # seconds between states: the first is due after the first step
+
+
+def test_the_training_goes_on_while_its_state_is_written(tmp_path, monkeypatch):
+    disk, state = Disk(monkeypatch), TrainingState(tmp_path / "state", SOON)
+
+    def at(step: int) -> None:
+        if step == 5:
+            assert disk.begun == 1 and not state.path.exists()
+            disk.let.set()
+
+    weights = train_slowly(state, at)
+    assert len(set(weights)) == 6  # every step changes the weight, and the state has the first's
+    assert saved_weight(state.path) == (1, weights[1]) and debris(tmp_path) == []
+
+
+def test_a_state_of_every_step_waits_for_the_one_before(tmp_path, monkeypatch):
+    disk, state, steps = Disk(monkeypatch), TrainingState(tmp_path / "state", 0), []
+
+    def at(step: int) -> None:
+        steps.append(step)
+        if step == 2:
+            threading.Timer(0.2, disk.let.set).start()
+        if step == 3:
+            assert disk.let.is_set()
+
+    train_slowly(state, at)
+    assert disk.begun == len(steps) == 6 and saved_weight(state.path)[0] == 6
+
+
+def test_a_signal_waits_for_the_state_that_is_written_and_writes_another(tmp_path, monkeypatch):
+    disk, state = Disk(monkeypatch), TrainingState(tmp_path / "state", SOON)
+
+    def at(step: int) -> None:
+        if step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            threading.Timer(0.2, disk.let.set).start()
+
+    with pytest.raises(UserError, match="SIGTERM after 3 steps; the state is saved"):
+        train_slowly(state, at)
+    assert disk.begun == 2 and saved_weight(state.path)[0] == 3 and debris(tmp_path) == []
+
+
+@pytest.mark.parametrize("every_s", [0, SOON])
+def test_a_disk_that_is_full_later_is_told_and_the_earlier_state_intact(
+    tmp_path, monkeypatch, every_s
+):
+    state = TrainingState(tmp_path / "state", every_s)
+    save(*trained(state.path)[:2], state)
+    before, state.spent, state.began = state.path.read_bytes(), 0.0, 0.0
+    disk, steps = Disk(monkeypatch, error=FULL), []
+    monkeypatch.setattr(state, "load", lambda *_: (0, [], {}))
+
+    def at(step: int) -> None:
+        steps.append(step)
+        if step == 2:
+            disk.let.set()
+            futures.wait([state._written])
+
+    with pytest.raises(UserError, match="the disk is full. The earlier version is intact.*free"):
+        train_slowly(state, at)
+    assert steps == [1, 2] and disk.begun == 1
+    assert state.path.read_bytes() == before and debris(tmp_path) == []
+
+
+def test_a_disk_that_is_full_at_the_end_is_told(tmp_path, monkeypatch):
+    disk, state = Disk(monkeypatch, error=FULL), TrainingState(tmp_path / "state", SOON)
+    with pytest.raises(UserError, match="the disk is full"):
+        train_slowly(state, lambda step: disk.let.set() if step == 6 else None)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("error", [None, FULL], ids=["written", "full"])
+def test_what_ends_a_training_lets_its_state_be_written(tmp_path, monkeypatch, caplog, error):
+    disk, state = Disk(monkeypatch, error=error), TrainingState(tmp_path / "state", SOON)
+
+    def at(step: int) -> None:
+        if step == 3:
+            threading.Timer(0.2, disk.let.set).start()
+            raise Cut
+
+    with pytest.raises(Cut), caplog.at_level("WARNING", logger="d2dmoe"):
+        train_slowly(state, at)
+    if error:
+        assert "the last state of the training was not saved" in caplog.text
+        assert list(tmp_path.iterdir()) == []
+    else:
+        assert saved_weight(state.path)[0] == 1 and debris(tmp_path) == []
+
+
+@pytest.mark.parametrize("error", [None, FULL], ids=["written", "full"])
+def test_a_state_that_is_written_while_it_is_removed_leaves_nothing(tmp_path, monkeypatch, error):
+    disk, (model, optimizer, state) = Disk(monkeypatch, error=error), trained(tmp_path / "state")
+    state.save(model, optimizer, 1, [], {})
+    threading.Timer(0.2, disk.let.set).start()
+    state.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("times", [1.9, 2.1])
+def test_where_memory_is_scarce_a_state_is_written_at_once_without_a_copy(
+    tmp_path, monkeypatch, times
+):
+    model, optimizer, state = trained(tmp_path / "state", width=1000)
+    seen: list[tuple[bool, bool]] = []
+
+    def write(_path, tensors, _metadata) -> None:
+        copy = tensors["model/weight"].data_ptr() != model.weight.data_ptr()
+        seen.append((copy, threading.current_thread() is not threading.main_thread()))
+
+    monkeypatch.setattr("d2dmoe.jobs.state.save_tensors", write)
+    size = 3 * sum(p.nbytes for p in model.parameters()) + 2 * 4  # with moments and their steps
+    monkeypatch.setattr("d2dmoe.jobs.state.free_memory", lambda: int(times * size))
+    save(model, optimizer, state)
+    assert seen == [(times > 2, times > 2)]
+
+
 def test_remove_deletes_the_state_and_may_be_repeated(tmp_path):
     model, optimizer, state = trained(tmp_path / "state")
-    state.save(model, optimizer, 1, [], {})
+    save(model, optimizer, state)
     state.remove()
     state.remove()
     assert list(tmp_path.iterdir()) == []
@@ -245,16 +435,12 @@ def test_remove_deletes_the_state_and_may_be_repeated(tmp_path):
 
 def test_a_full_disk_is_told_and_leaves_the_earlier_state_intact(tmp_path, monkeypatch):
     model, optimizer, state = trained(tmp_path / "state")
-    state.save(model, optimizer, 1, [], {})
+    save(model, optimizer, state)
     before = state.path.read_bytes()
-
-    def fill(path, _tensors, _metadata):
-        path.write_bytes(b"half a file")
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr(tensors, "_write", fill)
+    Disk(monkeypatch, error=FULL).let.set()
+    state.save(model, optimizer, 2, [], {})
     with pytest.raises(UserError, match="the disk is full. The earlier version is intact.*free"):
-        state.save(model, optimizer, 2, [], {})
+        state.save(model, optimizer, 3, [], {})
     assert state.path.read_bytes() == before and debris(tmp_path) == []
 
 

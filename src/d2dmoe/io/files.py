@@ -30,8 +30,12 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
-    if not leads():
-        return
+    if leads():
+        write_own(path, write)
+
+
+def write_own(path: Path, write: Callable[[Path], object]) -> None:
+    """The same of a file that is this process's own."""
     path, temporary = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

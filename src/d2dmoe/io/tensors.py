@@ -49,7 +49,7 @@ def save_tensors(
     Raises:
         UserError: the disk is full, or the folder cannot be written.
     """
-    write_atomically(path, lambda p: _write(p, tensors, dict(metadata or {})))
+    write_atomically(path, lambda p: write_tensors(p, tensors, metadata or {}))
 
 
 def extra_memory(tensors: Mapping[str, Tensor]) -> int:
@@ -58,9 +58,10 @@ def extra_memory(tensors: Mapping[str, Tensor]) -> int:
     return max((piece.nbytes for piece in copied), default=0)
 
 
-def _write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write such a file, not atomically."""
     names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # aligned
-    described: dict[str, Any] = {"__metadata__": metadata | {DIGEST: UNKNOWN}}
+    described: dict[str, Any] = {"__metadata__": {**metadata, DIGEST: UNKNOWN}}
     end = 0
     for name in names:
         tensor = tensors[name]
@@ -160,20 +161,26 @@ def distinct(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _where(tensor: Tensor) -> int:
     """What is the same of tensors that share their numbers; of one that lies in parts on several
     processes, where this one's are."""
-    if _in_parts(tensor):
+    if in_parts(tensor):
         own: Any = tensor
         return own.to_local().untyped_storage()._cdata
     return tensor.data_ptr()
 
 
-def _in_parts(tensor: Tensor) -> bool:
+def in_parts(tensor: Tensor) -> bool:
     """Whether it is a DTensor, whose module few jobs have imported."""
     return hasattr(tensor, "full_tensor")
 
 
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in the host's memory, ready to be written while the tensors change."""
+    form = torch.contiguous_format
+    return {n: t.detach().to("cpu", copy=True, memory_format=form) for n, t in tensors.items()}
+
+
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Tensors as wholes, those that lie in parts on several processes on the CPU of the first."""
-    return {name: _whole(t) if _in_parts(t) else t for name, t in tensors.items()}
+    return {name: _whole(t) if in_parts(t) else t for name, t in tensors.items()}
 
 
 def _whole(tensor: Any) -> Tensor:
@@ -183,7 +190,7 @@ def _whole(tensor: Any) -> Tensor:
 
 def dealt(tensor: Tensor, like: Tensor) -> Tensor:
     """This process's part of a tensor that all have, where another lies in parts; else itself."""
-    if not _in_parts(like):
+    if not in_parts(like):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 

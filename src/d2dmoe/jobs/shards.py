@@ -1,10 +1,12 @@
-"""A training state of several processes: a folder into which each writes what it has, by
-torch.distributed.checkpoint. Any number of processes can read it, one too.
+"""A training state of several processes: a folder into which each writes its part, in the format
+of torch.distributed.checkpoint. Any number of processes can read it with that, one too.
 
-    STATE.shards/120/shard-….safetensors    tensors, or parts of them
+    STATE.shards/120/shard-….safetensors    tensors, or parts of them and where these lie
                      about.txt              a digest of the rest of it; JSON
 
 The last is written last, and holds the SHA-256 of the others: what a killed process left has none.
+
+Its own writer takes a process's part three times in memory, this one a piece at a time.
 """
 
 import hashlib
@@ -18,38 +20,56 @@ from typing import Any
 from torch import Tensor
 
 from d2dmoe.errors import CheckpointError, UserError
-from d2dmoe.io.files import sha256, write_atomically
+from d2dmoe.io.files import sha256, write_atomically, write_own, writing
+from d2dmoe.io.tensors import in_parts, write_tensors
 from d2dmoe.processes import leads, place, told
 
 ABOUT = "about.txt"
+Offsets = dict[str, list[int]]  # of parts in their tensors, by name
 
 
-def save_shards(folder: Path, step: int, tensors: Mapping[str, Tensor], about: str) -> None:
-    """Save the tensors of all processes, of which each has a copy or its part, and a text; then
-    remove the states of other steps.
+def own_parts(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], Offsets]:
+    """What this process saves: its parts of tensors that lie in parts, and its share of the others,
+    which all processes have."""
+    whole = [name for name, tensor in tensors.items() if not in_parts(tensor)]
+    whole.sort(key=lambda name: (-tensors[name].nbytes, name))  # for shares of like sizes
+    own = {name: tensors[name] for name in whole[place().rank :: place().size]}
+    offsets = {name: [0] * tensor.dim() for name, tensor in own.items()}
+    for name in tensors.keys() - {*whole}:
+        parted: Any = tensors[name]
+        part = parted.to_local()
+        if part.numel():  # a tensor may have fewer rows than there are processes
+            own[name] = part
+            offsets[name] = [*parted.__create_chunk_list__()[0].offsets]
+    return own, offsets
+
+
+def save_shards(
+    folder: Path, step: int, tensors: Mapping[str, Tensor], offsets: Offsets, about: str
+) -> None:
+    """Save the own parts of all processes, and a text; then remove the states of other steps. May
+    be done by a thread beside the training.
 
     Raises:
-        UserError: the disk is full, or the folder cannot be written; an earlier state is intact.
+        UserError: the disk is full, or the folder cannot be written, in any of the processes; an
+            earlier state is intact.
     """
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.api import CheckpointException
-
     target = folder / str(step)
-    if leads():
-        shutil.rmtree(target, ignore_errors=True)  # what a killed process left
-    told(None)
-    try:
-        writer = dcp.HuggingFaceStorageWriter(str(target), save_distributed=True)
-        dcp.save(dict(tensors), storage_writer=writer)
-        own = target.glob(f"shard-{place().rank + 1:05d}-*")
-        parts = told({path.name: sha256(path) for path in own})
-    except (OSError, CheckpointException) as error:
-        raise UserError(
-            f"cannot save {target}: {error}. An earlier state is intact. To go on: free some "
-            "space, or check the folder's permissions and the disk, then run the same command "
-            "again."
-        ) from error
-    if leads():
+    metadata = {
+        "DCP_SHARDING_INFO": json.dumps({n: {"saved_offsets": o} for n, o in offsets.items()}),
+        "DCP_VERSION": "1.0",
+        "format": "pt",
+    }
+
+    def write() -> dict[str, str]:
+        path = target / f"shard-{place().rank + 1:05d}.safetensors"
+        write_own(path, lambda p: write_tensors(p, tensors, metadata))
+        with writing(path):
+            return {path.name: sha256(path)}
+
+    def finish() -> None:
+        if not leads():
+            return
         sums = {name: digest for part in parts for name, digest in part.items()}
         text = json.dumps({"about": about, "sha256": sums})
         digest = hashlib.sha256(text.encode()).hexdigest()
@@ -57,7 +77,25 @@ def save_shards(folder: Path, step: int, tensors: Mapping[str, Tensor], about: s
         for other in folder.iterdir():
             if other != target:
                 shutil.rmtree(other, ignore_errors=True)
-    told(None)
+
+    if leads():
+        shutil.rmtree(target, ignore_errors=True)  # what a killed process left
+    told(None, aside=True)
+    parts = _by_all(write)
+    _by_all(finish)
+
+
+def _by_all(do: Callable[[], Any]) -> list[Any]:
+    """What each process makes; where one cannot, it cannot be done in any."""
+    try:
+        own: Any = do()
+    except UserError as error:
+        own = error
+    every = told(own, aside=True)
+    for made in every:
+        if isinstance(made, UserError):
+            raise made
+    return every
 
 
 def latest(folder: Path) -> Path | None:
