@@ -286,7 +286,7 @@ class Disk:
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def train_slowly(state: TrainingState, at: Callable[[int], None]) -> list[float]:
+def train_slowly(state: TrainingState, at: Callable[[int], object]) -> list[float]:
     """The weight before each of the six steps of a training, each of which begins with `at`."""
     model, weights = nn.Linear(1, 1, bias=False), []
     nn.init.ones_(model.weight)
@@ -351,11 +351,18 @@ def test_a_signal_waits_for_the_state_that_is_written_and_writes_another(tmp_pat
     assert disk.begun == 2 and saved_weight(state.path)[0] == 3 and debris(tmp_path) == []
 
 
-@pytest.mark.parametrize("every_s", [0, SOON])
+def test_a_signal_on_a_full_disk_does_not_say_that_the_state_is_saved(tmp_path, monkeypatch):
+    state = TrainingState(tmp_path / "state", every_s=3600)
+    Disk(monkeypatch, error=FULL).let.set()
+    with pytest.raises(UserError, match="the disk is full"):
+        train_slowly(state, lambda step: step == 2 and os.kill(os.getpid(), signal.SIGTERM))
+
+
+@pytest.mark.parametrize("every_s", [0, math.inf])
 def test_a_disk_that_is_full_later_is_told_and_the_earlier_state_intact(
     tmp_path, monkeypatch, every_s
 ):
-    state = TrainingState(tmp_path / "state", every_s)
+    state = TrainingState(tmp_path / "state", SOON)
     save(*trained(state.path)[:2], state)
     before, state.spent, state.began = state.path.read_bytes(), 0.0, 0.0
     disk, steps = Disk(monkeypatch, error=FULL), []
@@ -366,6 +373,7 @@ def test_a_disk_that_is_full_later_is_told_and_the_earlier_state_intact(
         if step == 2:
             disk.let.set()
             futures.wait([state._written])
+            state.every_s = every_s  # whether the next is due or not
 
     with pytest.raises(UserError, match="the disk is full. The earlier version is intact.*free"):
         train_slowly(state, at)
@@ -376,7 +384,7 @@ def test_a_disk_that_is_full_later_is_told_and_the_earlier_state_intact(
 def test_a_disk_that_is_full_at_the_end_is_told(tmp_path, monkeypatch):
     disk, state = Disk(monkeypatch, error=FULL), TrainingState(tmp_path / "state", SOON)
     with pytest.raises(UserError, match="the disk is full"):
-        train_slowly(state, lambda step: disk.let.set() if step == 6 else None)
+        train_slowly(state, lambda step: step == 6 and threading.Timer(0.3, disk.let.set).start())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -404,7 +412,7 @@ def test_a_state_that_is_written_while_it_is_removed_leaves_nothing(tmp_path, mo
     state.save(model, optimizer, 1, [], {})
     threading.Timer(0.2, disk.let.set).start()
     state.remove()
-    assert list(tmp_path.iterdir()) == []
+    assert disk.let.is_set() and list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("times", [1.9, 2.1])
