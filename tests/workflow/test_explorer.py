@@ -1,4 +1,4 @@
-"""A user's own two variants, of images and of texts: `all` ends with a page that shows them."""
+"""`all` ends with a page; in a browser, of a user's own two variants of images and of texts."""
 
 import random
 from pathlib import Path
@@ -8,10 +8,13 @@ import pytest
 from small_browser import opened, started
 from small_explorer import assert_shown, mean, move, percent, summary_of, table
 
+from d2dmoe.plan import publishing
 from workflow.conftest import Workspace, tiny
 
 pytestmark = pytest.mark.workflow
 
+PAGE = "results/explorer/main.html"
+TOKENS = "token_load.csv"
 STATES = 12
 SHORT = {"epochs": 1, "lr": 0.001, "batch_size": 16}
 VARIANTS = {
@@ -58,8 +61,46 @@ def config() -> dict:
     return {"seeds": [0], "tasks": {"pictures": images, "topics": TEXTS}}
 
 
+def tokens(workspace: Workspace) -> pd.DataFrame:
+    return pd.read_csv(workspace.folder / "results/tables" / TOKENS, keep_default_na=False)
+
+
+def test_all_ends_with_the_page_and_repeats_nothing(finished):
+    assert (finished.folder / PAGE).stat().st_size < 4e6
+    left = finished.planned("explorer") - {"published_explorer", "explorer"}
+    assert finished.planned("all") == left == set()
+
+
+def test_what_is_published_has_the_load_of_tokens(finished):
+    whole = (finished.folder / "results/tables" / TOKENS).read_text()
+    assert publishing.files(finished.plan)[f"results/tables/{TOKENS}"] == f"tables/{TOKENS}"
+    assert 0 < len(whole) < 100_000
+
+
+def test_more_tau_runs_fewer_experts_of_patches(finished):
+    assert_fewer_with_tau(finished)
+
+
+def test_more_tau_runs_fewer_experts_of_words(finished_language):
+    assert_fewer_with_tau(finished_language)
+
+
+def assert_fewer_with_tau(workspace: Workspace) -> None:
+    for _task, rows in tokens(workspace).groupby("task"):
+        loads = rows.groupby("knob_value")["experts"].mean()
+        assert loads.is_monotonic_decreasing and loads.iloc[0] == rows["num_experts"].iloc[0]
+        assert loads.iloc[-1] < loads.iloc[0]
+
+
 @pytest.fixture(scope="module")
-def own(tmp_path_factory) -> Workspace:
+def browser():
+    with started() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def own(browser, tmp_path_factory) -> Workspace:
+    """Where there is a browser alone: it trains for long."""
     workspace = Workspace(tmp_path_factory.mktemp("explorer") / "project", config())
     workspace.make("all")
     return workspace
@@ -67,40 +108,15 @@ def own(tmp_path_factory) -> Workspace:
 
 @pytest.fixture(scope="module")
 def page(own) -> Path:
-    return own.folder / "results/explorer/main.html"
-
-
-def tokens(own: Workspace) -> pd.DataFrame:
-    return pd.read_csv(own.folder / "results/tables/token_load.csv", keep_default_na=False)
-
-
-def test_all_ends_with_the_page_and_repeats_nothing(own, page):
-    assert page.stat().st_size < 4e6
-    assert (
-        own.planned("all") == own.planned("explorer") - {"published_explorer", "explorer"} == set()
-    )
-
-
-def test_what_is_published_has_the_load_of_tokens(own):
-    own.make("publish")
-    published = own.folder / "results/published/tables/token_load.csv"
-    assert published.read_text() == (own.folder / "results/tables/token_load.csv").read_text()
-    assert published.stat().st_size < 100_000
-
-
-def test_more_tau_runs_fewer_experts_of_patches_and_tokens(own):
-    for _task, rows in tokens(own).groupby("task"):
-        loads = rows.groupby("knob_value")["experts"].mean()
-        assert loads.is_monotonic_decreasing and loads.iloc[0] == rows["num_experts"].iloc[0]
-        assert loads.iloc[-1] < loads.iloc[0]
+    return own.folder / PAGE
 
 
 @pytest.mark.browser
-def test_the_page_shows_the_users_results_in_any_state(own, page):
+def test_the_page_shows_the_users_results_in_any_state(browser, own, page):
     folder = own.folder / "results/tables"
     tables = {name: table(folder, name) for name in ("tradeoff", "layers", "activity")}
     rng = random.Random(0)
-    with started() as browser, opened(browser, page) as (shown, said):
+    with opened(browser, page) as (shown, said):
         names = shown.locator("label:has(input[id^=variant-])").all_inner_texts()
         assert [name.strip() for name in names] == [x["label"] for x in VARIANTS.values()]
         for _ in range(STATES):
@@ -114,8 +130,8 @@ def test_the_page_shows_the_users_results_in_any_state(own, page):
 
 
 @pytest.mark.browser
-def test_the_page_shows_loads_at_every_tau(own, page):
-    with started() as browser, opened(browser, page) as (shown, said):
+def test_the_page_shows_loads_at_every_tau(browser, own, page):
+    with opened(browser, page) as (shown, said):
         shown.click("#view-maps")
         for task, rows in tokens(own).groupby("task", sort=False):
             shown.select_option("#task", task)
