@@ -67,8 +67,9 @@ def tokens(workspace: Workspace) -> pd.DataFrame:
 
 def test_all_ends_with_the_page_and_repeats_nothing(finished):
     assert (finished.folder / PAGE).stat().st_size < 4e6
-    left = finished.planned("explorer") - {"published_explorer", "explorer"}
-    assert finished.planned("all") == left == set()
+    assert finished.planned("all") == set()
+    # Left are those of published results and of the other suites.
+    assert finished.planned("explorer") <= {"published_explorer", "own_explorer"}
 
 
 def test_what_is_published_has_the_load_of_tokens(finished):
