@@ -328,7 +328,7 @@ def saved_steps(path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("slow", others_later([0, 1], first=[1]))
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", others_later(KINDS, first=["copies"]))
 def test_processes_go_on_while_their_state_is_written(tmp_path, kind, slow, undisturbed):
     path = tmp_path / "state.safetensors"
 
@@ -351,6 +351,7 @@ def test_processes_go_on_while_their_state_is_written(tmp_path, kind, slow, undi
     assert train(path, COPIES)[0] == pytest.approx(losses[1:], rel=1e-6)
 
 
+@pytest.mark.workflow
 def test_a_process_that_is_killed_while_it_writes_leaves_the_earlier_state(tmp_path, undisturbed):
     path = tmp_path / "state.safetensors"
 
@@ -365,7 +366,7 @@ def test_a_process_that_is_killed_while_it_writes_leaves_the_earlier_state(tmp_p
     assert train(path, COPIES)[0] == pytest.approx(undisturbed[0][2:], rel=1e-6)
 
 
-@pytest.mark.parametrize("every_s", [0, 1e-9])
+@pytest.mark.parametrize("every_s", others_later([0, 1e-9], first=[0]))
 def test_a_disk_that_is_full_for_one_process_is_told_by_all(tmp_path, every_s):
     path = tmp_path / "state.safetensors"
     together(2, train, path, COPIES, cut_at(2))
@@ -383,7 +384,7 @@ def test_a_disk_that_is_full_for_one_process_is_told_by_all(tmp_path, every_s):
     assert saved_steps(path) == ["2"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", others_later(KINDS, first=["copies"]))
 def test_every_number_of_a_state_is_written_by_one_process(tmp_path, kind):
     several, alone = tmp_path / "several.safetensors", tmp_path / "alone.safetensors"
     together(2, train, several, KINDS[kind], cut_at(1))
