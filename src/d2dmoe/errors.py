@@ -1,5 +1,6 @@
 """Errors that a user can mend: one message that names the cause and the remedy."""
 
+import re
 import sys
 from operator import index
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 LONGEST = 2000  # characters of a message; what libraries and users write can be of any length
 END = 500  # of these, characters of the message's end, where the remedy stands
+# What CUDA, cuBLAS and Triton say of it, which ask for memory without torch.
+GPU_FULL = re.compile(r"CUDA(?: error|\])?: out of memory|CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def shortened(message: str) -> str:
@@ -23,10 +26,11 @@ def full_memory(error: BaseException) -> str | None:
     What torch raises is told without an import of it: who has not imported it did not fail in it.
     """
     torch: Any = sys.modules.get("torch")
-    if torch and isinstance(error, torch.OutOfMemoryError):
+    text = str(error) if isinstance(error, RuntimeError) else ""
+    if (torch and isinstance(error, torch.OutOfMemoryError)) or GPU_FULL.search(text):
         return "the GPU's"
-    on_cpu = isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
-    return "the machine's" if on_cpu or isinstance(error, MemoryError) else None
+    on_cpu = isinstance(error, MemoryError) or "DefaultCPUAllocator" in text
+    return "the machine's" if on_cpu else None
 
 
 def whole(value: Any, name: str, least: int = 1) -> int:

@@ -187,6 +187,9 @@ def test_a_job_that_fails_leaves_no_new_checksum(made):
         (lambda: torch.empty(1 << 50, dtype=torch.uint8), "the machine's"),
         (lambda: bytearray(1 << 50), "the machine's"),
         (lambda: fail(torch.OutOfMemoryError("CUDA out of memory. Tried 1 GiB")), "the GPU's"),
+        (lambda: fail(RuntimeError("CUDA error: out of memory")), "the GPU's"),
+        (lambda: fail(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")), "the GPU's"),
+        (lambda: fail(RuntimeError("Triton Error [CUDA]: out of memory")), "the GPU's"),
     ],
 )
 def test_a_job_without_memory_says_so_and_what_helps(made, ask, owner):

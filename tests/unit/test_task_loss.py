@@ -128,3 +128,20 @@ def test_what_is_no_loss_is_refused(loss):
 def test_where_nothing_can_be_compared_the_message_says_what_to_give(make, batch, hint):
     with pytest.raises(UserError, match=hint):
         loss_of(make(), batch)
+
+
+@pytest.mark.parametrize("full", [MemoryError(), torch.OutOfMemoryError("CUDA out of memory")])
+def test_full_memory_is_no_fault_of_a_batch_or_of_a_loss(full):
+    """What it is called, the caller says, who knows what may be lowered."""
+
+    def fail(*_):
+        raise full
+
+    class Full(nn.Linear):
+        forward = fail
+
+    (batch,) = as_batches([torch.ones(2, 3)], nn.Linear(3, 2))
+    with pytest.raises(type(full)):
+        batch.outputs(Full(3, 2))
+    with pytest.raises(type(full)):
+        sample_losses(nn.Linear(3, 2), batch, torch.ones(2, 2), fail)

@@ -3,11 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from d2dmoe.api.padding import RealTokens
-from d2dmoe.errors import DataError, UserError
+from d2dmoe.errors import DataError, UserError, full_memory
 
 TARGETS = ("labels", "label", "label_ids", "targets", "target")  # of these, the first that is there
 
@@ -29,9 +28,9 @@ class Batch:
         """
         try:
             return model(*self.args, **self.kwargs)
-        except (UserError, torch.OutOfMemoryError):
-            raise
         except Exception as error:  # of any kind: the model is anyone's
+            if isinstance(error, UserError) or full_memory(error):
+                raise
             values = (*(("", x) for x in self.args), *self.kwargs.items())
             shapes = [f"{n} {list(x.shape)}".strip() for n, x in values if isinstance(x, Tensor)]
             raise DataError(

@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from d2dmoe.api.batch import Batch
 from d2dmoe.api.forwards import generates, unwrapped
 from d2dmoe.api.padding import IGNORED
-from d2dmoe.errors import UserError
+from d2dmoe.errors import UserError, full_memory
 
 Loss = Callable[[Any, Batch], Tensor]  # (outputs, batch) -> scalar, or one value a sample
 GIVE = "Give `loss=`, a function (outputs, batch) -> scalar or one value a sample."
@@ -156,9 +156,9 @@ def _given(function: Any, outputs: Any, batch: Batch) -> Tensor:
         raise UserError(f"loss must be a function (outputs, batch), this is of type {kind}")
     try:
         loss = function(outputs, batch)
-    except (UserError, torch.OutOfMemoryError):
-        raise
     except Exception as error:  # of any kind: it is the user's own
+        if isinstance(error, UserError) or full_memory(error):
+            raise
         raise UserError(
             f"loss(outputs, batch) fails ({type(error).__name__}: {error}); outputs are what the "
             "model gives, batch.targets and batch.kwargs what it was called with"
