@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pandas as pd
-from readme_table import cell
+from readme_table import cell, heading, line
 
 from d2dmoe.claims import CLAIMS
 from d2dmoe.claims.evidence import evidence_of
@@ -56,16 +56,6 @@ def verdicts(folder: Path) -> list[str]:
     ]
     rows = [line([c.name, c.paper_says, *(own[c.name] for own in found)]) for c in TESTED]
     return [*heading(["claim", "its paper says", *tasks]), *rows]
-
-
-def heading(names: list[str]) -> list[str]:
-    """The first two lines of a table in Markdown."""
-    return [line(names), "|" + " --- |" * len(names)]
-
-
-def line(cells: list[str]) -> str:
-    """A row of it."""
-    return "| " + " | ".join(cells) + " |"
 
 
 def lines(folder: Path) -> list[str]:

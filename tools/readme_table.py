@@ -48,8 +48,18 @@ def lines(task: str, summary: pd.DataFrame, tradeoff: pd.DataFrame) -> list[str]
         else:
             qualities = [cell(row, f"quality_at_{budget}", 100, 2) for budget in BUDGETS]
             cells = ["", cell(row, "flops_ratio_at_99"), *qualities]
-        found.append(f"| {task} | {name} | " + " | ".join(cells) + " |")
+        found.append(line([task, name, *cells]))
     return found
+
+
+def heading(names: list[str]) -> list[str]:
+    """The first two lines of a table in Markdown."""
+    return [line(names), "|" + " --- |" * len(names)]
+
+
+def line(cells: list[str]) -> str:
+    """A row of it."""
+    return "| " + " | ".join(cells) + " |"
 
 
 def main(folder: Path) -> None:
@@ -58,8 +68,7 @@ def main(folder: Path) -> None:
     tradeoff = pd.read_csv(folder / "tables/tradeoff.csv")
     header = ["task", "model", "on test samples", "FLOPs for 99 % of the dense quality"]
     header += [f"quality at {budget}" for budget in BUDGETS]
-    print("| " + " | ".join(header) + " |")
-    print("|" + " --- |" * len(header))
+    print("\n".join(heading(header)))
     for task in tradeoff["task"].unique():
         print("\n".join(lines(task, summary, tradeoff)))
 

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from d2dmoe.config.model import GemmaConfig, TransformerConfig
 from d2dmoe.config.task import SUITES, Suite
 from d2dmoe.errors import DataError
@@ -13,11 +11,11 @@ from d2dmoe.explorer.results import Source, Task, Variant, results
 from d2dmoe.explorer.timings import backends, claims, masks, timings
 from d2dmoe.methods import METHODS
 from d2dmoe.plan.explorer import mapped
-from d2dmoe.plan.figures import folder_of, looks
+from d2dmoe.plan.figures import looks
 from d2dmoe.plan.lineage import Lineage
 from d2dmoe.plan.plan import Plan, options_of
 from d2dmoe.plan.published import CONFIG, plan_of
-from d2dmoe.plan.publishing import has_tables, place
+from d2dmoe.plan.publishing import as_yaml, place, published_suites
 from d2dmoe.plan.tables import MAIN
 from d2dmoe.plan.variants import labels
 
@@ -88,9 +86,8 @@ def _published(folder: Path) -> Source:
         for task, request in mapped(plan).items()
     }
     command = f"{RUN} --configfile {shown}/{CONFIG} --"
-    published = [suite for suite in SUITES if has_tables(tables / folder_of(suite))]
-    tasks = _tasks(plan, published[0] if published else MAIN, maps)
-    return Source(folder.name, tables, f"{shown}/tables", command, tasks)
+    first, *_ = published_suites(tables) or [MAIN]
+    return Source(folder.name, tables, f"{shown}/tables", command, _tasks(plan, first, maps))
 
 
 def _tasks(plan: Plan, suite: Suite, maps: dict[str, dict[str, Path]]) -> dict[str, Task]:
@@ -127,13 +124,9 @@ def _variant(plan: Plan, lines: list[Lineage]) -> Variant:
         labels(plan.task(first.task))[name],
         looks(plan).get(name, 0),
         METHODS[first.method.name].training_free,
-        [(step.stage.name, _yaml(options_of(step))) for step in first.steps],
+        [(step.stage.name, as_yaml(options_of(step))) for step in first.steps],
         targets,
     )
-
-
-def _yaml(options: dict[str, Any]) -> str:
-    return yaml.safe_dump(options, allow_unicode=True, sort_keys=False)
 
 
 def _sizes(model: TransformerConfig) -> Sizes:

@@ -15,9 +15,8 @@ from d2dmoe.figures import WALL_CLOCK
 from d2dmoe.io.csvfile import write_csv
 from d2dmoe.io.read import columns_of, read_table
 from d2dmoe.plan.benchmarks import APPENDIX, DRAWN
-from d2dmoe.plan.figures import folder_of
 from d2dmoe.plan.plan import Plan
-from d2dmoe.plan.publishing import has_tables, place, requests
+from d2dmoe.plan.publishing import place, published_suites, requests
 from d2dmoe.plan.tables import figure_path
 from d2dmoe.tables import COLUMNS, LAYER, of_first_layer
 
@@ -75,9 +74,10 @@ def drawings(reference: Path) -> list[Drawing]:
 
 def _of_tasks(folder: Path) -> Iterator[Drawing]:
     if (folder / "tables").is_dir():
+        published = published_suites(folder / "tables")
         for figure, suite, task, request in requests(plan_of(folder / CONFIG)):
-            if not has_tables(folder / "tables" / folder_of(suite)):
-                continue  # a suite need not be published
+            if suite not in published:
+                continue
             path = Path(figure_path(suite, figure.name, "png", task)).with_suffix("")
             name = f"{folder.name}/{path.relative_to('results/figures')}"
             inputs = {x: folder / place(file, x, task) for x, file in request.inputs.items()}

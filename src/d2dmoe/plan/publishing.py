@@ -9,7 +9,7 @@ results/reference/NAME/TABLE.csv      or a table of the benchmarks
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -69,6 +69,11 @@ def _has_table(plan: Plan, suite: Suite) -> bool:
     return any(map(has_tables, [folder, *(folder / task for task in plan.config.tasks)]))
 
 
+def published_suites(tables: Path) -> list[Suite]:
+    """The suites whose tables lie in a published folder's `tables/`."""
+    return [suite for suite in SUITES if has_tables(tables / folder_of(suite))]
+
+
 def has_tables(folder: Path) -> bool:
     """Whether a suite's tables lie in a folder."""
     return any(path.name != PurePosixPath(TUNING).name for path in folder.glob("*.csv"))
@@ -76,7 +81,11 @@ def has_tables(folder: Path) -> bool:
 
 def config_text(plan: Plan) -> str:
     """The configuration as it is published, as YAML."""
-    options = plan.config.model_dump(mode="json", exclude_unset=True)
+    return as_yaml(plan.config.model_dump(mode="json", exclude_unset=True))
+
+
+def as_yaml(options: dict[str, Any]) -> str:
+    """Options as a configuration has them."""
     # libyaml writes the same text four times as fast; wheels of PyYAML have it.
     dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
     return yaml.dump(options, Dumper=dumper, allow_unicode=True, sort_keys=False)
